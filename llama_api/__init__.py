@@ -1,0 +1,34 @@
+"""llama_api: text from a Llama 3 8B behind Ollama by one plain call, cached, collapsed and measured."""
+
+from typing import cast
+
+from flask import Flask
+from flask_caching import Cache
+
+from . import errors, routes, security
+from .cache import LRUCache
+from .logs import JsonLog
+from .parts import Parts
+from .settings import Settings, in_force
+
+__all__ = ["Settings", "create_app"]
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """Make the application; the settings come from the environment. Raises SettingsError that names every fault."""
+    settings = settings or in_force()
+    log = JsonLog(settings.log_file, settings.log_level)
+    app = Flask(__name__, static_folder=None)
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    cache = Cache(app, config={
+        "CACHE_TYPE": "llama_api.cache.LRUCache", "CACHE_DEFAULT_TIMEOUT": 0,
+        "CACHE_OPTIONS": {"max_entries": settings.cache_max_entries, "max_bytes": settings.cache_max_bytes}})
+    parts = Parts.assemble(settings, log, cast(LRUCache, cache.cache))
+    app.extensions["llama_api"] = parts
+    parts.metrics.init_app(app)
+    security.init_app(app, settings)
+    errors.init_app(app)
+    app.register_blueprint(routes.bp)
+    for warning in settings.warnings():
+        app.logger.warning(warning)
+    return app

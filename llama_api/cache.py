@@ -1,0 +1,211 @@
+"""The cache of answers: the key, an exact LRU as a flask-caching backend, and a shared store behind it."""
+
+import hashlib
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import orjson
+from flask_caching.backends.base import BaseCache
+
+from .generation import Answer, Question
+
+KEY_VERSION = 1  # of the format below; raise it with every change, so that old entries are never misread
+OVERHEAD = 640  # bytes that an entry takes beside its text, as measured by benchmarks/lru.py
+TRUST_SECONDS = 1.0  # how long an entry of the in-process LRU is served without asking the shared store
+
+
+def key_for(question: Question, model: str, num_ctx: int | None) -> str:
+    """The key of an answer: a SHA-256 over all that can change it, in hexadecimal digits.
+
+    It takes every field of Question, so a new field is part of it by construction.
+    """
+    parts = [KEY_VERSION, model, num_ctx, asdict(question)]
+    return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+class Entry:
+    """An answer in the in-process LRU. ``born`` and ``checked`` (by the shared store) are on the monotonic clock."""
+
+    __slots__ = ("answer", "born", "checked")
+
+    def __init__(self, answer: Answer, born: float, checked: float):
+        self.answer, self.born, self.checked = answer, born, checked
+
+    def __sizeof__(self) -> int:
+        return sys.getsizeof(self.answer.text)
+
+
+class LRUCache(BaseCache):
+    """A flask-caching backend that evicts exactly the least recently used entry (served or written).
+
+    Bounded by ``max_entries`` and ``max_bytes`` at once; every operation is O(1); safe under many threads; values are
+    kept as they are, never pickled. ``timeout`` is in seconds, 0 is for ever. ``sys.getsizeof`` weighs a value.
+    """
+
+    def __init__(self, max_entries: int = 1000, max_bytes: int = 1 << 26, default_timeout: float = 0,
+                 ignore_delete_many_errors: bool = True, clock: Callable[[], float] = time.monotonic):
+        super().__init__(ignore_delete_many_errors=ignore_delete_many_errors)
+        self.default_timeout = default_timeout  # type: ignore[assignment]
+        self.max_entries, self.max_bytes = max_entries, max_bytes
+        self.bytes = self.hits = self.misses = self.evictions = 0
+        self._clock = clock
+        self._lock = threading.Lock()
+        # A dict that pops its oldest again and again walks over the holes that are left; an OrderedDict does not.
+        self._entries: OrderedDict[str, tuple[Any, int, float]] = OrderedDict()
+
+    @classmethod
+    def factory(cls, app: Any, config: dict[str, Any], args: list[Any], kwargs: dict[str, Any]) -> "LRUCache":
+        """Make the backend for flask-caching; CACHE_OPTIONS are the arguments, CACHE_THRESHOLD bounds the entries."""
+        return cls(*args, **{"max_entries": config["CACHE_THRESHOLD"], **kwargs})
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: str) -> Any:
+        """The value of ``key``, which becomes the most recently used; None when there is none or it has expired."""
+        with self._lock:
+            found = self._entries.get(key)
+            if found is not None:
+                if not found[2] or found[2] > self._clock():
+                    self._entries.move_to_end(key)
+                    self.hits += 1
+                    return found[0]
+                self._drop(key)
+            self.misses += 1
+            return None
+
+    def set(self, key: str, value: Any, timeout: float | None = None) -> bool:  # type: ignore[override]
+        """Store ``value``; False when it weighs more than an eighth of ``max_bytes``, and then nothing is kept."""
+        size = OVERHEAD + sys.getsizeof(value)
+        with self._lock:
+            return self._put(key, value, size, timeout)
+
+    def add(self, key: str, value: Any, timeout: float | None = None) -> bool:  # type: ignore[override]
+        """Store ``value`` unless ``key`` is there already."""
+        size = OVERHEAD + sys.getsizeof(value)
+        with self._lock:
+            return not self._has(key) and self._put(key, value, size, timeout)
+
+    def has(self, key: str) -> bool:
+        """Whether ``key`` is there; its place in the order stays."""
+        with self._lock:
+            return self._has(key)
+
+    def delete(self, key: str) -> bool:
+        """Remove ``key``; False when it was not there."""
+        with self._lock:
+            return self._drop(key)
+
+    def clear(self) -> bool:
+        """Remove everything; the counts of hits, misses and evictions go on."""
+        with self._lock:
+            self._entries.clear()
+            self.bytes = 0
+        return True
+
+    def _has(self, key: str) -> bool:
+        found = self._entries.get(key)
+        return found is not None and (not found[2] or found[2] > self._clock())
+
+    def _put(self, key: str, value: Any, size: int, timeout: float | None) -> bool:
+        seconds = self.default_timeout if timeout is None else timeout
+        expires = self._clock() + seconds if seconds else 0.0
+        if key in self._entries:
+            self.bytes -= self._entries.pop(key)[1]
+        if size > self.max_bytes // 8 or self.max_entries < 1:
+            return False
+        self._entries[key] = (value, size, expires)
+        self.bytes += size
+        while len(self._entries) > self.max_entries or self.bytes > self.max_bytes:
+            self.bytes -= self._entries.popitem(last=False)[1][1]
+            self.evictions += 1
+        return True
+
+    def _drop(self, key: str) -> bool:
+        found = self._entries.pop(key, None)
+        if found is None:
+            return False
+        self.bytes -= found[1]
+        return True
+
+
+class AnswerCache:
+    """The in-process LRU and, behind it, a shared store (see stores.py) or None.
+
+    An entry of the LRU is trusted for a second, then asked of the store again, so that a purge, a renewal or an answer
+    of one worker is everywhere within a second. A store that is down leaves the LRU to go on alone.
+    """
+
+    def __init__(self, front: LRUCache, store: Any = None, ttl: float = 0, stale_seconds: float = 0,
+                 clock: Callable[[], float] = time.monotonic, wall_clock: Callable[[], float] = time.time):
+        self.front, self.store = front, store
+        self.enabled = front.max_entries > 0
+        self._timeout = ttl + stale_seconds if ttl else 0
+        self._clock, self._wall_clock = clock, wall_clock
+        self._touched: set[str] = set()
+        self._store_evictions = 0
+
+    def get(self, key: str) -> Entry | None:
+        """The entry of ``key``, fresh or stale."""
+        entry: Entry | None = self.front.get(key)
+        if self.store is None:
+            return entry
+        now = self._clock()
+        if entry is not None and now - entry.checked < TRUST_SECONDS:
+            self._touched.add(key)
+            return entry
+        stored = self.store.get(key)
+        if stored is not None:
+            return self._adopt(key, stored, now)
+        if self.store.available:
+            self.front.delete(key)
+            return None
+        return entry
+
+    def set(self, key: str, answer: Answer) -> bool:
+        """Keep ``answer``; False when it is too large."""
+        now = self._clock()
+        if not self.front.set(key, Entry(answer, now, now), self._timeout):
+            return False
+        if self.store is not None:
+            self._store_evictions += self.store.set(key, answer.to_bytes())
+        return True
+
+    def clear(self) -> None:
+        """Remove every answer, for every worker and host within TRUST_SECONDS."""
+        if self.store is not None:
+            self.store.clear()
+        self.front.clear()
+
+    def size(self) -> tuple[int, int]:
+        """Entries and bytes: the store's when there is one and it answers, else those of the LRU."""
+        shared = self.store.size() if self.store is not None else None
+        return shared if shared is not None else (len(self.front), self.front.bytes)
+
+    @property
+    def evictions(self) -> int:
+        """How many answers this process has evicted to keep within the bounds."""
+        return self.front.evictions if self.store is None else self._store_evictions
+
+    def report_use(self) -> None:
+        """Tell the store which entries the LRU has served since the last call, so that both evict by the same use."""
+        touched, self._touched = self._touched, set()
+        if touched and self.store is not None:
+            self.store.touch(list(touched))
+
+    def _adopt(self, key: str, stored: bytes, now: float) -> Entry | None:
+        try:
+            answer = Answer.from_json(orjson.loads(stored))
+        except (ValueError, TypeError):
+            self.store.delete(key)
+            return None
+        entry = Entry(answer, now - max(0.0, self._wall_clock() - answer.created), now)
+        if self._timeout and now - entry.born >= self._timeout:
+            return None
+        self.front.set(key, entry, self._timeout and self._timeout - (now - entry.born))
+        return entry

@@ -1,0 +1,249 @@
+"""The shapes of requests and responses. They validate, and the OpenAPI document is made from them."""
+
+import json
+from typing import Any
+
+from marshmallow import Schema, ValidationError, fields, post_load, validate
+
+from .generation import Question
+
+MAX_STOPS = 16
+DEFAULT_TOKENS = 100
+
+
+class MalformedJSON(ValueError):
+    """The body is not one JSON object."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise MalformedJSON("a key stands twice in one object")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise MalformedJSON(f"{name} is no JSON")
+
+
+_decoder = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant)
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """Parse one JSON object (RFC 8259: UTF-8, no duplicate keys, no NaN). Raises MalformedJSON with the reason."""
+    try:
+        found = _decoder.decode(body.decode())
+    except RecursionError:
+        raise MalformedJSON("it is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise MalformedJSON(f"{error.msg} at line {error.lineno}, column {error.colno}") from None
+    except UnicodeDecodeError as error:
+        raise MalformedJSON(f"byte {error.start} is not UTF-8") from None
+    except MalformedJSON:
+        raise
+    except ValueError:
+        raise MalformedJSON("a number is too long") from None
+    if not isinstance(found, dict):
+        raise MalformedJSON("it is not an object")
+    return found
+
+
+class Text(fields.String):
+    """A string of Unicode scalar values; a lone surrogate is none."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
+        text: str = super()._deserialize(value, attr, data, **kwargs)
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise ValidationError("Has a lone surrogate, which is no character.") from None
+        return text
+
+
+class StrictInteger(fields.Integer):
+    """A JSON integer: 5 and 5.0, neither "5" nor true."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
+        if type(value) is float and value.is_integer():
+            value = int(value)
+        if type(value) is not int:
+            raise self.make_error("invalid", input=value)
+        return value
+
+
+class StrictNumber(fields.Float):
+    """A JSON number, not "0.7" nor true."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> float:
+        if type(value) not in (int, float) or abs(value) > 1e308:
+            raise self.make_error("invalid", input=value)
+        return float(value) + 0.0  # so that -0.0 is 0.0
+
+
+class StrictBoolean(fields.Boolean):
+    """true or false, nothing else."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> bool:
+        if type(value) is not bool:
+            raise self.make_error("invalid", input=value)
+        return value
+
+
+class Stop(fields.Field[tuple[str, ...]]):
+    """A string, or a list of up to 16 of them; none may be empty."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> tuple[str, ...]:
+        stops = [value] if isinstance(value, str) else value
+        if not isinstance(stops, list) or len(stops) > MAX_STOPS:
+            raise ValidationError(f"Must be a string or a list of at most {MAX_STOPS} strings.")
+        text = Text()
+        checked = tuple(str(text.deserialize(stop)) for stop in stops)
+        if "" in checked:
+            raise ValidationError("An empty string would stop at once.")
+        return checked
+
+
+def _not_blank(text: str) -> None:
+    if not text.strip():
+        raise ValidationError("Must not be empty or only white space.")
+
+
+def _optional(example: Any, description: str) -> dict[str, Any]:
+    return {"allow_none": True, "load_default": None, "metadata": {"example": example, "description": description}}
+
+
+class GenerateRequest(Schema):
+    """The body of POST /generate. Loads to a pair of Question and whether to stream."""
+
+    prompt = Text(required=True, validate=_not_blank, metadata={
+        "example": "Why is the sky blue?", "minLength": 1, "pattern": r"\S", "description": "What the model answers."})
+    max_tokens = StrictInteger(**_optional(100, "The most tokens that the answer may have."))
+    temperature = StrictNumber(load_default=0.7, allow_none=True, validate=validate.Range(0, 2), metadata={
+        "example": 0.7, "description": "0 always takes the likeliest token, 2 is wild."})
+    system = Text(**_optional("Answer in one sentence.", "Replaces the system message of the model."))
+    stop = Stop(**_optional(["\n\n"], "Texts that end the answer, added to the model's own."))
+    seed = StrictInteger(validate=validate.Range(0, 2 ** 31 - 1), **_optional(42, "Repeats the same random choices."))
+    top_p = StrictNumber(validate=validate.Range(0, 1, min_inclusive=False), **_optional(
+        0.9, "Choose among the likeliest tokens of this joint probability."))
+    top_k = StrictInteger(validate=validate.Range(1, 1000), **_optional(40, "Choose among this many tokens."))
+    stream = StrictBoolean(load_default=False, allow_none=True, metadata={
+        "example": False, "description": "Send the answer as server-sent events while it is written."})
+
+    def __init__(self, max_tokens_limit: int = 8192, **kwargs: Any):
+        super().__init__(**kwargs)
+        field = self.fields["max_tokens"]
+        field.load_default = min(DEFAULT_TOKENS, max_tokens_limit)
+        field.validators = [validate.Range(1, max_tokens_limit)]
+
+    @post_load
+    def _to_question(self, data: dict[str, Any], **kwargs: Any) -> tuple[Question, bool]:
+        def effective(name: str) -> Any:
+            value = data[name]
+            return self.fields[name].load_default if value is None else value
+
+        question = Question(
+            prompt=data["prompt"], max_tokens=effective("max_tokens"), temperature=effective("temperature"),
+            system=data["system"] or None, stop=data["stop"] or (), seed=data["seed"], top_p=data["top_p"],
+            top_k=data["top_k"])
+        return question, effective("stream")
+
+
+def _figure(description: str, example: float | int, null: bool = False) -> fields.Float | fields.Integer:
+    kind = fields.Integer if isinstance(example, int) else fields.Float
+    return kind(required=True, allow_none=null, metadata={"description": description, "example": example})
+
+
+class Metrics(Schema):
+    """The honest figures beside each answer."""
+
+    inference_latency_ms = _figure("Wall time to get the answer from Ollama or the cache, queueing excluded.", 812.4)
+    input_tokens = _figure("Tokens of the prompt, as Ollama counted them.", 17, null=True)
+    output_tokens = _figure("Tokens of the answer, as Ollama counted them.", 50, null=True)
+    cpu_usage_percent = _figure("Of the whole machine, sampled at most once a second.", 45.2)
+    memory_usage_percent = _figure("Of the whole machine, sampled at most once a second.", 60.1)
+    queue_ms = _figure("Wait for a slot.", 0.1)
+    time_to_first_token_ms = _figure("From the slot to the first piece; null on a hit.", 95.0, null=True)
+    tokens_per_second = _figure("Speed of the generation, by Ollama's own clock; null on a hit.", 71.2, null=True)
+
+
+class GenerateResponse(Schema):
+    """An answer."""
+
+    response = fields.String(required=True, metadata={"example": "Sunlight is scattered by the air."})
+    model = fields.String(required=True, metadata={"example": "llama3:8b", "description": "The model that answered."})
+    finish_reason = fields.String(required=True, allow_none=True, metadata={
+        "enum": ["stop", "length", None], "example": "stop",
+        "description": "Why it ended; null when Ollama gave no known reason."})
+    cached = fields.Boolean(required=True, metadata={"example": False})
+    metrics = fields.Nested(Metrics, required=True)
+
+
+class Problem(Schema):
+    """An error, RFC 9457."""
+
+    type = fields.String(required=True, metadata={"example": "/problems/invalid-request"})
+    title = fields.String(required=True, metadata={"example": "A field is wrong"})
+    status = fields.Integer(required=True, metadata={"example": 422})
+    detail = fields.String(required=True, metadata={"description": "A sentence to act on."})
+    instance = fields.String(required=True, metadata={"example": "/generate"})
+    request_id = fields.String(required=True, metadata={"example": "9f1c2ab04d5e4c3f"})
+    errors = fields.Dict(keys=fields.String(), values=fields.List(fields.String()), metadata={
+        "description": "Field to its faults, for 422 alone.", "example": {"prompt": ["Must not be empty."]}})
+
+
+class Alive(Schema):
+    """The process answers."""
+
+    status = fields.String(required=True, validate=validate.Equal("alive"), metadata={"example": "alive"})
+
+
+class Ready(Schema):
+    """Whether a load balancer should send requests."""
+
+    status = fields.String(required=True, validate=validate.OneOf(["ready", "not ready"]))
+    reason = fields.String(metadata={"description": "Why not, when it is not."})
+
+
+class OllamaHealth(Schema):
+    """The newest probe of Ollama."""
+
+    reachable = fields.Boolean(required=True)
+    version = fields.String(required=True, allow_none=True, metadata={"example": "0.33.0"})
+    model_present = fields.Boolean(required=True)
+
+
+class QueueHealth(Schema):
+    """Slots and queue of the worker that answers."""
+
+    running = fields.Integer(required=True, metadata={"example": 0})
+    waiting = fields.Integer(required=True, metadata={"example": 0})
+    slots = fields.Integer(required=True, metadata={"example": 1})
+    limit = fields.Integer(required=True, metadata={"example": 64})
+
+
+class Health(Schema):
+    """The state of the service."""
+
+    status = fields.String(required=True, validate=validate.OneOf(["healthy", "degraded", "unhealthy"]))
+    reason = fields.String(metadata={"description": "Why it is not healthy, when it is not."})
+    cache_size = fields.Integer(required=True, metadata={"example": 42, "description": "Answers in the cache."})
+    model = fields.String(required=True, metadata={"example": "llama3:8b"})
+    ollama = fields.Nested(OllamaHealth, required=True)
+    queue = fields.Nested(QueueHealth, required=True)
+
+
+class CacheStats(Schema):
+    """The state of the cache; counts are since the start, over all workers."""
+
+    store = fields.String(required=True, validate=validate.OneOf(["memory", "sqlite", "redis"]))
+    entries = fields.Integer(required=True, metadata={"example": 42})
+    bytes = fields.Integer(required=True, metadata={"example": 51234})
+    max_entries = fields.Integer(required=True, metadata={"example": 1000})
+    max_bytes = fields.Integer(required=True, metadata={"example": 67108864})
+    hits = fields.Integer(required=True, metadata={"example": 120})
+    misses = fields.Integer(required=True, metadata={"example": 42})
+    collapsed = fields.Integer(required=True, metadata={"example": 7})
+    evictions = fields.Integer(required=True, metadata={"example": 0})
+    hit_ratio = fields.Float(required=True, metadata={
+        "example": 0.71, "description": "Hits by hits and misses, 0 … 1."})

@@ -1,0 +1,120 @@
+"""Who may call: host names, API keys, rate limits, browsers' origins, and whom to believe about the client."""
+
+import hashlib
+import hmac
+import math
+import time
+from typing import Any
+
+from flask import Flask, Request, Response, request
+from flask_cors import CORS
+from flask_limiter import Limiter
+from flask_limiter.constants import HeaderNames as HEADERS
+from flask_limiter.util import get_remote_address
+from werkzeug.middleware.proxy_fix import ProxyFix
+from werkzeug.sansio.utils import host_is_trusted
+
+from .settings import Settings
+
+HEALTH_PATHS = frozenset({"/livez", "/readyz", "/health"})
+OPEN_PATHS = HEALTH_PATHS | {"/", "/docs", "/openapi.json"}  # an unknown URL wants a key as well
+DOCS_ASSETS = "/docs/"
+RESET = "RateLimit-Reset"
+EXPOSED_HEADERS = ["Age", "Cache-Status", "RateLimit-Limit", "RateLimit-Remaining", RESET, "Retry-After",
+                   "X-Request-ID"]
+PAGE_POLICY = ("default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:;"
+               " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+
+
+class UntrustedHost(Exception):
+    """The Host header is not one of TRUSTED_HOSTS."""
+
+
+class Unauthorized(Exception):
+    """The API key is missing or wrong."""
+
+
+def init_app(app: Flask, settings: Settings) -> None:
+    """Guard every request of ``app``. The order is host, rate, key: guessing keys is limited too."""
+    if settings.trusted_proxies:
+        hops = settings.trusted_proxies
+        app.wsgi_app = ProxyFix(app.wsgi_app, hops, hops, hops)  # type: ignore[method-assign]
+    if settings.trusted_hosts:
+        app.before_request(lambda: _check_host(settings.trusted_hosts))
+    keys = [_digest(key) for key in settings.keys]
+    if settings.rate_limit:
+        _limit(app, settings, keys)
+    if keys:
+        app.before_request(lambda: _check_key(keys))
+    if settings.cors_origins:
+        CORS(app, origins=list(settings.cors_origins), expose_headers=EXPOSED_HEADERS, max_age=600)
+    app.after_request(_harden)
+
+
+def _check_host(trusted: tuple[str, ...]) -> None:
+    if request.path not in HEALTH_PATHS and not host_is_trusted(request.environ.get("HTTP_HOST", ""), trusted):
+        raise UntrustedHost("The Host header names no host of this service; call it by its configured name.")
+
+
+def _check_key(keys: list[bytes]) -> None:
+    if request.path in OPEN_PATHS or request.path.startswith(DOCS_ASSETS) or _is_preflight(request):
+        return
+    if _key_used(keys) is None:
+        raise Unauthorized("Send a valid API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`.")
+
+
+def _key_used(keys: list[bytes]) -> bytes | None:
+    """The digest of the valid key that the request carries. Takes the same time whichever key it is, or none."""
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    sent = _digest(token.strip() if scheme.lower() == "bearer" else request.headers.get("X-API-Key", ""))
+    found = None
+    for key in keys:
+        if hmac.compare_digest(sent, key):
+            found = key
+    return found
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+def _is_preflight(req: Request) -> bool:
+    return req.method == "OPTIONS" and "Access-Control-Request-Method" in req.headers
+
+
+def _limit(app: Flask, settings: Settings, keys: list[bytes]) -> None:
+    shared = settings.cache_url if settings.cache_url.startswith("redis") else None
+    seconds: dict[str, Any] = {"socket_timeout": 0.05, "socket_connect_timeout": 0.05}
+    app.after_request(_reset_in_seconds)  # runs after the limiter's own, which is registered next
+    limiter = Limiter(
+        lambda: _client_of(keys), app=app, application_limits=[settings.rate_limit], strategy="fixed-window",
+        headers_enabled=True, header_name_mapping={
+            HEADERS.LIMIT: "RateLimit-Limit", HEADERS.REMAINING: "RateLimit-Remaining", HEADERS.RESET: RESET},
+        storage_uri=shared or "memory://", storage_options=seconds if shared else {}, key_prefix="llama_api",
+        in_memory_fallback_enabled=bool(shared))
+
+    @limiter.request_filter
+    def _exempt() -> bool:
+        return (request.path in HEALTH_PATHS or request.path == "/metrics" or _is_preflight(request)
+                or request.path.startswith(DOCS_ASSETS))
+
+
+def _client_of(keys: list[bytes]) -> str:
+    key = _key_used(keys)
+    return key.hex()[:16] if key else get_remote_address()
+
+
+def _reset_in_seconds(response: Response) -> Response:
+    """The limiter tells a moment of the clock; the RateLimit fields of the IETF draft tell seconds to wait."""
+    if moment := response.headers.get(RESET):
+        response.headers[RESET] = str(max(0, math.ceil(float(moment) - time.time())))
+    return response
+
+
+def _harden(response: Response) -> Response:
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    if response.mimetype == "text/html":
+        response.headers["Content-Security-Policy"] = PAGE_POLICY
+        response.headers["X-Frame-Options"] = "DENY"
+        response.headers["Referrer-Policy"] = "no-referrer"
+    return response

@@ -1,0 +1,267 @@
+"""The settings: read once from the environment, checked together, then frozen."""
+
+import ipaddress
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+PREFIX = "LLAMA_API_"
+_TRUE, _FALSE = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
+_NAME_PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"
+_MODEL = re.compile(rf"(?:[A-Za-z0-9_][A-Za-z0-9_.:-]*/)?(?:{_NAME_PART}/)?{_NAME_PART}(?::{_NAME_PART})?")
+_DURATION = re.compile(r"-?(?:\d+(?:\.\d+)?(?:ns|us|µs|ms|s|m|h))+")
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
+
+
+class SettingsError(ValueError):
+    """One or more settings are wrong. ``faults`` has a sentence for each."""
+
+    def __init__(self, faults: list[str]):
+        self.faults = faults
+        super().__init__("\n".join(["the settings are wrong:", *(f"  {fault}" for fault in faults)]))
+
+
+def _integer(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,15}", text) or int(text) < least:
+            raise ValueError(f"an integer of at least {least}")
+        return int(text)
+
+    return parse
+
+
+def _seconds(zero: bool = False) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = float(text) if re.fullmatch(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", text) else math.nan
+        if not (0 < value <= 1e9 or (zero and value == 0)):
+            raise ValueError(f"a number of seconds {'of at least' if zero else 'greater than'} 0, such as 2.5")
+        return value
+
+    return parse
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in _TRUE | _FALSE:
+        raise ValueError("one of true, false, 1, 0, yes, no, on, off")
+    return text.lower() in _TRUE
+
+
+def _bind(text: str) -> str:
+    host, colon, port = text.rpartition(":")
+    if text.startswith("unix:") and len(text) > 5:
+        return text
+    if not (colon and host and re.fullmatch(r"[0-9]{1,5}", port) and int(port) < 65536):
+        raise ValueError("HOST:PORT, such as 127.0.0.1:8000 or [::1]:8000, or unix:PATH")
+    return text
+
+
+def _url(schemes: tuple[str, ...]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        try:
+            parts = urlsplit(text)
+            good = parts.scheme in schemes and parts.hostname and not (parts.query or parts.fragment)
+            good = good and (parts.port is None or parts.port > 0) and not re.search(r"[\s\\]", text)
+        except ValueError:
+            good = False
+        if not good:
+            raise ValueError(f"a URL such as {schemes[0]}://127.0.0.1:11434")
+        return text.rstrip("/")
+
+    return parse
+
+
+def _cache_url(text: str) -> str:
+    if text == "memory://" or (text.startswith("sqlite:///") and len(text.rstrip("/")) > len("sqlite:///")):
+        return text
+    try:
+        url = _url(("redis", "rediss"))(text)
+        if re.fullmatch(r"(/[0-9]{1,3})?", urlsplit(url).path):
+            return url
+    except ValueError:
+        pass
+    raise ValueError("memory://, sqlite:///PATH (four slashes for an absolute path) or redis://HOST:PORT/DB")
+
+
+def _model(text: str) -> str:
+    if not _MODEL.fullmatch(text):
+        raise ValueError("a model name such as llama3:8b")
+    tag = text.rpartition(":")[2].lower()
+    if tag == "cloud" or tag.endswith("-cloud"):
+        raise ValueError("a local model: a cloud tag would send the prompts to another host")
+    return text
+
+
+def _keep_alive(text: str) -> str | int | float:
+    if re.fullmatch(r"-?[0-9]{1,9}(\.[0-9]+)?", text):
+        return float(text) if "." in text else int(text)
+    if not _DURATION.fullmatch(text):
+        raise ValueError("seconds, such as 300 or -1, or a duration such as 10m or 1h30m")
+    return text
+
+
+def _items(text: str) -> tuple[str, ...]:
+    items = tuple(item.strip() for item in text.split(",") if item.strip())
+    if not items:
+        raise ValueError("a list, its items separated by commas")
+    return items
+
+
+def _api_keys(text: str) -> tuple[str, ...]:
+    keys = _items(text)
+    if not all(key.isascii() and key.isprintable() and " " not in key for key in keys):
+        raise ValueError("a list of keys of printable ASCII without blanks, separated by commas")
+    return keys
+
+
+def _api_keys_file(text: str) -> tuple[str, ...]:
+    try:
+        lines = Path(text).read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"a readable text file ({type(error).__name__})") from None
+    if not lines:
+        raise ValueError("a file with at least one key, one per line")
+    return _api_keys(",".join(lines))
+
+
+def _hosts(text: str) -> tuple[str, ...]:
+    hosts = _items(text)
+    if not all(re.fullmatch(r"\.?[A-Za-z0-9.-]+(:[0-9]+)?|\[[0-9a-fA-F:.]+\](:[0-9]+)?", host) for host in hosts):
+        raise ValueError("a list of host names (a leading dot means every subdomain), separated by commas")
+    return hosts
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    origins = _items(text)
+    if not all(origin == "*" or _ORIGIN.fullmatch(origin) for origin in origins):
+        raise ValueError("a list of origins such as https://app.example.com, or *, separated by commas")
+    return origins
+
+
+def _rate_limit(text: str) -> str:
+    if not re.fullmatch(r"[1-9][0-9]{0,8}/(second|minute|hour|day)", text):
+        raise ValueError("N/second, N/minute, N/hour or N/day")
+    return text
+
+
+def _log_level(text: str) -> str:
+    if text.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"}:
+        raise ValueError("one of DEBUG, INFO, WARNING, ERROR, CRITICAL")
+    return text.upper()
+
+
+def _var(default: Any, parse: Callable[[str], Any], variable: str = "", secret: bool = False) -> Any:
+    return field(default=default, metadata={"parse": parse, "variable": variable, "secret": secret})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All that an operator can set. Each field is the variable ``LLAMA_API_<FIELD>``; times are seconds."""
+
+    bind: str = _var("127.0.0.1:8000", _bind)
+    ollama_url: str = _var("http://127.0.0.1:11434", _url(("http", "https")))
+    model: str = _var("llama3:8b", _model)
+    parallel: int = _var(1, _integer(1))
+    queue: int = _var(64, _integer(0))
+    queue_timeout: float = _var(60.0, _seconds())
+    connect_timeout: float = _var(3.0, _seconds())
+    timeout: float = _var(300.0, _seconds())
+    keep_alive: str | int | float | None = _var(None, _keep_alive)
+    num_ctx: int | None = _var(None, _integer(1))
+    cache_url: str = _var("memory://", _cache_url)
+    cache_max_entries: int = _var(1000, _integer(0))
+    cache_max_bytes: int = _var(67108864, _integer(1))
+    cache_ttl: float = _var(0.0, _seconds(zero=True))
+    cache_stale_if_error: float = _var(86400.0, _seconds(zero=True))
+    max_body_bytes: int = _var(1048576, _integer(1))
+    max_tokens_limit: int = _var(8192, _integer(1))
+    api_keys: tuple[str, ...] = _var((), _api_keys, secret=True)
+    api_keys_file: tuple[str, ...] = _var((), _api_keys_file)  # the keys in it
+    rate_limit: str = _var("", _rate_limit)
+    trusted_proxies: int = _var(0, _integer(0))
+    trusted_hosts: tuple[str, ...] = _var((), _hosts)
+    cors_origins: tuple[str, ...] = _var((), _origins)
+    log_file: str = _var("api.log", str)
+    log_level: str = _var("INFO", _log_level)
+    log_prompts: bool = _var(False, _boolean)
+    workers: int = _var(1, _integer(1), variable="WEB_CONCURRENCY")
+    unknown: tuple[str, ...] = ()
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> "Settings":
+        """Read the settings from ``environ``. Raises SettingsError that names every fault at once."""
+        values: dict[str, Any] = {}
+        faults: list[str] = []
+        known = {variable(spec): spec for spec in fields(cls) if spec.metadata}
+        for name, spec in known.items():
+            text = environ.get(name, "").strip()
+            if text == "":
+                continue
+            try:
+                values[spec.name] = spec.metadata["parse"](text)
+            except ValueError as error:
+                faults.append(f"{name}={_masked(text, spec.metadata['secret'])!r} must be {error}")
+        if faults:
+            raise SettingsError(faults)
+        if environ.get(PREFIX + "LOG_FILE") == "":  # here alone an empty value says something: no file
+            values["log_file"] = ""
+        unknown = sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
+        return cls(**values, unknown=tuple(unknown))
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The API keys, those of the variable and those of the file."""
+        return self.api_keys + self.api_keys_file
+
+    def warnings(self) -> list[str]:
+        """What is allowed but probably not meant, a sentence each."""
+        found = [f"{name} is not a setting of this service; is it misspelled?" for name in self.unknown]
+        if not _loopback(self.bind) and not self.keys:
+            found.append(f"{PREFIX}BIND={self.bind} can be reached from other hosts and no {PREFIX}API_KEYS are set:"
+                         " anyone there can use the model")
+        if self.workers > 1 and self.cache_url == "memory://":
+            found.append(f"WEB_CONCURRENCY={self.workers} with {PREFIX}CACHE_URL=memory://: each worker has a cache of"
+                         " its own; set sqlite:/// or redis:// to share answers")
+        return found
+
+
+_in_force: Settings | None = None
+
+
+def load() -> Settings:
+    """Read the settings and put them in force. Raises SettingsError, but not on a reload: then the old ones stay."""
+    global _in_force
+    try:
+        _in_force = Settings.from_env()
+    except SettingsError as error:
+        if _in_force is None:
+            raise
+        print(f"reloading with the settings in force, because {error}", file=sys.stderr)
+    return _in_force
+
+
+def in_force() -> Settings:
+    """The settings that the process was started with, else those of the environment. Raises SettingsError."""
+    return _in_force or Settings.from_env()
+
+
+def variable(spec: Any) -> str:
+    """The environment variable of a field of Settings."""
+    return spec.metadata["variable"] or PREFIX + spec.name.upper()
+
+
+def _masked(text: str, secret: bool) -> str:
+    return "***" if secret else re.sub(r"//.*@", "//***@", text)
+
+
+def _loopback(bind: str) -> bool:
+    host = bind.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or bind.startswith("unix:")
