@@ -1,0 +1,276 @@
+"""HTTP/1.1 as the double of Ollama speaks it: connections, answers in steps, slots. Written by hand to be fast."""
+import asyncio
+import functools
+import socket
+import struct
+import time
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass
+
+from tests.double_faults import ABSENT, JSON
+from tests.double_rules import Refused, dump, timestamp
+
+NDJSON = 'application/x-ndjson'
+PLAIN_LIMIT = 2048              # a larger plain body is chunked, as Go does
+PHRASES = {200: 'OK', 307: 'Temporary Redirect', 400: 'Bad Request', 401: 'Unauthorized', 403: 'Forbidden',
+           404: 'Not Found', 405: 'Method Not Allowed', 500: 'Internal Server Error', 502: 'Bad Gateway',
+           503: 'Service Unavailable'}
+
+
+@functools.lru_cache(4096)
+def parse_head(head):
+    """Return (method, path, headers, length, keep) of a request head; names in lower case, length -1 if chunked."""
+    first, *lines = head.decode('latin-1').split('\r\n')
+    method, path, version = first.split(' ')
+    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(':') for line in lines)}
+    keep = version == 'HTTP/1.1' and headers.get('connection', '').lower() != 'close'
+    chunked = 'chunked' in headers.get('transfer-encoding', '').lower()
+    return method, path, headers, -1 if chunked else int(headers.get('content-length', 0)), keep
+
+
+def unchunk(data, at):
+    """Return (body, end) of the chunked body that begins at AT; body is None while it is incomplete."""
+    parts = []
+    while (line := data.find(b'\r\n', at)) >= 0:
+        size = int(data[at:line].partition(b';')[0], 16)
+        at = line + 2 + size + 2
+        if len(data) < at:
+            break
+        if not size:
+            return b''.join(parts), at
+        parts.append(data[line + 2:at - 2])
+    return None, 0
+
+
+@dataclass(slots=True)
+class Call:
+    """One request as it was seen; times are time.monotonic(), 0 = not yet."""
+
+    method: str
+    path: str
+    headers: dict               # names in lower case
+    started: float
+    json: object = None         # the body of a generate
+    granted: float = 0.0        # when it got its slot
+    ended: float = 0.0
+    sent: int = 0               # pieces made so far
+    status: int = 0             # 0 = no response head was sent
+    fault: str = ''
+    closed_early: bool = False  # the client left before the end
+
+
+class Connection(asyncio.Protocol):
+    """One kept-alive connection: a request at a time, each served by a task that ends when the client leaves."""
+
+    def __init__(self, server, steering=False):
+        self.server, self.steering = server, steering
+        self.data, self.task, self.call, self.resumed = b'', None, None, None
+        self.keep, self.chunking, self.cut = True, False, False
+
+    def connection_made(self, transport):
+        self.transport = transport
+        self.server.connections.add(self)
+
+    def connection_lost(self, exc):
+        self.server.connections.discard(self)
+        if self.task:
+            self.call.closed_early = not self.cut
+            self.task.cancel()
+
+    def pause_writing(self):
+        self.resumed = asyncio.get_running_loop().create_future()
+
+    def resume_writing(self):
+        if not self.resumed.done():
+            self.resumed.set_result(None)
+        self.resumed = None
+
+    def data_received(self, data):
+        self.data = self.data + data if self.data else data
+        if not self.task:
+            self.take()
+
+    def take(self):
+        """Start serving the next request if all of it is there."""
+        head = self.data.find(b'\r\n\r\n')
+        if head < 0:
+            return
+        try:
+            method, path, headers, length, self.keep = parse_head(self.data[:head])
+            end = head + 4 + length
+            body, end = unchunk(self.data, head + 4) if length < 0 else (self.data[head + 4:end], end)
+        except ValueError:
+            self.transport.write(b'HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n')
+            return self.transport.close()
+        if body is None or len(self.data) < end:
+            if 'expect' in headers:
+                self.transport.write(b'HTTP/1.1 100 Continue\r\n\r\n')
+            return
+        self.data, self.chunking = self.data[end:], False
+        self.call = Call(method, path, headers, time.monotonic())
+        self.task = asyncio.get_running_loop().create_task(self.serve(self.call, body))
+
+    async def serve(self, call, body):
+        """Answer one request, then look for the next."""
+        try:
+            await self.server.answer(self, call, body)
+        except Refused as refused:
+            self.reply(refused.status, JSON, refused.body)
+        except asyncio.CancelledError:
+            return
+        finally:
+            call.ended, self.task = time.monotonic(), None
+        if not self.keep:
+            self.transport.close()
+        elif self.data and not self.transport.is_closing():
+            self.take()
+
+    def break_off(self):
+        """Close the connection, which is not the client's doing."""
+        self.cut = True
+        self.transport.abort()
+
+    def reset(self):
+        """Send RST instead of a close in good order."""
+        linger = struct.pack('ii', 1, 0)
+        self.transport.get_extra_info('socket').setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self.transport.abort()
+
+    def head(self, status, kind, framing, location=None):
+        """Return the bytes of a response head."""
+        self.call.status = status
+        more = (f'\r\nLocation: {location}' if location else '') + ('' if self.keep else '\r\nConnection: close')
+        return f'HTTP/1.1 {status} {PHRASES[status]}\r\nContent-Type: {kind}\r\n{framing}{more}\r\n\r\n'.encode()
+
+    def reply(self, status, kind, body, location=None):
+        """Answer at one go; a large body is chunked."""
+        if len(body) <= PLAIN_LIMIT:
+            head = self.head(status, kind, f'Content-Length: {len(body)}', location)
+        else:
+            head = self.head(status, kind, 'Transfer-Encoding: chunked')
+            body = b'%x\r\n%b\r\n0\r\n\r\n' % (len(body), body)
+        self.transport.write(head if self.call.method == 'HEAD' else head + body)
+
+    def chunk(self, data, kind):
+        """Write DATA as a chunk, before the first one the head; no DATA: the head alone."""
+        head = b'' if self.chunking else self.head(200, kind, 'Transfer-Encoding: chunked')
+        self.chunking = True
+        self.transport.write(head + b'%x\r\n%b\r\n' % (len(data), data) if data else head)
+
+    def end(self):
+        """Write the last chunk."""
+        self.transport.write(b'0\r\n\r\n')
+
+
+class Answer:
+    """What one call is to get, in steps that a fault may stop, bend or follow with something else.
+
+    FINAL is a function of the answer that makes the last object, or the only one of a plain answer.
+    """
+
+    leaks, first = False, 0.0   # first: when the first token came
+
+    def __init__(self, connection, knobs, final, pieces=(), stream=False, model=''):
+        self.connection, self.call, self.knobs, self.final = connection, connection.call, knobs, final
+        self.pieces, self.stream, self.model = pieces, stream, model
+
+    def line(self, piece):
+        """Return the line of a stream that carries PIECE."""
+        return dump({'model': self.model, 'created_at': timestamp(), 'response': piece, 'done': False}) + b'\n'
+
+    def last(self, **changes):
+        """Return the last object with CHANGES."""
+        body = self.final(self)
+        if changes:
+            body = {name: value for name, value in (body | changes).items() if value is not ABSENT}
+        return dump(body) + b'\n' if self.stream else dump(body)
+
+    async def pause(self, count):
+        """Wait for the next COUNT tokens."""
+        if not self.first:
+            wait = self.knobs.ttft + self.knobs.gap * max(count - 1, 0)
+        else:
+            wait = self.knobs.gap * count
+        if wait > 0:
+            await asyncio.sleep(wait)
+        self.first = self.first or time.monotonic()
+        self.call.sent += count
+
+    async def some(self, count=None):
+        """Let COUNT more tokens come, all that are left without a count; only a stream shows them."""
+        rest = self.pieces[self.call.sent:][:count]
+        if not self.stream or not rest:
+            return await self.pause(len(rest))
+        for piece in rest:
+            await self.pause(1)
+            await self.write(self.line(piece))
+
+    async def lines(self):
+        """Return the whole answer as lines once the time for it has passed; a plain answer is one."""
+        await self.pause(len(self.pieces))
+        return [*map(self.line, self.pieces if self.stream else ()), self.last()]
+
+    async def write(self, data):
+        """Write a chunk once the client has read enough of what came before."""
+        if self.connection.resumed:
+            await self.connection.resumed
+        self.connection.chunk(data, NDJSON if self.stream else JSON)
+
+    async def finish(self, **changes):
+        """Give what is left and the last object, with CHANGES."""
+        await self.some()
+        if not self.stream:
+            return self.connection.reply(200, JSON, self.last(**changes))
+        await self.write(self.last(**changes))
+        self.connection.end()
+
+    async def half_a_chunk(self):
+        """Give some pieces, then half of a chunk."""
+        await self.some(self.knobs.after)
+        await self.write(b'')
+        self.connection.transport.write(b'ff\r\n' + self.line(' half')[:30])
+
+    async def repeat(self, data):
+        """Give some pieces, then DATA for ever, at a bearable pace."""
+        await self.some(self.knobs.after)
+        while True:
+            await self.write(data)
+            self.call.sent += 1
+            await asyncio.sleep(self.knobs.gap or 0.005)
+
+
+class Slots:
+    """A semaphore with a strict FIFO whose size may change; a freed slot is handed to the first who waits."""
+
+    def __init__(self, total):
+        self.total, self.running, self.peak, self.queue = total, 0, 0, deque()
+
+    async def acquire(self):
+        """Take a slot, waiting for it if need be."""
+        turn = asyncio.get_running_loop().create_future()
+        self.queue.append(turn)
+        self.hand_out()
+        if turn.done():
+            return
+        try:
+            await turn
+        except asyncio.CancelledError:
+            with suppress(ValueError):
+                self.queue.remove(turn)
+            if not turn.cancelled():
+                self.release()
+            raise
+
+    def release(self):
+        """Give a slot back."""
+        self.running -= 1
+        self.hand_out()
+
+    def hand_out(self):
+        """Give free slots to those who wait."""
+        while self.queue and self.running < self.total:
+            if not (turn := self.queue.popleft()).done():
+                self.running += 1
+                self.peak = max(self.peak, self.running)
+                turn.set_result(None)
