@@ -1,0 +1,42 @@
+"""The fixtures of the tests that need the service as it is run: a double of Ollama, a gunicorn, a Redis."""
+
+import pytest
+
+from tests.double import OllamaDouble
+from tests.gunicorn_server import servers
+from tests.redis_server import RedisServer
+
+
+@pytest.fixture
+def double():
+    """A fresh double of Ollama."""
+    with OllamaDouble() as double:
+        yield double
+
+
+@pytest.fixture
+def serve(tmp_path):
+    """A factory: ``serve(double, **settings)`` starts gunicorn, see gunicorn_server.Server; all stop at the end."""
+    with servers(tmp_path) as serve:
+        yield serve
+
+
+@pytest.fixture(scope="module")
+def shared_double():
+    """A double for all tests of a module; the fixture of its server resets it."""
+    with OllamaDouble() as double:
+        yield double
+
+
+@pytest.fixture(scope="module")
+def shared_serve(tmp_path_factory):
+    """Like ``serve``, for servers that all tests of a module use."""
+    with servers(tmp_path_factory.mktemp("shared")) as serve:
+        yield serve
+
+
+@pytest.fixture
+def redis_server(tmp_path):
+    """A real Redis of this test alone."""
+    with RedisServer(tmp_path) as server:
+        yield server

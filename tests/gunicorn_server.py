@@ -1,0 +1,333 @@
+"""The service as it is run: gunicorn on a free loopback port, and a client that sees every byte of it."""
+
+import http.client
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
+ROOT = Path(__file__).parent.parent
+JSON = {"Content-Type": "application/json"}
+PATIENCE = 20.0  # seconds that a test waits for what must come
+_numbers = itertools.count(1)
+
+
+def until(condition, seconds=PATIENCE, what="it"):
+    """Poll ``condition`` until it is true and return its value."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, f"{what} did not come to be within {seconds:g} s"
+        time.sleep(0.01)
+    return value
+
+
+def together(count, call):
+    """Call ``call(n)`` for n below ``count``, each in a thread of its own, all at once; return the results in order."""
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(call, range(count)))
+
+
+def new_prompt(markers=""):
+    """A prompt that no test has used before; ``markers`` are those of the double."""
+    return f"Question {next(_numbers)}? {markers}".strip()
+
+
+def free_port():
+    """A loopback port that nobody uses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A whole response; ``headers`` find a name in any case."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+    seconds: float
+
+    @property
+    def json(self):
+        return json.loads(self.body)
+
+    @property
+    def slug(self):
+        """The slug of a problem; the problem itself must be whole."""
+        problem = self.json
+        assert self.headers["Content-Type"] == "application/problem+json", self.headers["Content-Type"]
+        assert problem["status"] == self.status and problem["request_id"] == self.headers["X-Request-ID"]
+        assert {"type", "title", "status", "detail", "instance", "request_id"} <= problem.keys()
+        assert (problem.keys() - {"errors"} == problem.keys()) != ("errors" in problem)
+        return problem["type"].removeprefix("/problems/")
+
+    @property
+    def text(self):
+        """The text of an answer, plain or streamed."""
+        if self.headers["Content-Type"].startswith("text/event-stream"):
+            return "".join(data["response"] for event, data in self.events if event == "message")
+        return self.json["response"]
+
+    @property
+    def events(self):
+        """The server-sent events, as pairs of their name and their data."""
+        return [read_event(block.split(b"\n")) for block in self.body.split(b"\n\n")[:-1]]
+
+    @property
+    def cache(self):
+        """The value of Cache-Status."""
+        return self.headers["Cache-Status"]
+
+
+def read_event(lines):
+    """The name and the data of a server-sent event."""
+    fields = dict(line.decode().split(": ", 1) for line in lines)
+    assert fields.keys() <= {"event", "data"}, fields
+    return fields.get("event", "message"), json.loads(fields["data"])
+
+
+class Exchange:
+    """A request that is under way: ``head`` it has, the body is read event by event. Close it to leave."""
+
+    def __init__(self, connection):
+        self._connection = connection
+        self._response = None
+
+    @property
+    def head(self):
+        """The response's status and headers, as soon as they come."""
+        self._response = self._response or self._connection.getresponse()
+        return self._response
+
+    def event(self):
+        """The next server-sent event, None at the end."""
+        lines = []
+        while line := self.head.readline().rstrip(b"\n"):
+            lines.append(line)
+        return read_event(lines) if lines else None
+
+    def read(self):
+        """The rest of the body."""
+        return self.head.read()
+
+    def close(self):
+        if self._response is not None:
+            self._response.close()
+        self._connection.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *details):
+        self.close()
+
+
+class Server:
+    """A gunicorn with this service. ``settings`` are LLAMA_API_* without the prefix, in lower case; also ``workers``."""
+
+    def __init__(self, directory, settings):
+        self.directory = Path(directory)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log_path = self.directory / "api.log"
+        self.settings = {"bind": f"127.0.0.1:{self.port}", "log_file": self.log_path, **settings}
+        self.process = None
+
+    @property
+    def environment(self):
+        """The environment of the process: ours, without what would change the service."""
+        kept = {name: value for name, value in os.environ.items()
+                if not name.startswith(("LLAMA_API_", "PROMETHEUS_", "GUNICORN_", "WEB_CONCURRENCY"))}
+        return {**kept, "TMPDIR": str(self.directory), **{
+            "WEB_CONCURRENCY" if name == "workers" else f"LLAMA_API_{name.upper()}": str(value)
+            for name, value in self.settings.items()}}
+
+    def spawn(self):
+        """Start the process; what it prints is appended to two files."""
+        with open(self.directory / "stdout", "ab") as out, open(self.directory / "stderr", "ab") as err:
+            self.process = subprocess.Popen([sys.executable, "-m", "gunicorn", "wsgi:app"], cwd=ROOT, stdout=out,
+                                            stderr=err, env=self.environment, start_new_session=True)
+
+    def start(self):
+        """Start the process and wait until every worker answers."""
+        self.spawn()
+        until(self._answers, what="the service")
+        workers = self.settings.get("workers", 1)
+        until(lambda: self.stderr.count("Booting worker") >= workers or self.process.poll() is not None)
+        return self
+
+    def _answers(self):
+        assert self.process.poll() is None, self.stderr
+        try:
+            return self.get("/livez", timeout=5).status == 200
+        except OSError:
+            return False
+
+    # Requests
+
+    def open(self, method, path, body=None, headers=None, timeout=PATIENCE):
+        """Send a request and return its Exchange."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        try:
+            connection.request(method, path, body, headers or {})
+        except BaseException:
+            connection.close()
+            raise
+        return Exchange(connection)
+
+    def request(self, method, path, body=None, headers=None, timeout=PATIENCE):
+        """Send a request and return its whole Reply."""
+        started = time.monotonic()
+        with self.open(method, path, body, headers, timeout) as exchange:
+            head = exchange.head
+            return Reply(head.status, head.headers, exchange.read(), time.monotonic() - started)
+
+    def get(self, path, **options):
+        return self.request("GET", path, **options)
+
+    def open_ask(self, prompt, headers=None, timeout=PATIENCE, **fields):
+        """Send a prompt and return its Exchange; underscores in names of ``headers`` are not changed."""
+        body = json.dumps({"prompt": prompt, **fields})
+        return self.open("POST", "/generate", body, {**JSON, **(headers or {})}, timeout)
+
+    def ask(self, prompt, headers=None, timeout=PATIENCE, **fields):
+        """Send a prompt and return the whole Reply."""
+        body = json.dumps({"prompt": prompt, **fields})
+        return self.request("POST", "/generate", body, {**JSON, **(headers or {})}, timeout)
+
+    def ask_raw(self, body, headers=None, **options):
+        """Send ``body`` to /generate as it is."""
+        return self.request("POST", "/generate", body, JSON if headers is None else headers, **options)
+
+    def send_raw(self, data, timeout=PATIENCE):
+        """A socket on which ``data`` has been sent. Close it."""
+        client = socket.create_connection(("127.0.0.1", self.port), timeout)
+        client.sendall(data)
+        return client
+
+    # What it tells
+
+    @property
+    def stdout(self):
+        return (self.directory / "stdout").read_text()
+
+    @property
+    def stderr(self):
+        return (self.directory / "stderr").read_text()
+
+    @property
+    def records(self):
+        """The records of the log file, those of requests and the others."""
+        if not self.log_path.exists():
+            return []
+        lines = self.log_path.read_text().split("\n")
+        return [json.loads(line) for line in lines[:-1]]
+
+    def record_of(self, reply):
+        """The log record of a reply; there must be one and no more."""
+        request_id = reply if isinstance(reply, str) else reply.headers["X-Request-ID"]
+        found = until(lambda: [record for record in self.records
+                               if record.get("request_id") == request_id and "status" in record])
+        assert len(found) == 1
+        return found[0]
+
+    def metrics(self, **options):
+        """The samples of /metrics: from a name, and its labels' values in the order of the labels' names, to a number."""
+        text = self.get("/metrics", **options).body.decode()
+        return {(sample.name.removeprefix("llama_api_"), *(value for _, value in sorted(sample.labels.items()))):
+                sample.value
+                for family in text_string_to_metric_families(text) for sample in family.samples}
+
+    def health(self):
+        return self.get("/health").json
+
+    # Its life
+
+    @property
+    def workers(self):
+        """The ids of the worker processes."""
+        return [child.pid for child in psutil.Process(self.process.pid).children()]
+
+    def signal(self, number):
+        """Send a signal to the master."""
+        os.kill(self.process.pid, number)
+
+    def stop(self, seconds=30.0):
+        """End it by SIGTERM: it exits with status 0 and leaves no process behind."""
+        if self.process is None:
+            return
+        process, self.process = self.process, None
+        process.terminate()
+        try:
+            assert process.wait(seconds) == 0, self.stderr
+            until(lambda: not _group_lives(process.pid), 5, "the end of every worker")
+        finally:
+            _kill_group(process.pid)
+            process.wait()
+
+    def kill(self):
+        """End it, workers too, as a power cut would."""
+        process, self.process = self.process, None
+        _kill_group(process.pid)
+        process.wait()
+        until(lambda: not _group_lives(process.pid), 5, "the end of every worker")
+
+    def assert_clean(self):
+        """No fault of its own has shown up anywhere."""
+        assert "Traceback" not in self.stderr, self.stderr
+        stacks = [record for record in self.records if "stack" in record]
+        assert not stacks, stacks[0]["stack"]
+
+
+def _group_lives(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _kill_group(group):
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+@contextmanager
+def servers(directory):
+    """A factory of servers under ``directory``; at the end each one stops, and must do so well."""
+    made = []
+
+    def serve(double=None, start=True, **settings):
+        if double is not None:
+            settings.setdefault("ollama_url", double.url)
+        server = Server(directory / f"server{len(made)}", settings)
+        made.append(server)
+        return server.start() if start else server
+
+    try:
+        yield serve
+    finally:
+        failures = []
+        for server in made:
+            try:
+                server.stop()
+                server.assert_clean()
+            except (AssertionError, subprocess.TimeoutExpired) as failure:
+                failures.append(failure)
+    if failures:
+        raise failures[0]
