@@ -6,6 +6,7 @@ from gevent import monkey; monkey.patch_all()  # noqa: E702
 import atexit  # noqa: E402
 import os  # noqa: E402
 import shutil  # noqa: E402
+import signal  # noqa: E402
 import sys  # noqa: E402
 import tempfile  # noqa: E402
 
@@ -44,8 +45,16 @@ def post_request(worker, req, environ, resp):
 
 
 def post_worker_init(worker):
-    """Look at Ollama before the first request does."""
-    worker.wsgi.extensions["llama_api"].monitor.latest()
+    """Look at Ollama before the first request does, and say at SIGTERM what the stop waits for."""
+    parts = worker.wsgi.extensions["llama_api"]
+    parts.monitor.latest()
+    stop = signal.getsignal(signal.SIGTERM)
+
+    def announce_and_stop(number, frame):
+        worker.log.info("Worker %s stops and waits for %s requests", worker.pid, parts.metrics.under_way)
+        stop(number, frame)
+
+    signal.signal(signal.SIGTERM, announce_and_stop)
 
 
 def child_exit(server, worker):

@@ -5,7 +5,7 @@ from typing import cast
 from flask import Flask
 from flask_caching import Cache
 
-from . import errors, routes, security
+from . import cli, errors, routes, security
 from .cache import LRUCache
 from .logs import JsonLog
 from .parts import Parts
@@ -29,6 +29,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     security.init_app(app, settings)
     errors.init_app(app)
     app.register_blueprint(routes.bp)
+    cli.init_app(app)
     for warning in settings.warnings():
         app.logger.warning(warning)
     return app

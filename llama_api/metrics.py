@@ -67,6 +67,7 @@ class Metrics:
         self._many = "PROMETHEUS_MULTIPROC_DIR" in os.environ
         self._registry = CollectorRegistry()
         self._evictions_told = 0
+        self.under_way = 0  # requests of this process that have begun and not ended
         self._define()
 
     def init_app(self, app: Flask) -> None:
@@ -164,6 +165,7 @@ class Metrics:
         sent = request.headers.get("X-Request-ID", "")
         request_id = sent if _REQUEST_ID.fullmatch(sent) else f"{random.getrandbits(64):016x}"
         g.record = {"request_id": request_id}
+        self.under_way += 1
         g.began = time.perf_counter()
 
     def _finish(self, response: Response) -> Response:
@@ -179,6 +181,7 @@ class Metrics:
 
     def _record(self, record: dict[str, Any], began: float, status: int, facts: tuple[Any, ...]) -> None:
         """Log one request and count it."""
+        self.under_way -= 1
         seconds = time.perf_counter() - began
         method, path, client, endpoint = facts
         method = method if method in _METHODS else "OTHER"

