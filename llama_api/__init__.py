@@ -19,6 +19,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     settings = settings or in_force()
     log = JsonLog(settings.log_file, settings.log_level)
     app = Flask(__name__, static_folder=None)
+    app.url_map.merge_slashes = False
     app.json.sort_keys = False  # type: ignore[attr-defined]
     cache = Cache(app, config={
         "CACHE_TYPE": "llama_api.cache.LRUCache", "CACHE_DEFAULT_TIMEOUT": 0,

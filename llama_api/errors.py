@@ -62,8 +62,6 @@ def respond(error: Exception) -> Response:
         response.headers["WWW-Authenticate"] = "Bearer"
     if (retry_after := getattr(error, "retry_after", None)) is not None and status == 503:
         response.headers["Retry-After"] = str(retry_after)
-    if status in (408, 413):
-        response.headers["Connection"] = "close"  # the rest of the body is still on its way
     return response
 
 

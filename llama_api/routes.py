@@ -22,6 +22,13 @@ def _bound_client() -> None:
     bound_sending(request.environ)
 
 
+@bp.after_request
+def _never_store_state(response: Response) -> Response:
+    if request.method in ("GET", "HEAD"):
+        response.headers["Cache-Control"] = "no-store"
+    return response
+
+
 @bp.post("/generate")
 def generate() -> Response:
     """Answer a prompt, from the cache or from the model."""
