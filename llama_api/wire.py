@@ -7,7 +7,7 @@ from typing import Any
 
 from flask import Request
 from gunicorn.http.errors import ParseException
-from werkzeug.exceptions import BadRequest, ClientDisconnected, RequestEntityTooLarge
+from werkzeug.exceptions import BadRequest, ClientDisconnected
 
 from .concurrency import Watchdog
 
@@ -38,13 +38,11 @@ def read_json_body(request: Request, limit: int, watchdog: Watchdog) -> bytes:
         raise BodyTooLarge(f"The body may have at most {limit} bytes.")
     if not request.is_json:
         raise NotJSON("Send JSON with the header `Content-Type: application/json`.")
-    request.max_content_length = limit
+    request.max_content_length = limit + 1  # werkzeug cuts a chunked body there, without a word
     late = threading.Event()
     try:
         with watchdog.limit(BODY_SECONDS, lambda: _give_up(request, late)):
             body = request.get_data(cache=False)
-    except RequestEntityTooLarge:
-        raise BodyTooLarge(f"The body may have at most {limit} bytes.") from None
     except ParseException:
         raise BadRequest("The body's transfer encoding is broken.") from None
     except (ClientDisconnected, OSError):
@@ -52,6 +50,8 @@ def read_json_body(request: Request, limit: int, watchdog: Watchdog) -> bytes:
             raise ClientGone("The connection ended before the body was complete.") from None
     if late.is_set():
         raise BodyTimeout(f"The body was not complete after {BODY_SECONDS:g} s.")
+    if len(body) > limit:
+        raise BodyTooLarge(f"The body may have at most {limit} bytes.")
     return body
 
 
