@@ -1,4 +1,4 @@
-"""The service as it is run: gunicorn on a free loopback port, and a client that sees every byte of it."""
+"""The service as it is run, gunicorn on a free loopback port, and a client that sees every byte of it."""
 
 import http.client
 import itertools
@@ -135,7 +135,7 @@ class Exchange:
 
 
 class Server:
-    """A gunicorn with this service. ``settings`` are LLAMA_API_* without the prefix, in lower case; also ``workers``."""
+    """A gunicorn with this service; ``settings`` are LLAMA_API_* without the prefix, in lower case, and ``workers``."""
 
     def __init__(self, directory, settings):
         self.directory = Path(directory)
@@ -245,7 +245,7 @@ class Server:
         return found[0]
 
     def metrics(self, **options):
-        """The samples of /metrics: from a name, and its labels' values in the order of the labels' names, to a number."""
+        """The samples of /metrics: (name, label values in the order of the labels' names ...) to a number."""
         text = self.get("/metrics", **options).body.decode()
         return {(sample.name.removeprefix("llama_api_"), *(value for _, value in sorted(sample.labels.items()))):
                 sample.value
@@ -269,8 +269,12 @@ class Server:
         """End it by SIGTERM: it exits with status 0 and leaves no process behind."""
         if self.process is None:
             return
+        self.process.terminate()
+        self.wait(seconds)
+
+    def wait(self, seconds=30.0):
+        """Wait for the end that a SIGTERM has brought about."""
         process, self.process = self.process, None
-        process.terminate()
         try:
             assert process.wait(seconds) == 0, self.stderr
             until(lambda: not _group_lives(process.pid), 5, "the end of every worker")
@@ -324,8 +328,12 @@ def servers(directory):
     finally:
         failures = []
         for server in made:
+            if server.process is not None:
+                server.process.terminate()  # all at once; stop() then waits for each
+        for server in made:
             try:
-                server.stop()
+                if server.process is not None:
+                    server.wait()
                 server.assert_clean()
             except (AssertionError, subprocess.TimeoutExpired) as failure:
                 failures.append(failure)
