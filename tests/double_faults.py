@@ -267,7 +267,7 @@ async def crlf(answer):
 @fault
 async def after_done(answer):
     """A complete answer, then one more piece after done:true."""
-    await answer.write(b''.join(await answer.lines()) + answer.line(' more'))
+    await answer.write(b''.join(await answer.lines()).rstrip() + b'\n' + answer.line(' more'))
     answer.connection.end()
 
 
