@@ -114,19 +114,24 @@ def _items(text: str) -> tuple[str, ...]:
 
 def _api_keys(text: str) -> tuple[str, ...]:
     keys = _items(text)
-    if not all(key.isascii() and key.isprintable() and " " not in key for key in keys):
+    if not all(map(_is_key, keys)):
         raise ValueError("a list of keys of printable ASCII without blanks, separated by commas")
     return keys
 
 
+def _is_key(text: str) -> bool:
+    return text.isascii() and text.isprintable() and " " not in text
+
+
 def _api_keys_file(text: str) -> tuple[str, ...]:
     try:
-        lines = Path(text).read_text(encoding="utf-8").split()
+        lines = Path(text).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"a readable text file ({type(error).__name__})") from None
-    if not lines:
-        raise ValueError("a file with at least one key, one per line")
-    return _api_keys(",".join(lines))
+    keys = tuple(line.strip() for line in lines if line.strip())
+    if not keys or not all(map(_is_key, keys)):
+        raise ValueError("a file with at least one key of printable ASCII without blanks, one per line")
+    return keys
 
 
 def _hosts(text: str) -> tuple[str, ...]:
@@ -256,7 +261,12 @@ def variable(spec: Any) -> str:
 
 
 def _masked(text: str, secret: bool) -> str:
-    return "***" if secret else re.sub(r"//.*@", "//***@", text)
+    """``text`` fit to be shown: without passwords, wherever a malformed URL may have them."""
+    return "***" if secret else re.sub(r"(?s)\A((?:[a-z]+:)?/*).*@|\?.+", _mask, text)
+
+
+def _mask(found: re.Match[str]) -> str:
+    return "?***" if found[1] is None else f"{found[1]}***@"
 
 
 def _loopback(bind: str) -> bool:
