@@ -1,0 +1,60 @@
+"""Small stand-ins that unit tests pass in, and the wait for what another thread brings about."""
+
+import threading
+import time
+
+from llama_api.generation import Answer, Question
+
+
+class Clock:
+    """A clock that stands until it is ticked."""
+
+    def __init__(self, now=1000.0):
+        self.now = now
+
+    def __call__(self):
+        return self.now
+
+    def tick(self, seconds):
+        self.now += seconds
+
+
+def until(condition, seconds=10.0):
+    """Poll until ``condition`` holds; return what it gave."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, "it never came to be"
+        time.sleep(0.002)
+    return value
+
+
+def question(prompt="Why is the sky blue?", **fields):
+    """A question with the defaults of the contract."""
+    return Question(**{"prompt": prompt, "max_tokens": 100, "temperature": 0.7, **fields})
+
+
+def answer(text="Because.", **fields):
+    """A whole answer."""
+    return Answer(**{"text": text, "model": "llama3:8b", "finish_reason": "stop", "input_tokens": 7,
+                     "output_tokens": 3, "tokens_per_second": 50.0, "digest": "build-1", "created": time.time(),
+                     **fields})
+
+
+def in_threads(count, work):
+    """Run ``work(number)`` in ``count`` threads that start together; return what each gave, or the error it raised."""
+    start, results = threading.Barrier(count), [None] * count
+
+    def run(number):
+        start.wait()
+        try:
+            results[number] = work(number)
+        except Exception as error:
+            results[number] = error
+
+    threads = [threading.Thread(target=run, args=[number], daemon=True) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in threads), "a thread never came back"
+    return results
