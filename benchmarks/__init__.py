@@ -1,0 +1,1 @@
+"""Measures the service beside its baselines; see README.md here."""

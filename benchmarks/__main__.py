@@ -1,0 +1,80 @@
+"""Run the benchmarks: ``python -m benchmarks [section ...]``; all of them take about ten minutes."""
+
+import argparse
+import datetime
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
+import time
+
+import psutil
+
+from . import hits, lru, memory, misses, plots, report, start, storms, streams, workers
+
+SECTIONS = {module.__name__.rpartition(".")[2]: module.run
+            for module in (hits, misses, streams, storms, workers, lru, start, memory)}
+PACKAGES = ("flask", "werkzeug", "gunicorn", "gunicorn_h1c", "gevent", "orjson", "marshmallow", "requests",
+            "prometheus_client", "flask-caching", "cachetools", "cachelib")
+
+
+def environment():
+    """Which machine, which versions, which settings."""
+    return {
+        "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
+        "machine": f"{_processor()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2 ** 30:.0f} GiB, "
+                   f"{platform.system()} {platform.release()}; load at the start {os.getloadavg()[0]:.2f}",
+        "versions": f"Python {platform.python_version()}, " + ", ".join(map(_version, PACKAGES)),
+        "tools": f"{_first_line(['wrk', '-v'])}; {_first_line(['nginx', '-v'])}",
+        "settings": "as shipped (gevent worker, log to file and stdout, metrics, ids, headers, validation); "
+                    "LLAMA_API_PARALLEL raised where many misses are meant to run at once; upstream: tests/double.py"}
+
+
+def _version(package):
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"{package} absent"
+
+
+def _processor():
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.machine()
+
+
+def _first_line(command):
+    if not shutil.which(command[0]):
+        return f"{command[0]} absent"
+    found = subprocess.run(command, capture_output=True, text=True)
+    return re.split(r" Copyright|\n", found.stdout + found.stderr)[0]
+
+
+def main():
+    """Run the sections asked for, print and keep what they found."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("sections", nargs="*", metavar="section", help=f"of: {', '.join(SECTIONS)}; all by default")
+    wanted = parser.parse_args().sections or list(SECTIONS)
+    if strangers := set(wanted) - SECTIONS.keys():
+        parser.error(f"no such section: {', '.join(sorted(strangers))}; there are {', '.join(SECTIONS)}")
+    facts, results, done = environment(), report.load(), []
+    for name, value in facts.items():
+        print(f"{name}: {value}")
+    for name in wanted:
+        started = time.monotonic()
+        section = SECTIONS[name]()
+        print(f"\n## {name} ({time.monotonic() - started:.0f} s)\n", flush=True)
+        print("\n\n".join(map(report.text_of, section.tables)), flush=True)
+        report.save(results, facts, section)
+        done.append({"figures": section.figures})
+    plots.draw(results)
+    report.write_readme(results, SECTIONS)
+    print("\n" + report.text_of(report.verdict(done)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,11 @@
+"""gunicorn settings of the baselines: the service's own, without what only the service needs."""
+
+import os
+import runpy
+
+globals().update({name: value for name, value in runpy.run_path("gunicorn.conf.py").items()
+                  if name not in ("__name__", "__file__", "post_worker_init", "child_exit")})
+
+if os.environ.get("BENCH_WORKER") == "gthread":
+    worker_class, threads = "gthread", 64
+    del globals()["post_request"]
