@@ -20,7 +20,7 @@ def directives_of(header: str | None) -> Directives:
     """What a request's Cache-Control (RFC 9111 §5.2.1) asks for; what is unknown or malformed is ignored."""
     if not header:
         return Directives()
-    found = parse_cache_control_header(header, cls=RequestCacheControl)
+    found = parse_cache_control_header(header.lower(), cls=RequestCacheControl)  # directives have no case
     max_age = found.max_age
     return Directives(no_cache="no-cache" in found, no_store="no-store" in found,
                       only_if_cached="only-if-cached" in found, max_age=max_age if type(max_age) is int else None)
