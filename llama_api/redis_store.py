@@ -17,7 +17,7 @@ from redis.backoff import NoBackoff
 from redis.connection import parse_url
 from redis.retry import Retry
 
-from llama_api.store_types import OVERHEAD, WANTED_FOR, Claim, StoreError
+from .store_types import OVERHEAD, WANTED_FOR, Claim, StoreError
 
 PREFIX = "llama_api:1:"  # 1 is the version of the layout
 ENTRY_TTL = 30 * 86400.0  # seconds an entry that nobody uses stays
@@ -51,7 +51,7 @@ _SCRIPTS = {
     "get": """
         if redis.call('ZSCORE', used, ARGV[1]) then return redis.call('GET', entry .. ARGV[1]) end
         return false""",
-    # The value is written first: a server without memory refuses it before anything has changed.
+    # What takes memory is written first: a server that has none refuses it before anything has changed.
     "set": """
         local key, size, ttl = ARGV[1], tonumber(ARGV[3]), ARGV[4]
         local max_entries, max_bytes, evicted = tonumber(ARGV[5]), tonumber(ARGV[6]), 0
@@ -108,8 +108,8 @@ _SCRIPTS = {
           wait_for(key, held[1])
           return held[1]
         end
-        redis.call('DEL', claim .. key)
         redis.call('HSET', claim .. key, 'token', token)
+        redis.call('HDEL', claim .. key, 'outcome')
         redis.call('PEXPIRE', claim .. key, ARGV[3])
         return false""",
     "renew": "return ours(ARGV[1], ARGV[2]) and redis.call('PEXPIRE', claim .. ARGV[1], ARGV[3]) or 0",
@@ -131,7 +131,7 @@ _SCRIPTS = {
 class RedisStore:
     """A Store in the Redis at ``url``. An entry that was neither set nor touched for ``entry_ttl`` seconds goes."""
 
-    concurrency = 64
+    concurrency = 128
 
     def __init__(self, url: str, max_entries: int, max_bytes: int, entry_ttl: float = ENTRY_TTL):
         """Look the host's name up. Nothing is connected before the first operation."""
@@ -271,6 +271,7 @@ class _Timed:
         return getattr(self._sock, name)
 
     def settimeout(self, seconds: float | None) -> None:
+        """Zero polls, as redis-py does before it uses a connection again; else the deadline decides."""
         self._polling = seconds == 0
 
     def recv(self, size: int) -> bytes:
@@ -284,19 +285,16 @@ class _Timed:
         self._sock.sendall(data)
 
     def _receive(self, receive: Any, *args: Any) -> Any:
-        if not self._polling:
-            self._sock.settimeout(self._connection.left())
+        """Receive what comes by the deadline, or is there afterwards: a busy event loop may see its timer first."""
+        try:
+            self._sock.settimeout(0 if self._polling else self._connection.left())
+            return receive(*args)
+        except TimeoutError:
+            self._sock.settimeout(0)
             try:
                 return receive(*args)
-            except TimeoutError:  # perhaps it was we who were held up, and the answer is there by now
-                pass
-        self._sock.settimeout(0)
-        try:
-            return receive(*args)
-        except (BlockingIOError, ssl.SSLWantReadError):
-            if self._polling:
-                raise
-            raise TimeoutError("timed out") from None
+            except (BlockingIOError, ssl.SSLWantReadError):
+                raise TimeoutError("timed out") from None
 
 
 class _TcpConnection(_Dialled):

@@ -31,18 +31,19 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
-from llama_api.redis_store import RedisStore
-from llama_api.sqlite_store import SqliteStore
-from llama_api.store_types import OVERHEAD, Claim, Store, StoreError
+from .redis_store import RedisStore
+from .sqlite_store import SqliteStore
+from .store_types import OVERHEAD, Claim, Store, StoreError
 
 __all__ = ["OVERHEAD", "Claim", "GuardedStore", "RedisStore", "SqliteStore", "Store", "StoreError", "open_store"]
 
 ADMISSION = 0.03  # seconds to wait for a place inside the store
 PROBE_EVERY = 1.0  # seconds between two looks at a store that is down
 WARN_EVERY = 60.0  # seconds between two warnings
-log = logging.getLogger("llama_api.store")
+logger = logging.getLogger("llama_api.store")
 
 
 def open_store(url: str, max_entries: int, max_bytes: int) -> SqliteStore | RedisStore:
@@ -88,8 +89,13 @@ class GuardedStore:
 
     def clear(self) -> None:
         """As in Store, if need be as soon as the store is back."""
-        self._purge = True
-        self._call(None, self._clear)
+        with self._state:
+            self._purge, down = True, self._down
+        if not down:
+            try:
+                self._clear()
+            except StoreError as error:
+                self._fail(error)
 
     def size(self) -> tuple[int, int] | None:
         """As in Store; None when it cannot be told."""
@@ -117,7 +123,8 @@ class GuardedStore:
 
     def close(self) -> None:
         self._closing.set()
-        self._store.close()
+        with suppress(StoreError):
+            self._store.close()
 
     def _reset(self) -> None:
         """As new: at the start, and in a forked child, which has none of its parent's threads."""
@@ -128,7 +135,7 @@ class GuardedStore:
         self._skipped = 0
 
     def _call(self, unknown: Any, operation: Callable[..., Any], *args: Any) -> Any:
-        if self._down or not self._enter():
+        if self._down or not self._inside.acquire(timeout=ADMISSION):
             return self._skip(unknown)
         try:
             if self._down:  # it went down while we waited to get in
@@ -140,18 +147,18 @@ class GuardedStore:
         finally:
             self._inside.release()
 
-    def _enter(self) -> bool:
-        # Asked a second time because a busy event loop lets us wait longer than we said, though a place is free.
-        return self._inside.acquire(timeout=ADMISSION) or self._inside.acquire(blocking=False)
-
     def _skip(self, unknown: Any) -> Any:
         with self._state:
             self._skipped += 1
         return unknown
 
     def _clear(self) -> None:
-        self._store.clear()
         self._purge = False
+        try:
+            self._store.clear()
+        except StoreError:
+            self._purge = True
+            raise
 
     def _fail(self, error: StoreError) -> None:
         self._on_error(error)
@@ -159,21 +166,26 @@ class GuardedStore:
             first, self._down = not self._down, True
         if first:
             self._warn(error)
-            threading.Thread(target=self._probe, name="store-probe", daemon=True).start()
+            try:
+                threading.Thread(target=self._probe, name="store-probe", daemon=True).start()
+            except RuntimeError:  # no thread to be had: then the next operation looks
+                self._down = False
 
     def _probe(self) -> None:
         """Look until the store is back."""
         while not self._closing.wait(self._probe_every):
             try:
                 self._store.ping()
-                if self._purge:
-                    self._clear()
+                while self._down:
+                    if self._purge:
+                        self._clear()
+                    with self._state:
+                        self._down = self._purge
             except StoreError as error:
                 self._warn(error)
-                continue
-            self._down = False
-            log.info("the shared store %s is back", self.name)
-            return
+            else:
+                logger.info("the shared store %s is back", self.name)
+                return
 
     def _warn(self, error: StoreError) -> None:
         now = self._clock()
@@ -181,8 +193,8 @@ class GuardedStore:
             return
         with self._state:
             self._warned, skipped, self._skipped = now, self._skipped, 0
-        log.warning("the shared store %s cannot be used: %s; each process goes on with its own cache"
-                    " (%d operations skipped so far)", self.name, error, skipped)
+        logger.warning("the shared store %s cannot be used: %s; each process goes on with its own cache"
+                       " (%d operations skipped so far)", self.name, error, skipped)
 
 
 _guards: "weakref.WeakSet[GuardedStore]" = weakref.WeakSet()

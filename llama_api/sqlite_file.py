@@ -1,0 +1,216 @@
+"""The file behind the SQLite store: opened, checked, watched, set aside and made anew, see ``stores``."""
+
+import fcntl
+import os
+import sqlite3
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from .store_types import StoreError
+
+APPLICATION, VERSION = 0x6C6C6170, 1  # "llap"; PRAGMA application_id and user_version
+BUSY = 0.06  # seconds an operation may wait for another process's write
+ASIDE_KEPT = 5  # damaged files kept for a post-mortem; the last of them is overwritten
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_PASSING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL)  # no fault of the connection
+_SCHEMA = f"""
+    CREATE TABLE entries (id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, used INTEGER NOT NULL,
+                          length INTEGER NOT NULL, crc INTEGER NOT NULL);
+    CREATE INDEX entries_used ON entries (used);
+    CREATE TABLE answers (id INTEGER PRIMARY KEY, value BLOB NOT NULL);
+    CREATE TABLE totals (entries INTEGER NOT NULL, bytes INTEGER NOT NULL, tick INTEGER NOT NULL);
+    INSERT INTO totals VALUES (0, 0, 0);
+    CREATE TABLE claims (key TEXT PRIMARY KEY, token TEXT NOT NULL, since REAL NOT NULL, ttl REAL NOT NULL,
+                         outcome BLOB, wanted REAL);
+    PRAGMA application_id = {APPLICATION};
+    PRAGMA user_version = {VERSION};
+"""
+
+
+class Damaged(sqlite3.DatabaseError):
+    """The file is there but is not what was written."""
+
+
+class SqliteFile:
+    """One connection to the database at ``path``, for one caller at a time, whatever happens to the file meanwhile."""
+
+    def __init__(self, path: str):
+        self._path = path
+        self._lock = threading.Lock()
+        self.db: sqlite3.Connection | None = None
+        self._inode: tuple[int, int] | None = None  # of the file behind self.db
+        self._damaged: tuple[int, int] | None = None  # of a file that must not be opened again
+        _files.add(self)
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """The connection in a transaction, which is committed unless the block fails. Raises StoreError."""
+        with self.using() as db:
+            db.execute("BEGIN IMMEDIATE")
+            yield db
+            db.execute("COMMIT")
+
+    @contextmanager
+    def using(self) -> Iterator[sqlite3.Connection]:
+        """The connection, ours alone. Raises StoreError; then no transaction is open and the cause is noted."""
+        try:
+            with self._lock:
+                try:
+                    yield self._connected()
+                except BaseException as error:
+                    self._after(error)
+                    raise
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(f"{type(error).__name__}: {error}") from error
+
+    def close(self) -> None:
+        with self._lock:
+            self._drop()
+
+    def _after(self, error: BaseException) -> None:
+        """Undo what was begun; let go of the connection unless the cause is known to lie elsewhere."""
+        if isinstance(error, Damaged) or _code(error) in _DAMAGED:
+            self._damaged = self._inode
+        elif _code(error) in _PASSING and self.db:
+            with suppress(sqlite3.Error):
+                if self.db.in_transaction:
+                    self.db.execute("ROLLBACK")
+                return
+        self._drop()
+
+    def _drop(self) -> None:
+        if self.db is not None:
+            with suppress(sqlite3.Error):
+                self.db.close()
+        self.db = self._inode = None
+
+    def _connected(self) -> sqlite3.Connection:
+        """The connection to the file that is at the path now, which may be another than a moment ago."""
+        if self.db is not None:
+            found = _stat(self._path)
+            if found is None or (found.st_dev, found.st_ino) != self._inode:
+                self._drop()
+            elif found.st_size == 0:
+                raise Damaged("the file was emptied")
+        if self.db is None:
+            with self._alone():
+                self._open()
+        assert self.db is not None
+        return self.db
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other processes from opening or setting aside the file meanwhile."""
+        handle = os.open(self._path + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            until = time.monotonic() + BUSY
+            while True:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > until:
+                        raise
+                    time.sleep(0.002)
+            yield
+        finally:
+            os.close(handle)
+
+    def _open(self) -> None:
+        """Connect to the file, or to a fresh one when it is missing, damaged or not of this program and version."""
+        if _inode(self._path) is None:
+            for end in ("-wal", "-shm"):  # of a deleted file, perhaps still in use by others: never to be shared
+                with suppress(FileNotFoundError):
+                    os.unlink(self._path + end)
+        elif self._damaged == _inode(self._path) or self._emptied():
+            self._set_aside("corrupt")
+        try:
+            self.db = self._connect()
+            ours = self._ours(self.db)
+        except sqlite3.DatabaseError as error:
+            if _code(error) not in _DAMAGED:
+                raise
+            ours, aside = False, "corrupt"
+        else:
+            aside = "foreign"
+        if not ours:
+            self._drop()
+            self._set_aside(aside)
+            self.db = self._connect()
+            self._ours(self.db)
+        self._inode, self._damaged = _inode(self._path), None
+
+    def _emptied(self) -> bool:
+        """Whether the file has no content although it once had, as its write-ahead log tells."""
+        return os.path.getsize(self._path) == 0 and os.path.exists(self._path + "-wal")
+
+    def _connect(self) -> sqlite3.Connection:
+        # Created by itself so that only we can read it. Never opened otherwise: closing that handle would release
+        # the POSIX locks of every SQLite connection this process has on the file.
+        with suppress(FileExistsError):
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        return sqlite3.connect(self._path, timeout=BUSY, isolation_level=None, check_same_thread=False)
+
+    def _ours(self, db: sqlite3.Connection) -> bool:
+        """Prepare the connection; False when the file belongs to something else. A fresh file gets our tables."""
+        (application,) = db.execute("PRAGMA application_id").fetchone()
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if application == APPLICATION and version > VERSION:
+            raise sqlite3.NotSupportedError(f"a newer version of this program made the file (format {version})")
+        (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if tables and (application, version) != (APPLICATION, VERSION):
+            return False
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
+        db.execute(f"PRAGMA journal_size_limit = {16 << 20}")
+        if not tables:
+            db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+        return True
+
+    def _set_aside(self, kind: str) -> None:
+        """Rename the file with its log, so that a fresh one can be made and others notice."""
+        names = (f"{self._path}.{kind}-{n}" for n in range(1, ASIDE_KEPT))
+        aside = next((name for name in names if not os.path.exists(name)), f"{self._path}.{kind}-{ASIDE_KEPT}")
+        for end in ("-wal", "-shm", ""):
+            with suppress(FileNotFoundError):
+                os.replace(self._path + end, aside + end)
+
+
+def _stat(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except FileNotFoundError:
+        return None
+
+
+def _inode(path: str) -> tuple[int, int] | None:
+    found = _stat(path)
+    return (found.st_dev, found.st_ino) if found else None
+
+
+def _code(error: BaseException) -> int:
+    """SQLite's primary result code; 0 for an error that did not come from it."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+# SQLite's own book-keeping of locks does not survive a fork while a connection is open, so none is open across one.
+_files: "weakref.WeakSet[SqliteFile]" = weakref.WeakSet()
+_forking: list[SqliteFile] = []
+
+
+def _before_fork() -> None:
+    for file in list(_files):
+        file._lock.acquire()
+        _forking.append(file)
+        file._drop()
+
+
+def _after_fork() -> None:
+    while _forking:
+        _forking.pop()._lock.release()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
