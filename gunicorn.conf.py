@@ -55,6 +55,8 @@ def post_worker_init(worker):
         stop(number, frame)
 
     signal.signal(signal.SIGTERM, announce_and_stop)
+    # A Ctrl-C reaches the whole terminal's group; the master tells its workers what to do about it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def child_exit(server, worker):
