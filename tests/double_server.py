@@ -93,8 +93,10 @@ class Server:
 
     async def stop(self):
         if self.listener:
-            self.listener.close()
-            self.listener = None
+            listener, self.listener = self.listener, None
+            asyncio.get_running_loop().remove_reader(listener.sockets[0].fileno())
+            await asyncio.sleep(0)  # asyncio would lose a connection accepted in the same turn as a close
+            listener.close()
         for connection in list(self.connections):
             if not connection.steering:
                 connection.break_off()
@@ -109,6 +111,7 @@ class Server:
         for connection in list(self.connections):
             connection.break_off()
         await asyncio.gather(*tasks)
+        await asyncio.sleep(0.01)           # those accepted just now get their end too
 
     def set(self, **knobs):
         self.knobs = self.knobs.bent(knobs)

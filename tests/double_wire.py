@@ -71,6 +71,8 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport):
         self.transport = transport
         self.server.connections.add(self)
+        if not (self.server.listener or self.steering):
+            self.break_off()    # accepted just before a stop
 
     def connection_lost(self, exc):
         self.server.connections.discard(self)
@@ -213,6 +215,8 @@ class Answer:
 
     async def write(self, data):
         """Write a chunk once the client has read enough of what came before."""
+        if self.connection.transport.is_closing():
+            await asyncio.Event().wait()    # the news that the client has left is under way and ends this task
         if self.connection.resumed:
             await self.connection.resumed
         self.connection.chunk(data, NDJSON if self.stream else JSON)

@@ -6,7 +6,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import pytest
@@ -617,6 +619,25 @@ def test_stopped_it_refuses_and_started_it_is_where_it_was(double):
     assert talk(double).text == answer_for(PROMPT) and double.loads == 2
     double.restart()
     assert talk(double).complete
+
+
+def test_a_restart_under_load_leaves_nobody_hanging(double):
+    """Each client is answered, refused or cut off, also one accepted at the moment of the stop."""
+    heard_of, done = set(), threading.Event()
+
+    def knock():
+        while not done.is_set():
+            with suppress(ConnectionError):
+                heard_of.add(talk(double, quiet=3).how)
+    threads = [threading.Thread(target=knock) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for _ in range(30):
+        double.restart(0.005)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert 'end' in heard_of and 'silence' not in heard_of
 
 
 def test_a_process_of_its_own_is_steered_the_same_way():
