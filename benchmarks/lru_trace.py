@@ -51,7 +51,8 @@ def run(trace, entries=ENTRIES):
     results = {}
     for name, get, put, evicted, left in (
             ("LRUCache", ours.get, ours.set, lambda: ours.evictions, lambda: {key for key in trace if ours.has(key)}),
-            ("reference LRU", reference.get, reference.__setitem__, lambda: reference.evictions, lambda: set(reference)),
+            ("reference LRU", reference.get, reference.__setitem__, lambda: reference.evictions,
+             lambda: set(reference)),
             ("SimpleCache", stock.get, stock.set, lambda: None, lambda: set(stock._cache))):
         began = time.perf_counter()
         hits = replay(trace, get, put)
