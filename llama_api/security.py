@@ -20,6 +20,7 @@ HEALTH_PATHS = frozenset({"/livez", "/readyz", "/health"})
 OPEN_PATHS = HEALTH_PATHS | {"/", "/docs", "/openapi.json"}  # an unknown URL wants a key as well
 DOCS_ASSETS = "/docs/"
 RESET = "RateLimit-Reset"
+_SPARE = "RateLimit-Retry-After"  # where the limiter puts what it would put over every response's own Retry-After
 EXPOSED_HEADERS = ["Age", "Cache-Status", "RateLimit-Limit", "RateLimit-Remaining", RESET, "Retry-After",
                    "X-Request-ID"]
 PAGE_POLICY = ("default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:;"
@@ -89,7 +90,8 @@ def _limit(app: Flask, settings: Settings, keys: list[bytes]) -> None:
     limiter = Limiter(
         lambda: _client_of(keys), app=app, application_limits=[settings.rate_limit], strategy="fixed-window",
         headers_enabled=True, header_name_mapping={
-            HEADERS.LIMIT: "RateLimit-Limit", HEADERS.REMAINING: "RateLimit-Remaining", HEADERS.RESET: RESET},
+            HEADERS.LIMIT: "RateLimit-Limit", HEADERS.REMAINING: "RateLimit-Remaining", HEADERS.RESET: RESET,
+            HEADERS.RETRY_AFTER: _SPARE},
         storage_uri=shared or "memory://", storage_options=seconds if shared else {}, key_prefix="llama_api",
         in_memory_fallback_enabled=bool(shared))
 
@@ -106,8 +108,11 @@ def _client_of(keys: list[bytes]) -> str:
 
 def _reset_in_seconds(response: Response) -> Response:
     """The limiter tells a moment of the clock; the RateLimit fields of the IETF draft tell seconds to wait."""
+    response.headers.pop(_SPARE, None)
     if moment := response.headers.get(RESET):
         response.headers[RESET] = str(max(0, math.ceil(float(moment) - time.time())))
+        if response.status_code == 429:
+            response.headers["Retry-After"] = response.headers[RESET]
     return response
 
 
