@@ -5,7 +5,7 @@ from typing import cast
 from flask import Flask
 from flask_caching import Cache
 
-from . import cli, errors, routes, security
+from . import cli, docs, errors, routes, security
 from .cache import LRUCache
 from .logs import JsonLog
 from .parts import Parts
@@ -30,6 +30,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     security.init_app(app, settings)
     errors.init_app(app)
     app.register_blueprint(routes.bp)
+    docs.init_app(app, parts)
     cli.init_app(app)
     for warning in settings.warnings():
         app.logger.warning(warning)

@@ -39,7 +39,8 @@ TABLE: tuple[tuple[type[Exception], int, str, str], ...] = (
     (NotCached, 504, "not-cached", "There is no stored answer"),
 )
 _ROWS = {row[0]: row for row in TABLE}
-_HTTP_SLUGS = {404: "not-found", 405: "method-not-allowed", 413: "body-too-large", 429: "rate-limited"}
+HTTP_SLUGS = {404: "not-found", 405: "method-not-allowed", 413: "body-too-large", 429: "rate-limited"}
+INTERNAL_ERROR = (500, "internal-error", "A fault of this service")  # whatever nobody foresaw
 ERRORS_SHOWN = 20  # faults listed in one answer: a hostile body can have thousands
 NAME_SHOWN = 100  # characters of a field's name
 
@@ -89,9 +90,9 @@ def _classify(error: Exception) -> tuple[int, str, str, str]:
             return status, slug, title, _detail(error, title)
     if isinstance(error, HTTPException) and error.code is not None and error.code >= 400:
         title = HTTPStatus(error.code).phrase
-        return error.code, _HTTP_SLUGS.get(error.code, title.lower().replace(" ", "-")), title, _http_detail(error)
+        return error.code, HTTP_SLUGS.get(error.code, title.lower().replace(" ", "-")), title, _http_detail(error)
     logger.error("internal error", exc_info=error, extra={"request_id": g.record["request_id"]})
-    return (500, "internal-error", "A fault of this service",
+    return (*INTERNAL_ERROR,
             "The service failed; its log has the details under this request_id. Try again, and report it if it lasts.")
 
 

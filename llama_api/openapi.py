@@ -1,0 +1,147 @@
+"""The OpenAPI document: made from the routes, the schemas that validate and the table of errors, so it cannot drift."""
+
+import inspect
+import re
+from collections import defaultdict
+from http import HTTPStatus
+from typing import Any
+
+from apispec import APISpec
+from apispec.ext.marshmallow import MarshmallowPlugin
+from flask import Flask
+from marshmallow import Schema, fields, validate
+
+from . import schemas
+from .errors import HTTP_SLUGS, INTERNAL_ERROR, TABLE
+from .openapi_operations import DETAILS, FIELD_FAULTS, HEADERS, INFO, PARAMETERS, TAGS, Json, headers, operations, ref
+from .security import DOCS_ASSETS, HEALTH_PATHS, OPEN_PATHS
+
+VERSION = "1.0.0"
+_UNKNOWN = ("not-found", "method-not-allowed")  # of any URL, so they stand under "default"
+_GENERAL = {"untrusted-host", "unauthorized", "rate-limited", INTERNAL_ERROR[1], *_UNKNOWN}
+_LIMIT_HEADERS = ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
+_PROBLEM_HEADERS = {"401": ("WWW-Authenticate",), "429": ("Retry-After",), "503": ("Retry-After",),
+                    "default": ("Allow",)}
+
+
+class StreamPiece(Schema):
+    """The data of an event of a stream: the next piece of the answer."""
+
+    response = fields.String(required=True, metadata={"example": "Sunlight is"})
+    done = fields.Boolean(required=True, validate=validate.Equal(False))
+
+
+class StreamEnd(schemas.GenerateResponse):
+    """The data of the last event of a stream."""
+
+    response = fields.String(required=True, validate=validate.Equal(""))
+    done = fields.Boolean(required=True, validate=validate.Equal(True))
+
+
+def problems() -> dict[str, tuple[int, str]]:
+    """Slug to status and title of every problem there is."""
+    by_http = [(status, slug, HTTPStatus(status).phrase) for status, slug in HTTP_SLUGS.items()]
+    # The table comes last: where both have a slug, its title is what is sent.
+    return {slug: (status, title) for status, slug, title in (*by_http, INTERNAL_ERROR, *(row[1:] for row in TABLE))}
+
+
+def document(app: Flask, request_schema: schemas.GenerateRequest, keyed: bool) -> Json:
+    """Describe every route of ``app``; ``keyed`` tells whether it wants API keys. A route without a text fails."""
+    plugin = MarshmallowPlugin()
+    spec = APISpec("llama_api", VERSION, "3.1.0", plugins=[plugin], info={"description": INFO},
+                   tags=[{"name": name, "description": text} for name, text in TAGS.items()])
+    assert plugin.converter is not None
+    plugin.converter.add_attribute_function(_refine)
+    _add_components(spec, request_schema)
+    known = operations(spec.components.schemas)
+    for rule in app.url_map.iter_rules():
+        path = re.sub(r"<(\w+)>", r"{\1}", rule.rule)
+        # HEAD is described where probes use it; INFO says that it works everywhere.
+        methods = (rule.methods or set()) - {"OPTIONS"} - (set() if path in HEALTH_PATHS else {"HEAD"})
+        view = app.view_functions[rule.endpoint]
+        spec.path(path, operations={
+            method.lower(): _operation(spec, known[path, method.replace("HEAD", "GET")], path, method, view, keyed)
+            for method in sorted(methods)})
+    return spec.to_dict()
+
+
+def _refine(converter: Any, field: fields.Field[Any], ret: Json) -> Json:
+    """Add to the schema of a field what apispec leaves out; one with a default shows that as its example."""
+    if isinstance(field, schemas.Stop):
+        text = {"type": "string", "minLength": 1}
+        ret["anyOf"] = [text, {"type": "array", "maxItems": schemas.MAX_STOPS, "items": text}, {"type": "null"}]
+    for validator in field.validators:
+        if isinstance(validator, validate.Range) and not validator.min_inclusive:
+            ret["exclusiveMinimum"] = ret.pop("minimum")
+    if ret.get("default", ...) is None:
+        del ret["default"]  # the model's own, which has no value to tell
+    if "example" in ret:
+        ret["examples"] = [ret.get("default", ret["example"])]
+        del ret["example"]
+    return {}
+
+
+def _add_components(spec: APISpec, request_schema: schemas.GenerateRequest) -> None:
+    for schema in (request_schema, schemas.Metrics(), schemas.GenerateResponse(), StreamPiece(), StreamEnd(),
+                   schemas.Problem(), schemas.Alive(), schemas.Ready(), schemas.OllamaHealth(), schemas.QueueHealth(),
+                   schemas.Health(), schemas.CacheStats()):
+        name = type(schema).__name__
+        spec.components.schema(name, schema=schema)
+        spec.components.schemas[name]["description"] = f"{inspect.cleandoc(schema.__doc__ or '').partition('.')[0]}."
+        if schema is not request_schema:
+            del spec.components.schemas[name]["additionalProperties"]  # a later version may tell more
+    for name, header in HEADERS.items():
+        spec.components.header(name, header)
+    for name, parameter in PARAMETERS.items():
+        spec.components.parameter(name, "header", {"name": name, **parameter})
+    spec.components.security_scheme("bearer", {"type": "http", "scheme": "bearer"})
+    spec.components.security_scheme("apiKey", {"type": "apiKey", "in": "header", "name": "X-API-Key"})
+
+
+def _operation(spec: APISpec, text: Json, path: str, method: str, view: Any, keyed: bool) -> Json:
+    """The description of one method of one path; ``text`` is what operations() says of it."""
+    head = method == "HEAD"
+    limited = path not in HEALTH_PATHS | {"/metrics"} and not path.startswith(DOCS_ASSETS)
+    guarded = path not in OPEN_PATHS and not path.startswith(DOCS_ASSETS)
+    slugs = {slug for slug in problems() if slug not in _GENERAL and path == "/generate"}
+    slugs |= {INTERNAL_ERROR[1], *_UNKNOWN, *(["rate-limited"] if limited else []),
+              *(["unauthorized"] if guarded else []), *(["untrusted-host"] if path not in HEALTH_PATHS else [])}
+    answers = {status: {**answer, "headers": {
+        **headers("X-Request-ID", *(_LIMIT_HEADERS if limited else ())), **answer.get("headers", {})}}
+        for status, answer in text["responses"].items()}
+    if head:
+        for answer in answers.values():
+            del answer["content"]
+    summary = inspect.cleandoc(view.__doc__).rstrip(".")
+    return {"operationId": f"{view.__name__}_head" if head else view.__name__,
+            "summary": f"{summary} (without a body)" if head else summary, **text,
+            "parameters": [*text.get("parameters", ()), "X-Request-ID"],
+            **({"security": [{"bearer": []}, {"apiKey": []}]} if keyed and guarded else {}),
+            "responses": dict(sorted({**_problem_responses(spec, slugs), **answers}.items()))}
+
+
+def _problem_responses(spec: APISpec, slugs: set[str]) -> dict[str, str]:
+    """The names of these problems' responses, by their status."""
+    by_status: dict[str, dict[str, tuple[int, str]]] = defaultdict(dict)
+    for slug, row in problems().items():
+        if slug in slugs:
+            by_status["default" if slug in _UNKNOWN else str(row[0])][slug] = row
+    names = {status: "_".join(rows) for status, rows in by_status.items()}
+    for status, name in names.items():
+        if name not in spec.components.responses:
+            spec.components.response(name, _problem_response(status, by_status[status]))
+    return names
+
+
+def _problem_response(status: str, rows: dict[str, tuple[int, str]]) -> Json:
+    """The response to all problems of one status; ``rows`` are their statuses and titles by slug."""
+    examples = {slug: {"summary": title, "value": {
+        "type": f"/problems/{slug}", "title": title, "status": number, "detail": DETAILS[slug],
+        "instance": "/generate", "request_id": "9f1c2ab04d5e4c3f",
+        **({"errors": FIELD_FAULTS} if slug == "invalid-request" else {})}} for slug, (number, title) in rows.items()}
+    return {"description": "; ".join(f"`{slug}`: {title}" for slug, (_, title) in rows.items()) + ".",
+            "headers": headers("X-Request-ID", *_PROBLEM_HEADERS.get(status, ()), *_LIMIT_HEADERS),
+            "content": {"application/problem+json": {"examples": examples, "schema": {
+                "allOf": [ref("schemas", "Problem")], "properties": {
+                    "type": {"enum": [f"/problems/{slug}" for slug in rows]},
+                    "status": {"enum": sorted({number for number, _ in rows.values()})}}}}}}

@@ -1,0 +1,227 @@
+"""What the OpenAPI document says of each operation, beside what schemas, errors and routes tell by themselves."""
+
+from typing import Any
+
+Json = dict[str, Any]
+
+INFO = """\
+Text from one Llama model behind Ollama by one plain call. Answers are cached, identical requests under way at once
+share one generation, and every answer carries honest figures of what it took.
+
+- Every response has an `X-Request-ID`; the log line of the request has the same.
+- Every error is an RFC 9457 problem (`application/problem+json`). Its `type` ends in a stable slug; its `detail` says
+  what to do. Only the health endpoints keep their own bodies for 503.
+- `HEAD` works wherever `GET` does, and `OPTIONS` tells the methods of a URL.
+- Where API keys are configured, every endpoint but the health ones and the documentation wants one."""
+
+TAGS = {
+    "generation": "Ask the model.",
+    "cache": "Look at the stored answers, or remove them.",
+    "health": "For load balancers, orchestrators and people. Always fast, never limited, never a generation.",
+    "monitoring": "Figures for Prometheus.",
+    "documentation": "This document, and a page to read and try it.",
+}
+
+GENERATE = """\
+Requests that would get the same answer share one entry of the cache, streamed or not, and join a generation that is
+already under way. `Cache-Status` says what happened. While Ollama fails, an answer past its freshness may be served
+instead of an error, with `Age` and `Cache-Status: llama-api; fwd=stale; detail=<slug>`.
+
+A client that closes its connection ends its generation, unless another request is waiting for the same answer.
+
+With `"stream": true` the answer comes as server-sent events. Each is one line `data: <JSON>` and a blank line:
+
+- `StreamPiece`, as often as needed: the next piece of the answer. All pieces joined are the answer.
+- `StreamEnd`, once, at the end: `"done": true` and the fields of the plain answer.
+- A failure after the first piece is an event named `error` (a line `event: error` before the `data`) with a `Problem`;
+  then there is no `StreamEnd`. A failure before the first piece is an ordinary problem response."""
+
+STREAM_EXAMPLE = """\
+data: {"response": "Sunlight is", "done": false}
+
+data: {"response": " scattered by the air.", "done": false}
+
+data: {"response": "", "done": true, "model": "llama3:8b", "finish_reason": "stop", "cached": false, \
+"metrics": {"inference_latency_ms": 812.4, "input_tokens": 17, "output_tokens": 50, "cpu_usage_percent": 45.2, \
+"memory_usage_percent": 60.1, "queue_ms": 0.1, "time_to_first_token_ms": 95.0, "tokens_per_second": 71.2}}
+
+"""
+
+CACHE_CONTROL = """\
+What to do with the cache; several directives are joined by commas, unknown ones are ignored.
+
+| directive | meaning |
+|---|---|
+| `no-cache` | do not answer from the cache; store the new answer |
+| `no-store` | neither answer from the cache nor store |
+| `max-age=N` | only accept an answer at most N seconds old |
+| `only-if-cached` | never generate: without a stored answer it is 504 `not-cached` |"""
+
+METRICS_EXAMPLE = """\
+# HELP llama_api_generations_running Generations that hold a slot.
+# TYPE llama_api_generations_running gauge
+llama_api_generations_running 1.0
+"""
+
+PARAMETERS: dict[str, Json] = {
+    "Cache-Control": {"description": CACHE_CONTROL, "schema": {
+        "type": "string", "examples": ["no-cache", "max-age=60, only-if-cached"]}},
+    "X-Request-ID": {
+        "description": "1 to 128 characters of `A-Za-z0-9._-` that name this request; anything else is replaced.",
+        "schema": {"type": "string", "examples": ["9f1c2ab04d5e4c3f"]}},
+    "If-None-Match": {"description": "The `ETag` of the copy at hand; 304 when it is still good.",
+                      "schema": {"type": "string"}},
+}
+
+_COUNT = {"type": "integer", "minimum": 0}
+_LIMITED = "Only where a rate limit is configured."
+HEADERS: dict[str, Json] = {
+    "X-Request-ID": {"description": "The id of this request, the caller's if it sent a good one.", "required": True,
+                     "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"}},
+    "Cache-Status": {"description": "What the cache did (RFC 9211).", "required": True, "schema": {
+        "type": "string", "pattern": "^llama-api; (hit|fwd=(miss|stale|request|bypass))(; .+)?$",
+        "examples": ["llama-api; hit; ttl=3600", "llama-api; fwd=miss; stored", "llama-api; fwd=miss; collapsed"]}},
+    "Age": {"description": "Seconds since the stored answer was generated; only on a stored answer.",
+            "schema": _COUNT},
+    "Retry-After": {"description": "Seconds after which to try again.", "schema": _COUNT},
+    "Allow": {"description": "The methods that this URL takes; on 405.", "schema": {"type": "string"}},
+    "WWW-Authenticate": {"description": "How to authenticate.", "required": True,
+                         "schema": {"type": "string", "const": "Bearer"}},
+    "RateLimit-Limit": {"description": f"Requests allowed in the window. {_LIMITED}", "schema": _COUNT},
+    "RateLimit-Remaining": {"description": f"Requests left in the window. {_LIMITED}", "schema": _COUNT},
+    "RateLimit-Reset": {"description": f"Seconds until the window ends. {_LIMITED}", "schema": _COUNT},
+    "ETag": {"description": "Names this version of the body.", "required": True, "schema": {"type": "string"}},
+    "Location": {"description": "Where it is.", "required": True, "schema": {"type": "string"}},
+}
+
+# What the example of each problem says; a slug that is missing here fails the start.
+DETAILS = {
+    "malformed-json": "The body must be one JSON object, but Expecting value at line 1, column 1.",
+    "untrusted-host": "The Host header names no host of this service; call it by its configured name.",
+    "unauthorized": "Send a valid API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`.",
+    "not-found": "There is nothing at this URL; /docs lists what there is.",
+    "method-not-allowed": "This URL does not take PUT; it takes OPTIONS, POST.",
+    "request-timeout": "The body was not complete after 15 s.",
+    "body-too-large": "The body may have at most 1048576 bytes.",
+    "unsupported-media-type": "Send JSON with the header `Content-Type: application/json`.",
+    "invalid-request": "Correct what `errors` says of: prompt, max_tokens.",
+    "prompt-too-long": "The prompt does not fit the model's context window (9113 of 8192 tokens); shorten it.",
+    "rate-limited": "More than 60 per 1 minute came from you; wait for as long as Retry-After says.",
+    "client-closed-request": "The client closed the connection.",
+    "internal-error": "The service failed; its log has the details under this request_id.",
+    "ollama-error": "Ollama broke off before the answer was complete; its log says why.",
+    "ollama-unavailable": "Ollama cannot be reached; run `ollama serve` on its host.",
+    "model-not-found": "Ollama does not have the model llama3:8b; run `ollama pull llama3:8b` on its host.",
+    "overloaded": "The model is busy: every slot is busy and 64 others wait already. Try again in 30 s.",
+    "ollama-timeout": "The answer was not complete within 300 s.",
+    "not-cached": "only-if-cached forbids to generate and no fresh answer is stored; send the request without it.",
+}
+FIELD_FAULTS = {"prompt": ["Must not be empty or only white space."], "max_tokens": ["Not a valid integer."]}
+
+HEALTH_EXAMPLES: dict[str, Json] = {
+    "healthy": {"status": "healthy", "cache_size": 42, "model": "llama3:8b",
+                "ollama": {"reachable": True, "version": "0.33.0", "model_present": True},
+                "queue": {"running": 0, "waiting": 0, "slots": 1, "limit": 64}},
+    "degraded": {"status": "degraded", "reason": "the queue is full", "cache_size": 42, "model": "llama3:8b",
+                 "ollama": {"reachable": True, "version": "0.33.0", "model_present": True},
+                 "queue": {"running": 1, "waiting": 64, "slots": 1, "limit": 64}},
+    "unhealthy": {"status": "unhealthy", "reason": "Ollama cannot be reached; run `ollama serve` on its host.",
+                  "cache_size": 42, "model": "llama3:8b",
+                  "ollama": {"reachable": False, "version": None, "model_present": False},
+                  "queue": {"running": 0, "waiting": 0, "slots": 1, "limit": 64}},
+}
+
+
+def ref(kind: str, name: str) -> Json:
+    """A reference to a component."""
+    return {"$ref": f"#/components/{kind}/{name}"}
+
+
+def headers(*names: str) -> Json:
+    """References to response headers."""
+    return {name: ref("headers", name) for name in names}
+
+
+def operations(known: Json) -> dict[tuple[str, str], Json]:
+    """What each operation takes and answers, by path and method; ``known`` are the schemas."""
+    stats = _json("The figures, since the start, over all workers.", "CacheStats", now=_sample(known, "CacheStats"))
+    ready = _json("They can.", "Ready", ready={"status": "ready"})
+    unready = _json("They cannot.", "Ready", unready={"status": "not ready", "reason": DETAILS["ollama-unavailable"]})
+    well = {state: HEALTH_EXAMPLES[state] for state in ("healthy", "degraded")}
+    ill = {"unhealthy": HEALTH_EXAMPLES["unhealthy"]}
+    return {
+        ("/generate", "POST"): _generate(known),
+        ("/cache", "GET"): _plain("cache", {"200": stats}),
+        ("/cache", "DELETE"): _plain("cache", {"204": {"description": "Every answer is gone."}}),
+        ("/livez", "GET"): _plain("health", {"200": _json("It does.", "Alive", alive=_sample(known, "Alive"))}),
+        ("/readyz", "GET"): _plain("health", {"200": ready, "503": unready}),
+        ("/health", "GET"): _plain("health", {
+            "200": _json("It serves; `reason` says what is amiss when it is `degraded`.", "Health", **well),
+            "503": _json("It cannot serve; `reason` says why.", "Health", **ill)}),
+        ("/metrics", "GET"): _plain("monitoring", {"200": {
+            "description": "All figures, over all workers, in the text format of Prometheus.",
+            "content": {"text/plain": {"schema": {"type": "string"}, "example": METRICS_EXAMPLE}}}}),
+        **_documentation()}
+
+
+def _generate(known: Json) -> Json:
+    fields = known["GenerateRequest"]["properties"]
+    question = {"prompt": fields["prompt"]["examples"][0]}
+    shown = {name: fields[name]["examples"][0] for name in ("max_tokens", "temperature")}
+    every = {name: field["examples"][0] for name, field in fields.items()}
+    generated = _sample(known, "GenerateResponse")
+    cached = {**generated, "cached": True, "metrics": {
+        **generated["metrics"], "inference_latency_ms": 0.2, "queue_ms": 0.0, "time_to_first_token_ms": None,
+        "tokens_per_second": None}}
+    events = {"oneOf": [ref("schemas", name) for name in ("StreamPiece", "StreamEnd", "Problem")]}
+    return {
+        "tags": ["generation"], "description": GENERATE, "parameters": ["Cache-Control"],
+        "requestBody": {"required": True, "content": {"application/json": {
+            "schema": ref("schemas", "GenerateRequest"), "examples": {
+                "plain": {"summary": "A question", "value": {**question, **shown}},
+                "stream": {"summary": "A question, its answer streamed", "value": {**question, "stream": True}},
+                "all": {"summary": "Every field", "value": every}}}}},
+        "responses": {"200": {
+            "description": "The answer: JSON, or a stream of events where `stream` is true.",
+            "headers": headers("Cache-Status", "Age"), "content": {
+                "application/json": {"schema": ref("schemas", "GenerateResponse"), "examples": {
+                    "generated": {"summary": "Generated", "value": generated},
+                    "cached": {"summary": "From the cache", "value": cached}}},
+                "text/event-stream": {"schema": {"type": "string", "x-event-data": events},
+                                      "example": STREAM_EXAMPLE}}}}}
+
+
+def _documentation() -> dict[tuple[str, str], Json]:
+    """The operations that serve the documentation."""
+    def kept(description: str, content: Json) -> Json:
+        return {"200": {"description": description, "headers": headers("ETag"), "content": content},
+                "304": {"description": "The copy at hand is still good.", "headers": headers("ETag")}}
+
+    text = {"schema": {"type": "string"}}
+    asset = {"name": "asset", "in": "path", "required": True, "schema": {"type": "string"}}
+    known_copy = "If-None-Match"
+    return {
+        ("/openapi.json", "GET"): _plain("documentation", kept(
+            "An OpenAPI 3.1 document.", {"application/json": {"schema": {"type": "object"}}}), known_copy),
+        ("/docs", "GET"): _plain("documentation", kept("Swagger UI.", {"text/html": text}), known_copy),
+        ("/docs/{asset}", "GET"): _plain("documentation", kept("The file.", {
+            "text/css": text, "text/javascript": text, "image/png": {}}), asset, known_copy),
+        ("/", "GET"): _plain("documentation", {"302": {
+            "description": "To the documentation.", "headers": headers("Location"), "content": {"text/html": text}}})}
+
+
+def _plain(tag: str, responses: Json, *parameters: str | Json) -> Json:
+    return {"tags": [tag], "responses": responses, **({"parameters": list(parameters)} if parameters else {})}
+
+
+def _json(description: str, schema: str, **examples: Json) -> Json:
+    """A response of JSON, with examples by their names."""
+    return {"description": description, "content": {"application/json": {
+        "schema": ref("schemas", schema), "examples": {name: {"value": value} for name, value in examples.items()}}}}
+
+
+def _sample(known: Json, name: str) -> Json:
+    """A value of a schema, of its fields' examples; a field without one shows the first value it can have."""
+    return {field: _sample(known, schema["$ref"].rpartition("/")[2]) if "$ref" in schema
+            else (schema.get("examples") or schema["enum"])[0]
+            for field, schema in known[name]["properties"].items()}
