@@ -9,6 +9,7 @@ import ssl
 import time
 import uuid
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -302,9 +303,20 @@ class _TcpConnection(_Dialled):
         return _Timed(super()._connect(), self)
 
 
-class _TlsConnection(redis.SSLConnection, _Dialled):
+class _TlsConnection(_Dialled):
     def _connect(self) -> Any:
-        return _Timed(super()._connect(), self)
+        sock = super()._connect()
+        try:
+            return _Timed(_tls_context().wrap_socket(sock, server_hostname=self.host), self)
+        except BaseException:
+            sock.close()
+            raise
+
+
+@cache
+def _tls_context() -> ssl.SSLContext:
+    """Made once: to read the system's certificates takes longer than an operation may."""
+    return ssl.create_default_context()
 
 
 def _ms(seconds: float) -> int:
