@@ -50,7 +50,8 @@ bp = Blueprint("documentation", __name__)
 def init_app(app: Flask, parts: Parts) -> None:
     """Serve the documentation of all routes that ``app`` has by now."""
     app.register_blueprint(bp)
-    found = openapi.document(app, parts.generate_request, bool(parts.settings.keys))
+    found = openapi.document(app, parts.generate_request, keyed=bool(parts.settings.keys),
+                             limited=bool(parts.settings.rate_limit))
     app.extensions["llama_api_openapi"] = orjson.dumps(found)
 
 

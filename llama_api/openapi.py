@@ -20,7 +20,7 @@ VERSION = "1.0.0"
 _UNKNOWN = ("not-found", "method-not-allowed")  # of any URL, so they stand under "default"
 _GENERAL = {"untrusted-host", "unauthorized", "rate-limited", INTERNAL_ERROR[1], *_UNKNOWN}
 _LIMIT_HEADERS = ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
-_PROBLEM_HEADERS = {"401": ("WWW-Authenticate",), "429": ("Retry-After",), "503": ("Retry-After",),
+_PROBLEM_HEADERS = {"401": ("WWW-Authenticate",), "429": ("Retry-After", *_LIMIT_HEADERS), "503": ("Retry-After",),
                     "default": ("Allow",)}
 
 
@@ -45,8 +45,11 @@ def problems() -> dict[str, tuple[int, str]]:
     return {slug: (status, title) for status, slug, title in (*by_http, INTERNAL_ERROR, *(row[1:] for row in TABLE))}
 
 
-def document(app: Flask, request_schema: schemas.GenerateRequest, keyed: bool) -> Json:
-    """Describe every route of ``app``; ``keyed`` tells whether it wants API keys. A route without a text fails."""
+def document(app: Flask, request_schema: schemas.GenerateRequest, keyed: bool, limited: bool) -> Json:
+    """Describe every route of ``app``. A route that operations() does not know raises KeyError.
+
+    ``keyed`` tells whether API keys are configured, ``limited`` whether a rate limit is.
+    """
     plugin = MarshmallowPlugin()
     spec = APISpec("llama_api", VERSION, "3.1.0", plugins=[plugin], info={"description": INFO},
                    tags=[{"name": name, "description": text} for name, text in TAGS.items()])
@@ -60,7 +63,8 @@ def document(app: Flask, request_schema: schemas.GenerateRequest, keyed: bool) -
         methods = (rule.methods or set()) - {"OPTIONS"} - (set() if path in HEALTH_PATHS else {"HEAD"})
         view = app.view_functions[rule.endpoint]
         spec.path(path, operations={
-            method.lower(): _operation(spec, known[path, method.replace("HEAD", "GET")], path, method, view, keyed)
+            method.lower(): _operation(
+                spec, known[path, method.replace("HEAD", "GET")], path, method, view, keyed, limited)
             for method in sorted(methods)})
     return spec.to_dict()
 
@@ -98,16 +102,17 @@ def _add_components(spec: APISpec, request_schema: schemas.GenerateRequest) -> N
     spec.components.security_scheme("apiKey", {"type": "apiKey", "in": "header", "name": "X-API-Key"})
 
 
-def _operation(spec: APISpec, text: Json, path: str, method: str, view: Any, keyed: bool) -> Json:
+def _operation(spec: APISpec, text: Json, path: str, method: str, view: Any, keyed: bool, limited: bool) -> Json:
     """The description of one method of one path; ``text`` is what operations() says of it."""
     head = method == "HEAD"
-    limited = path not in HEALTH_PATHS | {"/metrics"} and not path.startswith(DOCS_ASSETS)
+    limitable = path not in HEALTH_PATHS | {"/metrics"} and not path.startswith(DOCS_ASSETS)
+    limit_headers = _LIMIT_HEADERS if limitable and limited else ()
     guarded = path not in OPEN_PATHS and not path.startswith(DOCS_ASSETS)
     slugs = {slug for slug in problems() if slug not in _GENERAL and path == "/generate"}
-    slugs |= {INTERNAL_ERROR[1], *_UNKNOWN, *(["rate-limited"] if limited else []),
+    slugs |= {INTERNAL_ERROR[1], *_UNKNOWN, *(["rate-limited"] if limitable else []),
               *(["unauthorized"] if guarded else []), *(["untrusted-host"] if path not in HEALTH_PATHS else [])}
     answers = {status: {**answer, "headers": {
-        **headers("X-Request-ID", *(_LIMIT_HEADERS if limited else ())), **answer.get("headers", {})}}
+        **headers("X-Request-ID", *limit_headers), **answer.get("headers", {})}}
         for status, answer in text["responses"].items()}
     if head:
         for answer in answers.values():
@@ -117,30 +122,30 @@ def _operation(spec: APISpec, text: Json, path: str, method: str, view: Any, key
             "summary": f"{summary} (without a body)" if head else summary, **text,
             "parameters": [*text.get("parameters", ()), "X-Request-ID"],
             **({"security": [{"bearer": []}, {"apiKey": []}]} if keyed and guarded else {}),
-            "responses": dict(sorted({**_problem_responses(spec, slugs), **answers}.items()))}
+            "responses": dict(sorted({**_problem_responses(spec, slugs, limit_headers), **answers}.items()))}
 
 
-def _problem_responses(spec: APISpec, slugs: set[str]) -> dict[str, str]:
+def _problem_responses(spec: APISpec, slugs: set[str], limit_headers: tuple[str, ...]) -> dict[str, str]:
     """The names of these problems' responses, by their status."""
     by_status: dict[str, dict[str, tuple[int, str]]] = defaultdict(dict)
     for slug, row in problems().items():
         if slug in slugs:
             by_status["default" if slug in _UNKNOWN else str(row[0])][slug] = row
-    names = {status: "_".join(rows) for status, rows in by_status.items()}
+    names = {status: "_".join([*rows, *(["limited"] if limit_headers else [])]) for status, rows in by_status.items()}
     for status, name in names.items():
         if name not in spec.components.responses:
-            spec.components.response(name, _problem_response(status, by_status[status]))
+            spec.components.response(name, _problem_response(status, by_status[status], limit_headers))
     return names
 
 
-def _problem_response(status: str, rows: dict[str, tuple[int, str]]) -> Json:
+def _problem_response(status: str, rows: dict[str, tuple[int, str]], limit_headers: tuple[str, ...]) -> Json:
     """The response to all problems of one status; ``rows`` are their statuses and titles by slug."""
     examples = {slug: {"summary": title, "value": {
         "type": f"/problems/{slug}", "title": title, "status": number, "detail": DETAILS[slug],
         "instance": "/generate", "request_id": "9f1c2ab04d5e4c3f",
         **({"errors": FIELD_FAULTS} if slug == "invalid-request" else {})}} for slug, (number, title) in rows.items()}
     return {"description": "; ".join(f"`{slug}`: {title}" for slug, (_, title) in rows.items()) + ".",
-            "headers": headers("X-Request-ID", *_PROBLEM_HEADERS.get(status, ()), *_LIMIT_HEADERS),
+            "headers": headers("X-Request-ID", *_PROBLEM_HEADERS.get(status, ()), *limit_headers),
             "content": {"application/problem+json": {"examples": examples, "schema": {
                 "allOf": [ref("schemas", "Problem")], "properties": {
                     "type": {"enum": [f"/problems/{slug}" for slug in rows]},

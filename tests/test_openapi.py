@@ -96,7 +96,7 @@ def test_a_route_without_a_description_fails_the_start():
     app = create_app(Settings(log_file=""))
     app.add_url_rule("/new", view_func=lambda: "")
     with pytest.raises(KeyError, match="/new"):
-        openapi.document(app, GenerateRequest(), False)
+        openapi.document(app, GenerateRequest(), keyed=False, limited=False)
 
 
 def test_every_operation_says_what_it_does(document):
@@ -236,8 +236,8 @@ class Checked:
 
     def _check(self, path, method, response):
         status = str(response.status_code)
-        responses = self.document["paths"][path].get(method, {"responses": {
-            "default": {"$ref": "#/components/responses/not-found_method-not-allowed"}}})["responses"]
+        item = self.document["paths"][path]
+        responses = item.get(method, next(iter(item.values())))["responses"]  # 405 stands under any other method
         described = resolved(self.document, responses.get(status) or responses["default"])
         self._check_headers(described["headers"], response)
         content = described.get("content")

@@ -1,0 +1,113 @@
+"""A headless Chromium, driven by its DevTools protocol over a pipe: no port, no driver, no package beside the browser.
+
+The protocol: JSON messages that end in a NUL; the browser reads from descriptor 3 and writes to descriptor 4.
+"""
+
+import base64
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+PATIENCE = 30.0  # seconds that a page may take: the machine may be busy
+MISSING = "The tests of /docs need Chromium; install it (Debian: apt-get install chromium)."
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-breakpad",
+         "--disable-features=OptimizationHints,Translate", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+         "--window-size=1280,1600", "--remote-debugging-pipe")
+# Puts the two ends of our pipes where the browser looks for them: first out of the way, as they may be 3 or 4.
+LAUNCHER = ("import fcntl, os, sys; ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]];"
+            "os.dup2(ends[0], 3); os.dup2(ends[1], 4); os.execv(sys.argv[3], sys.argv[3:])")
+
+
+class Page:
+    """A tab. ``events`` are all that the browser has told, oldest first."""
+
+    def __init__(self, to_browser, from_browser):
+        self._to, self._from = to_browser, from_browser
+        self._buffer, self._last, self._session = b"", 0, None
+        self.events = []
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Network", "Runtime", "Log"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method, **parameters):
+        """Call a method of the protocol and return its result."""
+        self._last += 1
+        message = {"id": self._last, "method": method, "params": parameters}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._to, json.dumps(message).encode() + b"\0")
+        while (answer := self._receive()).get("id") != self._last:
+            self.events.append(answer)
+        assert "error" not in answer, f"{method}: {answer['error']}"
+        return answer["result"]
+
+    def _receive(self):
+        end = time.monotonic() + PATIENCE
+        while b"\0" not in self._buffer:
+            ready, _, _ = select.select([self._from], [], [], max(0, end - time.monotonic()))
+            assert ready, "the browser does not answer"
+            received = os.read(self._from, 1 << 20)
+            assert received, "the browser has ended"
+            self._buffer += received
+        message, _, self._buffer = self._buffer.partition(b"\0")
+        return json.loads(message)
+
+    def evaluate(self, script):
+        """The value of a JavaScript expression in the page; promises are awaited."""
+        result = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in result, result["exceptionDetails"]
+        return result["result"].get("value")
+
+    def until(self, script):
+        """Poll an expression until it is true, and return its value."""
+        end = time.monotonic() + PATIENCE
+        while not (value := self.evaluate(script)):
+            assert time.monotonic() < end, f"within {PATIENCE:g} s this did not come to be: {script}"
+            time.sleep(0.05)
+        return value
+
+    def told(self, method):
+        """The parameters of all events of a name."""
+        return [event["params"] for event in self.events if event["method"] == method]
+
+    def screenshot(self, path):
+        """Save what the page shows as a PNG."""
+        with open(path, "wb") as file:
+            file.write(base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]))
+
+
+def _find():
+    found = next(filter(None, map(shutil.which, NAMES)), None)
+    assert found, MISSING
+    return found
+
+
+@contextmanager
+def chromium(directory):
+    """A tab of a browser of its own, which keeps its files in ``directory``."""
+    program = _find()
+    (browser_reads, to_browser), (from_browser, browser_writes) = os.pipe(), os.pipe()
+    with open(directory / "chromium.log", "wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", LAUNCHER, str(browser_reads), str(browser_writes), program, *FLAGS,
+             f"--user-data-dir={directory / 'profile'}"], pass_fds=(browser_reads, browser_writes),
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, "HOME": str(directory)},
+            start_new_session=True)
+    os.close(browser_reads)
+    os.close(browser_writes)
+    try:
+        yield Page(to_browser, from_browser)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        os.close(to_browser)
+        os.close(from_browser)
