@@ -43,6 +43,9 @@ bench: setup
 	$(PIP) install --quiet -r requirements-bench.txt
 	$(BIN)/python -m benchmarks $(ARGS)
 
+chaos: setup
+	$(BIN)/python -m tests.chaos $(ARGS)
+
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .hypothesis .coverage* build *.egg-info
 	find llama_api tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

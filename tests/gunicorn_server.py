@@ -137,6 +137,8 @@ class Exchange:
 class Server:
     """A gunicorn with this service; ``settings`` are LLAMA_API_* without the prefix, in lower case, and ``workers``."""
 
+    application = "wsgi:app"
+
     def __init__(self, directory, settings):
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -158,8 +160,8 @@ class Server:
     def spawn(self):
         """Start the process; what it prints is appended to two files."""
         with open(self.directory / "stdout", "ab") as out, open(self.directory / "stderr", "ab") as err:
-            self.process = subprocess.Popen([sys.executable, "-m", "gunicorn", "wsgi:app"], cwd=ROOT, stdout=out,
-                                            stderr=err, env=self.environment, start_new_session=True)
+            self.process = subprocess.Popen([sys.executable, "-m", "gunicorn", self.application], cwd=ROOT,
+                                            stdout=out, stderr=err, env=self.environment, start_new_session=True)
 
     def start(self):
         """Start the process and wait until every worker answers."""
