@@ -44,6 +44,7 @@ class Watchdog:
     def __init__(self) -> None:
         self._limits: dict[object, tuple[float, Callable[[], None]]] = {}
         self._busy = threading.Event()
+        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     @contextmanager
@@ -53,9 +54,10 @@ class Watchdog:
         self._limits[handle] = (time.monotonic() + seconds, action)
         if not self._busy.is_set():
             self._busy.set()
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
-                self._thread.start()
+            with self._lock:
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+                    self._thread.start()
         try:
             yield
         finally:
@@ -67,8 +69,7 @@ class Watchdog:
             time.sleep(WATCH_TICK)
             now = time.monotonic()
             for handle, (deadline, action) in list(self._limits.items()):
-                if now >= deadline:
-                    self._limits.pop(handle, None)
+                if now >= deadline and self._limits.pop(handle, None) is not None:  # else the block has just ended
                     try:
                         action()
                     except Exception:
