@@ -14,7 +14,8 @@ from .store_types import StoreError
 APPLICATION, VERSION = 0x6C6C6170, 1  # "llap"; PRAGMA application_id and user_version
 BUSY = 0.06  # seconds an operation may wait for another process's write
 ASIDE_KEPT = 5  # damaged files kept for a post-mortem; the last of them is overwritten
-_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+# A constraint too: what we write breaks none, unless pages of different times are mixed.
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT)
 _PASSING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL)  # no fault of the connection
 _SCHEMA = f"""
     CREATE TABLE entries (id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, used INTEGER NOT NULL,
@@ -63,7 +64,7 @@ class SqliteFile:
                 except BaseException as error:
                     self._after(error)
                     raise
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, TypeError, ValueError) as error:  # the last two: damage that SQLite overlooked
             raise StoreError(f"{type(error).__name__}: {error}") from error
 
     def close(self) -> None:

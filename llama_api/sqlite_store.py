@@ -44,15 +44,16 @@ class SqliteStore:
             self.delete(key)
             return 0
         with self._file.writing() as db:
-            entries, total, tick = db.execute("SELECT entries, bytes, tick FROM totals").fetchone()
+            entries, total, tick = self._totals(db)
             old = self._remove(db, "key = ?", key)
             row = db.execute("INSERT INTO entries (key, used, length, crc) VALUES (?, ?, ?, ?)",
                              (key, tick + 1, len(value), zlib.crc32(value)))
             db.execute("INSERT INTO answers VALUES (?, ?)", (row.lastrowid, value))
             entries, total, evicted = entries + (not old), total + size - old, 0
             while entries > self.max_entries or total > self.max_bytes:
-                total -= self._remove(db, "used = (SELECT min(used) FROM entries)")
-                entries, evicted = entries - 1, evicted + 1
+                if not (removed := self._remove(db, "used = (SELECT min(used) FROM entries)")):
+                    raise Damaged("the totals are not those of the entries")
+                entries, total, evicted = entries - 1, total - removed, evicted + 1
             db.execute("UPDATE totals SET entries = ?, bytes = ?, tick = ?", (entries, total, tick + 1))
         return evicted
 
@@ -61,7 +62,7 @@ class SqliteStore:
         for start in range(0, len(wanted), BATCH):
             batch = wanted[start:start + BATCH]
             with self._file.writing() as db:
-                (tick,) = db.execute("SELECT tick FROM totals").fetchone()
+                tick = self._totals(db)[2]
                 db.executemany("UPDATE entries SET used = ? WHERE key = ?", enumerate(batch, tick + 1))
                 db.execute("UPDATE totals SET tick = ?", (tick + len(batch),))
 
@@ -78,7 +79,7 @@ class SqliteStore:
 
     def size(self) -> tuple[int, int]:
         with self._file.using() as db:
-            return db.execute("SELECT entries, bytes FROM totals").fetchone()
+            return self._totals(db)[:2]
 
     def claim(self, key: str, token: str, ttl: float) -> Claim | None:
         with self._file.writing() as db:
@@ -117,10 +118,17 @@ class SqliteStore:
 
     def ping(self) -> None:
         with self._file.writing() as db:
-            db.execute("UPDATE totals SET tick = tick + 1")
+            db.execute("UPDATE totals SET tick = ?", (self._totals(db)[2] + 1,))
 
     def close(self) -> None:
         self._file.close()
+
+    def _totals(self, db: sqlite3.Connection) -> tuple[int, int, int]:
+        """Entries, bytes and the last tick."""
+        row = db.execute("SELECT entries, bytes, tick FROM totals").fetchone()
+        if row is None:
+            raise Damaged("the totals are gone")
+        return row
 
     def _remove(self, db: sqlite3.Connection, which: str, *values: str) -> int:
         """Remove the one entry, if any, for which ``which`` holds. Returns its counted bytes, 0 for none."""
