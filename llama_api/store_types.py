@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 OVERHEAD = 256  # bytes counted for an entry beside its value: the key, its row or hash fields, two indexes
-WANTED_FOR = 2.0  # seconds after a follower's last peek during which its claim counts as wanted
+WANTED_FOR = 1.0  # seconds after a peek that a claim counts as wanted; followers peek far more often
 
 
 class StoreError(Exception):
