@@ -325,7 +325,7 @@ class OllamaClient:
         status = response.status_code
         if status == 200:
             return
-        text = _error_text(response.raw.read1(ERROR_LIMIT))
+        text = _error_text(_beginning(response.raw, ERROR_LIMIT))
         self._log_upstream(status, text)
         if status == 404 and text is not None:
             model = self._settings.model
@@ -413,6 +413,14 @@ def _stops_of(parameters: Any) -> list[str]:
                 pass  # a bare word stands for itself
             stops.append(str(value))
     return stops
+
+
+def _beginning(raw: Any, limit: int) -> bytes:
+    """The first ``limit`` bytes of a body, in however many segments they come."""
+    found = b""
+    while len(found) < limit and (data := raw.read1(limit - len(found))):
+        found += data
+    return found
 
 
 def _error_text(body: bytes) -> str | None:
