@@ -40,11 +40,13 @@ def read_json_body(request: Request, limit: int, watchdog: Watchdog) -> bytes:
         raise NotJSON("Send JSON with the header `Content-Type: application/json`.")
     request.max_content_length = limit + 1  # werkzeug cuts a chunked body there, without a word
     late = threading.Event()
+    client = request.environ.get("gunicorn.socket")  # the watchdog's thread knows no current request
     try:
-        with watchdog.limit(BODY_SECONDS, lambda: _give_up(request, late)):
+        with watchdog.limit(BODY_SECONDS, lambda: _give_up(client, late)):
             body = request.get_data(cache=False)
     except ParseException:
-        raise BadRequest("The body's transfer encoding is broken.") from None
+        if not late.is_set():
+            raise BadRequest("The body's transfer encoding is broken.") from None
     except (ClientDisconnected, OSError):
         if not late.is_set():
             raise ClientGone("The connection ended before the body was complete.") from None
@@ -83,7 +85,7 @@ def bound_sending(environ: dict[str, Any]) -> None:
         client.settimeout(SEND_SECONDS)
 
 
-def _give_up(request: Request, late: threading.Event) -> None:
+def _give_up(client: Any, late: threading.Event) -> None:
     late.set()
-    if (client := request.environ.get("gunicorn.socket")) is not None:
+    if client is not None:
         client.shutdown(_socket.SHUT_RD)
