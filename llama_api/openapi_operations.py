@@ -65,7 +65,7 @@ llama_api_generations_running 1.0
 
 PARAMETERS: dict[str, Json] = {
     "Cache-Control": {"description": CACHE_CONTROL, "schema": {
-        "type": "string", "examples": ["no-cache", "max-age=60, only-if-cached"]}},
+        "type": "string", "examples": ["no-cache", "max-age=60"]}},
     "X-Request-ID": {
         "description": "1 to 128 characters of `A-Za-z0-9._-` that name this request; anything else is replaced.",
         "schema": {"type": "string", "examples": ["9f1c2ab04d5e4c3f"]}},
@@ -137,6 +137,14 @@ def ref(kind: str, name: str) -> Json:
     return {"$ref": f"#/components/{kind}/{name}"}
 
 
+# OpenAPI 3.1 has no word for a sequence of events: some tools take the schema for the whole text, some for each event.
+STREAM = {"anyOf": [{"type": "string"}, {
+    "type": "object", "required": ["data"], "properties": {
+        "event": {"enum": ["message", "error"]},
+        "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": {
+            "oneOf": [ref("schemas", name) for name in ("StreamPiece", "StreamEnd", "Problem")]}}}}]}
+
+
 def headers(*names: str) -> Json:
     """References to response headers."""
     return {name: ref("headers", name) for name in names}
@@ -173,7 +181,6 @@ def _generate(known: Json) -> Json:
     cached = {**generated, "cached": True, "metrics": {
         **generated["metrics"], "inference_latency_ms": 0.2, "queue_ms": 0.0, "time_to_first_token_ms": None,
         "tokens_per_second": None}}
-    events = {"oneOf": [ref("schemas", name) for name in ("StreamPiece", "StreamEnd", "Problem")]}
     return {
         "tags": ["generation"], "description": GENERATE, "parameters": ["Cache-Control"],
         "requestBody": {"required": True, "content": {"application/json": {
@@ -187,8 +194,7 @@ def _generate(known: Json) -> Json:
                 "application/json": {"schema": ref("schemas", "GenerateResponse"), "examples": {
                     "generated": {"summary": "Generated", "value": generated},
                     "cached": {"summary": "From the cache", "value": cached}}},
-                "text/event-stream": {"schema": {"type": "string", "x-event-data": events},
-                                      "example": STREAM_EXAMPLE}}}}}
+                "text/event-stream": {"schema": STREAM, "example": STREAM_EXAMPLE}}}}}
 
 
 def _documentation() -> dict[tuple[str, str], Json]:
@@ -198,7 +204,8 @@ def _documentation() -> dict[tuple[str, str], Json]:
                 "304": {"description": "The copy at hand is still good.", "headers": headers("ETag")}}
 
     text = {"schema": {"type": "string"}}
-    asset = {"name": "asset", "in": "path", "required": True, "schema": {"type": "string"}}
+    asset = {"name": "asset", "in": "path", "required": True, "schema": {
+        "type": "string", "examples": ["swagger-ui.css"]}}
     known_copy = "If-None-Match"
     return {
         ("/openapi.json", "GET"): _plain("documentation", kept(
