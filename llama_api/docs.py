@@ -1,14 +1,17 @@
 """The documentation as served: the OpenAPI document, and Swagger UI on it with nothing from another host."""
 
 from importlib.metadata import distribution
+from pathlib import Path
 
 import orjson
-from flask import Blueprint, Flask, Response, abort, current_app, request, send_from_directory
+from flask import Blueprint, Flask, Response, abort, current_app, request
 
 from . import openapi
 from .parts import Parts
 from .wire import bound_sending
 
+# Found without importing the package, which would bring in what it has for other frameworks.
+STATIC = Path(str(distribution("swagger-ui-py").locate_file("swagger_ui/static")))
 # The types are ours to tell: what the machine's own tables say of .js differs, and `nosniff` makes it matter.
 ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css", "index.css": "text/css",
           "favicon-32x32.png": "image/png"}
@@ -79,10 +82,7 @@ def docs_asset(asset: str) -> Response:
         return _kept(Response(SCRIPT, mimetype="text/javascript"), ASSET_SECONDS)
     if asset not in ASSETS:
         abort(404)
-    directory = str(distribution("swagger-ui-py").locate_file("swagger_ui/static"))
-    response = send_from_directory(directory, asset, mimetype=ASSETS[asset], max_age=ASSET_SECONDS)
-    response.cache_control.public = True
-    return response
+    return _kept(Response((STATIC / asset).read_bytes(), mimetype=ASSETS[asset]), ASSET_SECONDS)
 
 
 def _kept(response: Response, seconds: int = 0) -> Response:
