@@ -1,6 +1,7 @@
 """JSON lines to api.log and stdout, written by native threads, so that no disk or pipe ever holds up a request."""
 
 import atexit
+import json
 import logging
 import os
 import time
@@ -132,8 +133,11 @@ class LogFile:
 
 def encode(level: str, fields: dict[str, Any]) -> bytes:
     """One JSON line. The Unicode line breaks are escaped too: a caller can put no line break into the log."""
-    record = {"time": datetime.now(UTC), "level": level, **fields}
-    line = orjson.dumps(record, default=str, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE)
+    record: dict[str, Any] = {"time": datetime.now(UTC), "level": level, **fields}
+    try:
+        line = orjson.dumps(record, default=str, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE)
+    except TypeError:  # a lone surrogate or a number beyond 64 bits must not fail what is being logged
+        return json.dumps({**record, "time": f"{record['time']:%Y-%m-%dT%H:%M:%S.%fZ}"}, default=str).encode() + b"\n"
     if not line.isascii():
         for raw, escaped in ((b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"), (b"\xc2\x85", b"\\u0085")):
             line = line.replace(raw, escaped)
