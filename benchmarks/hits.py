@@ -1,5 +1,7 @@
 """Hits: throughput and latency by connections, beside the baselines."""
 
+import dataclasses
+import json
 import statistics
 
 from .contenders import Stage
@@ -7,10 +9,12 @@ from .load import Client, percentile, wrk
 from .report import Section
 
 CONNECTIONS = (1, 4, 16, 64)
-ROUNDS = 5
+ROUNDS = 4
 SECONDS = 2
 PROMPT = "Why is the sky blue? [[tokens=90]]"
-SERVICE, FLASK, GTHREAD, RAW = "llama_api", "bare Flask, same worker", "bare Flask, gthread 64", "raw WSGI, same worker"
+TURN = 900  # prompts in turn; the cache holds 1,000 by default
+SERVICE, TURNS, FLASK, GTHREAD, RAW = (
+    "llama_api", f"llama_api, {TURN} prompts in turn", "bare Flask, same worker", "bare Flask, gthread 64", "raw WSGI, same worker")
 
 
 def run():
@@ -22,7 +26,9 @@ def run():
         with Client(service.port) as client:
             client.ask("/generate", service.body(PROMPT))
             answer = client.ask("/generate", service.body(PROMPT))[2]
-        contenders = [service, stage.bare("flask_app", answer, FLASK), stage.bare("raw_app", answer, RAW),
+            for number in range(1, TURN + 1):
+                client.ask("/generate", service.body(PROMPT.replace("sky", f"sky{number}")))
+        contenders = [service, dataclasses.replace(service, name=TURNS), stage.bare("flask_app", answer, FLASK), stage.bare("raw_app", answer, RAW),
                       stage.bare("flask_app", answer, GTHREAD, worker="gthread"), upstream, stage.nginx()]
         rounds = {one.name: {} for one in contenders if one}
         for number in range(ROUNDS):
@@ -36,6 +42,10 @@ def run():
 
 def _load(server, connections, number):
     """One round: by a plain socket at 1 connection (throughput by wrk at more)."""
+    if server.name == TURNS:
+        path = server.home / "turn.json"
+        path.write_text(json.dumps(server.body(PROMPT.replace("sky", "sky@@"))))
+        return wrk(server.url, path, connections, SECONDS, "turn", TURN)
     if connections > 1:
         return wrk(server.url, server.body_file(PROMPT), connections, SECONDS)
     with Client(server.port) as client:
@@ -60,6 +70,8 @@ def _report(section, figures, size):
                   rows)
     ours = figures[SERVICE]
     for count in (16, 64):
+        ratio = figures[TURNS][count]["rate"] / base[count]["rate"]
+        section.at_least(f"hits/s at {count} connections, {TURN} prompts in turn, of bare Flask", ratio, 1.0, " ×")
         ratio = ours[count]["rate"] / base[count]["rate"]
         section.at_least(f"hits/s at {count} connections, of bare Flask under the same worker", ratio, 1.0, " ×")
     ratio = ours[16]["rate"] / figures[GTHREAD][16]["rate"]

@@ -1,4 +1,5 @@
--- wrk: POST the JSON of a file again and again (mode "same"), or with a number in place of @@ (mode "unique").
+-- wrk: POST the JSON of a file again and again (mode "same"), or with a number in place of @@ (a new one
+-- each time in mode "unique", 1 to N in turn in mode "turn").
 local threads, number, template = 0, 0, nil
 
 function setup(thread)
@@ -12,7 +13,17 @@ function init(args)
   file:close()
   wrk.method = "POST"
   wrk.headers["Content-Type"] = "application/json"
-  if args[1] == "unique" then
+  if args[1] == "turn" then
+    local requests = {}
+    for at = 1, tonumber(args[3]) do
+      local text = body:gsub("@@", at)
+      requests[at] = wrk.format(nil, nil, nil, text)
+    end
+    request = function()
+      number = number % #requests + 1
+      return requests[number]
+    end
+  elseif args[1] == "unique" then
     template = body
     request = function()
       number = number + 1

@@ -177,7 +177,7 @@ def compare(stage):
         for name, app in (("bare", bare), ("hit", service)):
             times[name].append(per_call(app, [hit_body()] * CALLS) * 1e6)
     ours, base = min(times["hit"]), min(times["bare"])
-    return {"title": f"In process, without the server: µs of the processor a call, {ROUNDS} interleaved rounds of {CALLS:,}",
+    return {"title": f"In process, without the server: µs of the processor, {ROUNDS} interleaved rounds of {CALLS:,}",
             "headers": ["what", "median", "least", "× bare Flask"],
             "rows": [[name, f"{statistics.median(found):.1f}", f"{min(found):.1f}", f"{best / base:.2f}"]
                      for name, found, best in (("bare Flask view", times["bare"], base),
@@ -215,7 +215,9 @@ def calls(stage, what):
     profiler.enable()
     per_call(app, [hit_body()] * CALLS * 3)
     profiler.disable()
-    pstats.Stats(profiler).sort_stats("tottime").print_stats(45)
+    text = io.StringIO()
+    pstats.Stats(profiler, stream=text).strip_dirs().sort_stats("tottime").print_stats(45)
+    return text.getvalue()
 
 
 def main():
@@ -231,11 +233,12 @@ def main():
         with Stage() as stage:
             stage.upstream(record=0)
             if arguments.calls:
-                return calls(stage, arguments.what or "hit")
-            table = stages(stage, arguments.what) if arguments.what else compare(stage)
+                text = calls(stage, arguments.what)
+            else:
+                text = text_of(stages(stage, arguments.what) if arguments.what else compare(stage))
     finally:
         os.dup2(quiet, 1)
-    print(text_of(table))
+    print(text)
 
 
 if __name__ == "__main__":
