@@ -74,11 +74,11 @@ class Observer:
 class Bench:
     """A service with its fakes around it."""
 
-    def __init__(self, slots=4, limit=64, wait_seconds=LONG, max_entries=100, max_bytes=1 << 20, **env):
+    def __init__(self, slots=4, limit=64, wait_seconds=LONG, max_entries=100, max_bytes=1 << 20, store=None, **env):
         self.settings = Settings(**env)
         self.client, self.monitor, self.observer, self.breaker = Client(), Monitor(), Observer(), Breaker()
         self.front = LRUCache(max_entries, max_bytes)
-        self.cache = AnswerCache(self.front, None, self.settings.cache_ttl, self.settings.cache_stale_if_error)
+        self.cache = AnswerCache(self.front, store, self.settings.cache_ttl, self.settings.cache_stale_if_error)
         self.gate, self.flights = Gate(slots, limit, wait_seconds), Flights()
         self.service = Service(self.settings, self.client, self.monitor, self.breaker, self.cache, self.gate,
                                self.flights, self.observer)
