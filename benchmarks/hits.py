@@ -13,8 +13,8 @@ ROUNDS = 4
 SECONDS = 2
 PROMPT = "Why is the sky blue? [[tokens=90]]"
 TURN = 900  # prompts in turn; the cache holds 1,000 by default
-SERVICE, TURNS, FLASK, GTHREAD, RAW = (
-    "llama_api", f"llama_api, {TURN} prompts in turn", "bare Flask, same worker", "bare Flask, gthread 64", "raw WSGI, same worker")
+SERVICE, TURNS = "llama_api", f"llama_api, {TURN} prompts in turn"
+FLASK, GTHREAD, RAW = "bare Flask, same worker", "bare Flask, gthread 64", "raw WSGI, same worker"
 
 
 def run():
@@ -28,8 +28,8 @@ def run():
             answer = client.ask("/generate", service.body(PROMPT))[2]
             for number in range(1, TURN + 1):
                 client.ask("/generate", service.body(PROMPT.replace("sky", f"sky{number}")))
-        contenders = [service, dataclasses.replace(service, name=TURNS), stage.bare("flask_app", answer, FLASK), stage.bare("raw_app", answer, RAW),
-                      stage.bare("flask_app", answer, GTHREAD, worker="gthread"), upstream, stage.nginx()]
+        contenders = [service, dataclasses.replace(service, name=TURNS), stage.bare("flask_app", answer, FLASK),
+                      stage.bare("raw_app", answer, RAW), stage.bare("flask_app", answer, GTHREAD, worker="gthread"), upstream, stage.nginx()]
         rounds = {one.name: {} for one in contenders if one}
         for number in range(ROUNDS):
             for connections in CONNECTIONS:
