@@ -72,11 +72,17 @@ class Server:
         path.write_text(json.dumps(self.body(prompt)))
         return path
 
-    def memory(self):
-        """Bytes of memory: (RSS of the largest process, PSS of all)."""
-        family = [psutil.Process(self.process.pid)]
-        family += family[0].children(recursive=True)
-        return max(one.memory_info().rss for one in family), sum(one.memory_full_info().pss for one in family)
+    def rss(self):
+        """Bytes of memory of the largest process."""
+        return max(one.memory_info().rss for one in self._family())
+
+    def pss(self):
+        """Bytes of memory of all processes, shared pages counted once."""
+        return sum(one.memory_full_info().pss for one in self._family())
+
+    def _family(self):
+        parent = psutil.Process(self.process.pid)
+        return [parent, *parent.children(recursive=True)]
 
 
 def free_port():

@@ -29,7 +29,8 @@ def run():
             for number in range(1, TURN + 1):
                 client.ask("/generate", service.body(PROMPT.replace("sky", f"sky{number}")))
         contenders = [service, dataclasses.replace(service, name=TURNS), stage.bare("flask_app", answer, FLASK),
-                      stage.bare("raw_app", answer, RAW), stage.bare("flask_app", answer, GTHREAD, worker="gthread"), upstream, stage.nginx()]
+                      stage.bare("raw_app", answer, RAW),
+                      stage.bare("flask_app", answer, GTHREAD, worker="gthread"), upstream, stage.nginx()]
         rounds = {one.name: {} for one in contenders if one}
         for number in range(ROUNDS):
             for connections in CONNECTIONS:

@@ -46,7 +46,7 @@ class Flood:
 
         def watch():
             while not done.wait(0.2):
-                peak[0] = max(peak[0], self.service.memory()[0])
+                peak[0] = max(peak[0], self.service.rss())
 
         watcher = threading.Thread(target=watch)
         watcher.start()
@@ -59,7 +59,7 @@ class Flood:
         self.prompts += found["requests"]
         self.failed += found["failed"]
         self.seconds += found["seconds"]
-        self.readings.append({"prompts": self.prompts, "rss": max(peak[0], self.service.memory()[0]), **self._cache()})
+        self.readings.append({"prompts": self.prompts, "rss": max(peak[0], self.service.rss()), **self._cache()})
 
     def _cache(self):
         deadline = time.monotonic() + 10

@@ -22,7 +22,7 @@ def run():
             seconds.append(wait_until_up(service.port, service.process) - started)
             with Client(service.port) as client:
                 client.ask("/generate", service.body("Are you there?"))
-            memory.append(service.memory())
+            memory.append((service.rss(), service.pss()))
     rss, pss = (statistics.median(one[at] / 1e6 for one in memory) for at in (0, 1))
     section.table(f"Start and idle memory, medians of {ROUNDS}", ["what", "value"], [
         ["`gunicorn wsgi:app` to the first 200 of /livez, s", statistics.median(seconds)],
