@@ -23,8 +23,10 @@ class Saboteur:
         self._scene, self._double, self._redis = scene, scene.double, scene.redis
         self._random = random.Random(f"{scene.seed} saboteur")
         self._targets = 0
+        self._well = vars(self._double.set())
         self._earlier = Counter()  # of the double, from before it was reset
-        self.done, self.calls, self.peak = Counter(), 0, 0
+        self._earlier_calls = self._earlier_peak = 0
+        self.done = Counter()
 
     def run(self):
         """Do harm until the time is over, then heal everything."""
@@ -50,8 +52,10 @@ class Saboteur:
             self.heal()
 
     def heal(self):
-        """Let everything be well again."""
-        self._forget()
+        """Let everything be well again. What is under way is not cut off: it must end by itself."""
+        self._double.set(**self._well)
+        self._double.start()
+        self._double.add_model("llama3:8b")
         if self._redis.process is None:
             self._redis.start()
         self._redis.resume()
@@ -61,6 +65,16 @@ class Saboteur:
     def faults(self):
         """How often each fault has struck."""
         return Counter(self._earlier) + self._double.faults
+
+    @property
+    def calls(self):
+        """How many generations were asked of Ollama."""
+        return self._earlier_calls + len(self._double.calls("/api/generate"))
+
+    @property
+    def peak(self):
+        """How many of them at once, at most."""
+        return max(self._earlier_peak, self._double.peak)
 
     def _small_faults(self):
         """Faults of the small endpoints, now and then."""
@@ -83,8 +97,7 @@ class Saboteur:
     def _forget(self):
         """Restart Ollama with all knobs as at the start; its slots are free, what was under way breaks off."""
         self._earlier = self.faults
-        self.calls += len(self._double.calls("/api/generate"))
-        self.peak = max(self.peak, self._double.peak)
+        self._earlier_calls = self.calls
         self._double.reset()
         self._double.start()
 
@@ -120,6 +133,7 @@ class Saboteur:
         self._double.add_model("llama3:8b")  # as another build: all answers are stale
 
     def do_leak_slots(self):
+        self._earlier_peak = self.peak  # from here on it counts slots that nobody holds
         self._double.set(fault=LEAK, rate=1.0)
         self._pause(1.0)
         self._forget()

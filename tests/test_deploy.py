@@ -1,7 +1,6 @@
 """What deploy/ promises, with a real nginx before two services: no request is lost, streams flow, nobody is spoofed."""
 
 import itertools
-import os
 import signal
 import threading
 
@@ -80,23 +79,6 @@ def test_a_rolling_restart_under_load_loses_no_request(nginx, pair):
             until(lambda server=server, old=old: server.workers and not set(old) & set(server.workers))
             load.goes_on()
     assert not load.failures, (len(load.failures), load.answers, load.failures[:5])
-
-
-def test_connections_made_before_a_stop_are_answered(double, serve):
-    """What waits in the kernel's queue when SIGTERM comes is served, not reset."""
-    server = serve(double)
-    worker, = server.workers
-    os.kill(worker, signal.SIGSTOP)
-    try:
-        exchanges = [server.open("GET", "/livez") for _ in range(30)]
-        server.process.terminate()
-        until(lambda: "Handling signal: term" in server.stderr)
-    finally:
-        os.kill(worker, signal.SIGCONT)
-    for exchange in exchanges:
-        with exchange:
-            assert exchange.head.status == 200
-    server.wait()
 
 
 def test_a_stream_flows_through_piece_by_piece(nginx, double):
