@@ -480,6 +480,26 @@ def test_a_cancelled_call_is_closed_upstream(double, knobs, state):
     assert raised == [True]
 
 
+def test_a_cut_before_the_connection_is_there_is_not_lost():
+    """A call that is cut while it still connects is shut as soon as it has a socket; one that is over is left alone."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        call = ollama._Call()
+        call.cut(Cancelled)
+        call.cut(OllamaTimeout)
+        call.attach(ours)
+        assert theirs.recv(1) == b"" and call.cut_by is Cancelled
+    call.cut(Cancelled)  # its socket is closed by now
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        call = ollama._Call()
+        call.attach(ours)
+        assert call.detach() is ours
+        call.cut(Cancelled)
+        ours.send(b"still open")
+        assert theirs.recv(10) == b"still open"
+
+
 def connections_made(client):
     """How many connections the client has ever opened."""
     pools = client._session.get_adapter("http://").poolmanager.pools
@@ -641,7 +661,7 @@ RECORDS = st.dictionaries(st.text(max_size=3), st.text(max_size=5) | st.integers
 NDJSON = st.lists(RECORDS.map(orjson.dumps) | st.sampled_from([b"", b" ", b"\r", b"\t \r"]), max_size=8).map(b"\n".join)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data(), NDJSON, st.booleans())
 def test_ndjson_split_anywhere_gives_the_same_records(data, body, ended):
     """Cuts inside characters, between CR and LF, with or without a last line break: the records are all there."""
@@ -656,7 +676,7 @@ NOISE = st.binary(max_size=80) | st.lists(
                      b'{"a":"\xc3', b"\xa9", b"NaN", b"null"]), max_size=14).map(b"".join)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data(), NOISE)
 def test_any_bytes_are_records_or_an_ollama_error(data, body):
     """Whatever comes, however it is cut, the outcome is the same: records, then perhaps OllamaError."""

@@ -137,7 +137,7 @@ class LRUMachine(RuleBasedStateMachine):
             self.they_agree()
 
 
-LRUMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+LRUMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
 class TestAgainstTheModel(LRUMachine.TestCase):

@@ -342,6 +342,22 @@ def test_without_the_store_each_host_is_alone():
         assert label(host.ask()[1]) == MISS and label(host.ask()[1]) == HIT and len(host.client.calls) == 1
 
 
+def test_a_keeper_that_stumbles_goes_on(two, caplog):
+    """An error nobody thought of is logged, and the claims are kept up all the same."""
+    here, _ = two
+    report_use, sharing_log = here.cache.report_use, sharing.logger
+    here.cache.report_use = lambda: 1 / 0
+    sharing_log.addHandler(caplog.handler)
+    try:
+        here.ask()
+        until(lambda: any("keeper" in record.getMessage() for record in caplog.records))
+    finally:
+        here.cache.report_use = report_use
+        sharing_log.removeHandler(caplog.handler)
+    here.ask()
+    until(lambda: not here.cache._touched)
+
+
 def test_a_store_that_is_wiped_midway_costs_no_request(two, tmp_path):
     """The file vanishes under a generation: both hosts have their answer."""
     here, there = two
