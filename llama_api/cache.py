@@ -142,8 +142,9 @@ class AnswerCache:
     """
 
     def __init__(self, front: LRUCache, store: Any = None, ttl: float = 0, stale_seconds: float = 0,
-                 clock: Callable[[], float] = time.monotonic, wall_clock: Callable[[], float] = time.time):
-        self.front, self.store = front, store
+                 clock: Callable[[], float] = time.monotonic, wall_clock: Callable[[], float] = time.time,
+                 on_write: Callable[["AnswerCache"], None] = lambda cache: None):
+        self.front, self.store, self._on_write = front, store, on_write
         self.enabled = front.max_entries > 0
         self._timeout = ttl + stale_seconds if ttl else 0
         self._clock, self._wall_clock = clock, wall_clock
@@ -174,6 +175,7 @@ class AnswerCache:
             return False
         if self.store is not None:
             self._store_evictions += self.store.set(key, answer.to_bytes())
+        self._on_write(self)
         return True
 
     def clear(self) -> None:
@@ -181,6 +183,7 @@ class AnswerCache:
         if self.store is not None:
             self.store.clear()
         self.front.clear()
+        self._on_write(self)
 
     def size(self) -> tuple[int, int]:
         """Entries and bytes: the store's when there is one and it answers, else those of the LRU."""

@@ -139,9 +139,16 @@ class Metrics:
         entries, size = cache.size()
         self._entries.set(entries)
         self._bytes.set(size)
+        self.cache_written(cache)
+
+    def cache_written(self, cache: AnswerCache) -> None:
+        """An answer was stored. Told at once, for each worker must tell its own and a scrape reaches but one."""
         evictions = cache.evictions
         self._evictions.inc(max(0, evictions - self._evictions_told))
         self._evictions_told = evictions
+        if cache.store is None:
+            self._entries.set(len(cache.front))
+            self._bytes.set(cache.front.bytes)
 
     def cache_counts(self) -> dict[str, int]:
         """How many requests had each result, and ``evictions``, over all workers."""

@@ -47,7 +47,8 @@ class Parts:
         if settings.cache_url != "memory://" and settings.cache_max_entries:
             store = GuardedStore(open_store(settings.cache_url, settings.cache_max_entries, settings.cache_max_bytes),
                                  on_error=metrics.store_failed)
-        cache = AnswerCache(front, store, settings.cache_ttl, settings.cache_stale_if_error)
+        cache = AnswerCache(front, store, settings.cache_ttl, settings.cache_stale_if_error,
+                            on_write=metrics.cache_written)
         service = Service(settings, client, monitor, breaker, cache, gate, flights, metrics)
         return cls(settings, log, metrics, watchdog, monitor, breaker, gate, flights, cache, service,
                    GenerateRequest(settings.max_tokens_limit))
