@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import math
+import re
 import time
 from typing import Any
 
@@ -41,7 +42,8 @@ def init_app(app: Flask, settings: Settings) -> None:
         hops = settings.trusted_proxies
         app.wsgi_app = ProxyFix(app.wsgi_app, hops, hops, hops)  # type: ignore[method-assign]
     if settings.trusted_hosts:
-        app.before_request(lambda: _check_host(settings.trusted_hosts))
+        trusted = tuple(_host_name(host) for host in settings.trusted_hosts)
+        app.before_request(lambda: _check_host(trusted))
     keys = [_digest(key) for key in settings.keys]
     if settings.rate_limit:
         _limit(app, settings, keys)
@@ -53,8 +55,18 @@ def init_app(app: Flask, settings: Settings) -> None:
 
 
 def _check_host(trusted: tuple[str, ...]) -> None:
-    if request.path not in HEALTH_PATHS and not host_is_trusted(request.environ.get("HTTP_HOST", ""), trusted):
+    if request.path in HEALTH_PATHS:
+        return
+    host = request.environ.get("HTTP_HOST", "")
+    name = _host_name(host)
+    if not (host_is_trusted(host) and any(  # without a list it looks at the characters alone
+            name == known.removeprefix(".") or known[0] == "." and name.endswith(known) for known in trusted)):
         raise UntrustedHost("The Host header names no host of this service; call it by its configured name.")
+
+
+def _host_name(host: str) -> str:
+    """``host`` as it is compared: without its port, and names have no case (RFC 3986 §3.2.2)."""
+    return re.sub(r":[0-9]*$", "", host.lower())
 
 
 def _check_key(keys: list[bytes]) -> None:
@@ -89,6 +101,7 @@ def _limit(app: Flask, settings: Settings, keys: list[bytes]) -> None:
     app.after_request(_reset_in_seconds)  # runs after the limiter's own, which is registered next
     limiter = Limiter(
         lambda: _client_of(keys), app=app, application_limits=[settings.rate_limit], strategy="fixed-window",
+        request_identifier=lambda: request.endpoint or "(unknown)",  # else it lets keys be guessed at unknown URLs
         headers_enabled=True, header_name_mapping={
             HEADERS.LIMIT: "RateLimit-Limit", HEADERS.REMAINING: "RateLimit-Remaining", HEADERS.RESET: RESET,
             HEADERS.RETRY_AFTER: _SPARE},
