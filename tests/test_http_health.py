@@ -1,0 +1,119 @@
+"""Health from outside: what each endpoint looks at, how soon it knows, that it never waits (contract, 5)."""
+
+import time
+
+import pytest
+
+from tests.gunicorn_server import new_prompt, together, until
+
+FRESH = 2.0  # seconds that a probe may be old, and then another takes its time
+LONGEST = 1.5  # seconds that none of them may block
+
+
+@pytest.fixture(scope="module")
+def server(shared_double, shared_serve):
+    return shared_serve(shared_double, timeout=20)
+
+
+@pytest.fixture
+def double(shared_double):
+    shared_double.reset()
+    return shared_double
+
+
+@pytest.fixture
+def api(server, double):
+    until(lambda: server.health()["status"] == "healthy", 5)
+    return server
+
+
+def test_a_healthy_service_says_so(api):
+    """The bodies of the contract, to the field."""
+    api.request("DELETE", "/cache")
+    for _ in range(3):
+        api.ask(new_prompt())
+    assert [(reply.status, reply.json) for reply in map(api.get, ("/livez", "/readyz", "/health"))] == [
+        (200, {"status": "alive"}), (200, {"status": "ready"}),
+        (200, {"status": "healthy", "cache_size": 3, "model": "llama3:8b",
+               "ollama": {"reachable": True, "version": "0.33.0", "model_present": True},
+               "queue": {"running": 0, "waiting": 0, "slots": 1, "limit": 64}})]
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/health"])
+def test_health_is_json_and_takes_head(api, path):
+    """HEAD gives the status of GET and no body; nobody keeps the answer for later."""
+    reply = api.request("HEAD", path)
+    assert (reply.status, reply.body) == (200, b"")
+    assert reply.headers["Content-Type"] == api.get(path).headers["Content-Type"] == "application/json"
+
+
+TROUBLES = {
+    "stopped": (lambda double: double.stop(), False, False), "hanging": (
+        lambda double: double.set(tags_fault="hang", version_fault="hang"), False, False),
+    "without the model": (lambda double: double.remove_model("llama3:8b"), True, False),
+    "garbage": (lambda double: double.set(tags_fault="html_200"), False, False)}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_trouble_with_ollama_is_told_with_its_reason(api, double, trouble):
+    """503 by readyz and health within the age of a probe, with a reason; livez does not care; then all is well."""
+    bring, reachable, present = TROUBLES[trouble]
+    bring(double)
+    try:
+        until(lambda: api.get("/health").status == 503, FRESH + LONGEST)
+        replies = {path: api.get(path) for path in ("/livez", "/readyz", "/health")}
+        assert replies["/livez"].json == {"status": "alive"} and replies["/livez"].status == 200
+        ready, health = replies["/readyz"].json, replies["/health"].json
+        assert replies["/readyz"].status == 503 and ready["status"] == "not ready" and ready["reason"]
+        assert health["status"] == "unhealthy" and health["reason"]
+        assert health["ollama"]["model_present"] is present and health["ollama"]["reachable"] is reachable
+        assert {"cache_size", "model", "queue"} <= health.keys()
+        assert max(reply.seconds for reply in replies.values()) < LONGEST
+        assert api.request("HEAD", "/readyz").status == api.request("HEAD", "/health").status == 503
+        assert api.metrics()["ollama_up",] == reachable
+    finally:
+        double.start()
+        double.reset()
+    until(lambda: api.get("/readyz").status == 200, FRESH + LONGEST)
+    assert api.get("/health").status == 200
+
+
+def test_a_missing_model_comes_with_its_cure(api, double):
+    """The reason has the command that fetches it."""
+    double.remove_model("llama3:8b")
+    until(lambda: api.get("/readyz").status == 503, FRESH + LONGEST)
+    assert "ollama pull llama3:8b" in api.get("/readyz").json["reason"]
+    assert "ollama pull llama3:8b" in api.get("/health").json["reason"]
+
+
+def test_all_callers_share_a_probe(api, double):
+    """However many ask, Ollama is asked at most about once a second, and never to generate."""
+    before, started = len(double.calls("/api/tags")), time.monotonic()
+    for _ in range(3):
+        together(20, lambda n: api.get(("/readyz", "/health")[n % 2]))
+    probes = len(double.calls("/api/tags")) - before
+    assert probes <= time.monotonic() - started + 2 and not double.calls("/api/generate")
+
+
+def test_health_never_waits_behind_a_generation(api, double):
+    """With the slot taken and others waiting, and Ollama slow to tell its models, all three answer."""
+    clients = [api.open_ask(new_prompt("[[ttft=30]]")) for _ in range(4)]
+    until(lambda: api.health()["queue"] == {"running": 1, "waiting": 3, "slots": 1, "limit": 64})
+    for path in ("/livez", "/readyz", "/health"):
+        reply = api.get(path)
+        assert reply.status == 200 and reply.seconds < LONGEST
+    assert api.health()["status"] == "healthy"
+    for client in clients:
+        client.close()
+    double.wait(running=0)
+
+
+def test_the_first_probe_of_a_hanging_ollama_blocks_nobody(double, serve):
+    """A service that has never seen Ollama answers in time too, and the start does not depend on it."""
+    double.set(tags_fault="hang", version_fault="hang")
+    api = serve(double)
+    for path, status in (("/livez", 200), ("/readyz", 503), ("/health", 503)):
+        reply = api.get(path)
+        assert reply.status == status and reply.seconds < LONGEST
+    double.reset()
+    until(lambda: api.get("/readyz").status == 200, FRESH + LONGEST)

@@ -1,0 +1,221 @@
+"""The log from outside: a line for every request whatever happened, what it says, what it never says (contract, 7)."""
+
+import gzip
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from tests.gunicorn_server import JSON, new_prompt, together, until
+
+ALWAYS = {"time", "level", "message", "request_id", "method", "path", "status", "duration_ms", "client"}
+OF_GENERATIONS = {"model", "cache", "inference_latency_ms", "queue_ms", "input_tokens", "output_tokens",
+                  "cpu_usage_percent", "memory_usage_percent", "prompt_sha256"}
+RFC_3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)")
+SECRET = "Xyzzy-confidential"
+
+
+@pytest.fixture(scope="module")
+def server(shared_double, shared_serve):
+    return shared_serve(shared_double, timeout=0.7)
+
+
+@pytest.fixture
+def double(shared_double):
+    shared_double.reset()
+    return shared_double
+
+
+@pytest.fixture
+def api(server, double):
+    return server
+
+
+def test_a_line_has_the_fields_of_the_contract(api):
+    """Each of its type; time in UTC."""
+    record = api.record_of(api.get("/livez"))
+    assert ALWAYS <= record.keys() and not OF_GENERATIONS & record.keys()
+    assert RFC_3339.fullmatch(record["time"]) and record["level"] == "INFO" and record["client"] == "127.0.0.1"
+    assert (record["method"], record["path"], record["status"]) == ("GET", "/livez", 200)
+    assert isinstance(record["duration_ms"], float) and record["message"] and "error" not in record
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
+def test_the_line_of_a_generation_tells_what_the_answer_told(api, stream):
+    """The same figures to the digit, missed and hit."""
+    prompt = new_prompt()
+    for cached in ("miss", "hit"):
+        reply = api.ask(prompt, stream=stream)
+        body, record = reply.events[-1][1] if stream else reply.json, api.record_of(reply)
+        assert ALWAYS | OF_GENERATIONS <= record.keys() and record["cache"] == cached
+        assert record["model"] == body["model"] and re.fullmatch("[0-9a-f]{12}", record["prompt_sha256"])
+        figures = OF_GENERATIONS - {"model", "cache", "prompt_sha256"}
+        assert {name: record[name] for name in figures} == {name: body["metrics"][name] for name in figures}
+        assert record["duration_ms"] >= record["inference_latency_ms"]
+
+
+RESULTS = [({}, "miss"), ({}, "hit"), ({"Cache-Control": "no-cache"}, "refresh"),
+           ({"Cache-Control": "max-age=0"}, "refresh"), ({"Cache-Control": "no-store"}, "bypass")]
+
+
+def test_the_line_says_what_the_cache_did(api, double):
+    """hit, miss, refresh, bypass, collapsed; a miss that failed is a miss."""
+    prompt = new_prompt()
+    for headers, result in RESULTS:
+        assert api.record_of(api.ask(prompt, headers))["cache"] == result
+    slow, failing = new_prompt("[[ttft=0.3]]"), new_prompt("[[fault=oom]]")
+    records = [api.record_of(reply) for reply in together(3, lambda n: api.ask(slow))]
+    assert sorted(record["cache"] for record in records) == ["collapsed", "collapsed", "miss"]
+    record = api.record_of(api.ask(failing))
+    assert (record["cache"], record["error"], record["level"]) == ("miss", "ollama-error", "ERROR")
+
+
+LEVELS = [("/livez", "", 200, "INFO", None), ("/x", "", 404, "INFO", "not-found"),
+          ("/generate", "{", 400, "INFO", "malformed-json"), ("/generate", "{}", 422, "INFO", "invalid-request"),
+          ("/generate", '{"prompt": "[[fault=oom]]"}', 502, "ERROR", "ollama-error"),
+          ("/generate", '{"prompt": "[[fault=not_found]]"}', 503, "ERROR", "model-not-found"),
+          ("/generate", '{"prompt": "[[fault=hang]]"}', 504, "ERROR", "ollama-timeout")]
+
+
+@pytest.mark.parametrize("path, body, status, level, error", LEVELS)
+def test_the_level_is_error_from_500_on(api, path, body, status, level, error):
+    """Else INFO; error has the slug."""
+    record = api.record_of(api.request("POST" if body else "GET", path, body, JSON))
+    assert (record["status"], record["level"], record.get("error")) == (status, level, error)
+
+
+def test_a_request_whose_client_left_has_its_line(api, double):
+    """Nobody saw its answer; the log tells of it all the same, streamed or plain."""
+    for stream in (False, True):
+        request_id = f"left-{stream}"
+        with api.open_ask(new_prompt("[[gap=0.05]] [[fault=endless_tokens]]"), {"X-Request-ID": request_id},
+                          stream=stream) as client:
+            double.wait(running=1)
+            assert not stream or client.event()
+        record = api.record_of(request_id)
+        assert record["path"] == "/generate" and record["prompt_sha256"]
+        double.wait(running=0)
+
+
+def test_the_same_lines_go_to_standard_output(api):
+    """The file and stdout tell the same."""
+    reply = api.ask(new_prompt())
+    record = api.record_of(reply)
+    assert json.dumps(record, separators=(",", ":")) in until(
+        lambda: reply.headers["X-Request-ID"] in api.stdout and api.stdout)
+    assert all(json.loads(line) for line in api.stdout.splitlines())
+
+
+def test_prompts_answers_and_keys_are_in_no_log_and_no_figure(api):
+    """Whatever becomes of the request, and wherever the text was put."""
+    headers = {"X-API-Key": SECRET, "Authorization": f"Bearer {SECRET}", "Cookie": SECRET}
+    body = {"system": SECRET, "stop": SECRET}
+    for markers in ("", "[[fault=oom]]", "[[fault=eof]]", "[[fault=too_long]]"):
+        reply = api.ask(new_prompt(f"{SECRET} {markers}"), headers, **body)
+        api.record_of(reply)
+    words = api.ask(new_prompt()).text
+    api.record_of(api.ask_raw(json.dumps({"prompt": 5, SECRET: SECRET})))
+    api.record_of(api.get(f"/livez?q={SECRET}"))
+    for text in (api.log_path.read_text(), api.stdout, api.stderr, api.get("/metrics").body.decode()):
+        assert SECRET not in text and words not in text
+
+
+INJECTIONS = ["/a%0Ab", "/a%0D%0Ab", "/a%E2%80%A8b", "/a%C2%85b", "/a%0A%7B%22level%22:%22FORGED%22%7D", "/a%1B[31mb",
+              "/a%00b", "/%ff%fe", "/a%22,%22level%22:%22FORGED"]
+
+
+@pytest.mark.parametrize("path", INJECTIONS)
+def test_a_caller_can_put_no_line_break_into_the_log(api, path):
+    """Neither by the path, nor by an id, nor by the agent's name; each line is one JSON object."""
+    before = len(api.records)
+    reply = api.get(path, headers={"X-Request-ID": "x\u0085{}".encode("latin-1"), "User-Agent": "a\tb"})
+    record = api.record_of(reply)
+    assert record["level"] == "INFO" and record["path"].isprintable() and record["message"].isprintable()
+    text = api.log_path.read_text()
+    assert len(text.splitlines()) == text.count("\n") == len(api.records) > before
+    assert "FORGED" not in {record["level"] for record in api.records}
+
+
+def test_the_log_follows_a_rotation(api):
+    """Renamed or deleted, the next lines are in a new file; none is lost, torn or doubled."""
+    rotated = api.log_path.with_name("api.log.1")
+    ids = [f"rotation-{n}" for n in range(60)]
+
+    def call(n):
+        api.get("/livez", headers={"X-Request-ID": ids[n]})
+        if n == 30:
+            api.log_path.rename(rotated)
+    for n in range(60):
+        call(n)
+    until(lambda: api.log_path.exists() and ids[-1] in api.log_path.read_text())
+    text = rotated.read_text() + api.log_path.read_text()
+    seen = [json.loads(line)["request_id"] for line in text.splitlines() if '"rotation-' in line]
+    assert seen == ids
+    api.log_path.unlink()
+    api.get("/livez", headers={"X-Request-ID": "after-deletion"})
+    until(lambda: api.log_path.exists() and "after-deletion" in api.log_path.read_text())
+
+
+@pytest.mark.skipif(not shutil.which("logrotate"), reason="logrotate is not installed")
+def test_logrotate_itself_rotates_it(api):
+    """With the plainest of configurations, without a signal to the service."""
+    config = api.directory / "rotate.conf"
+    config.write_text(f"{api.log_path} {{\n rotate 2\n compress\n}}\n")
+    api.log_path.chmod(0o640)
+    subprocess.run(["logrotate", "-f", "-s", str(api.directory / "state"), str(config)], check=True)
+    assert gzip.decompress(api.log_path.with_name("api.log.1.gz").read_bytes())
+    api.record_of(api.get("/livez"))
+
+
+@pytest.fixture(scope="module")
+def talkative(shared_double, shared_serve):
+    """A server that logs prompts, to a disk that is full."""
+    return shared_serve(shared_double, log_prompts="true", log_file="/dev/full")
+
+
+def stdout_record(api, reply):
+    """The record of ``reply`` on standard output."""
+    def find():
+        lines = [json.loads(line) for line in api.stdout.splitlines()]
+        return [line for line in lines if line.get("request_id") == reply.headers["X-Request-ID"]]
+    found = until(find)
+    assert len(found) == 1
+    return found[0]
+
+
+def test_a_full_disk_fails_no_request(talkative, double):
+    """stdout has every line, and one that tells of the trouble."""
+    for _ in range(3):
+        reply = talkative.ask(new_prompt())
+        assert reply.status == 200 and stdout_record(talkative, reply)["status"] == 200
+    lines = until(lambda: [json.loads(line) for line in talkative.stdout.splitlines() if "cannot write" in line])
+    assert len(lines) == 1 and lines[0]["level"] == "WARNING"
+
+
+def test_log_prompts_logs_them(talkative, double):
+    """Only when the operator wants it; on one line each, whatever is in them."""
+    prompt = SECRET + new_prompt() + "\n\u2028\u0085end"
+    reply = talkative.ask(prompt)
+    assert stdout_record(talkative, reply)["prompt"] == prompt
+    assert stdout_record(talkative, reply)["answer"] == reply.text
+    assert len(talkative.stdout.splitlines()) == talkative.stdout.count("\n")
+
+
+def test_the_level_filters_and_stdout_alone_is_enough(double, serve):
+    """LOG_LEVEL=ERROR keeps the failures alone; an empty LOG_FILE makes no file."""
+    api = serve(double, log_level="error", log_file="")
+    good, bad = api.ask(new_prompt()), api.ask(new_prompt("[[fault=oom]]"))
+    assert good.status == 200 and stdout_record(api, bad)["error"] == "ollama-error"
+    assert [json.loads(line)["level"] for line in api.stdout.splitlines()] == ["ERROR"]
+    assert not api.log_path.exists()
+
+
+def test_a_log_file_that_cannot_be_opened_is_a_warning(double, serve, tmp_path):
+    """It is no fault of the settings: the service runs, and says it on stdout."""
+    (tmp_path / "file").write_text("")
+    api = serve(double, log_file=tmp_path / "file" / "api.log")
+    reply = api.get("/livez")
+    assert stdout_record(api, reply)["status"] == 200
+    assert any("cannot open" in line and '"WARNING"' in line for line in api.stdout.splitlines())
