@@ -5,8 +5,9 @@ from typing import cast
 from flask import Flask
 from flask_caching import Cache
 
-from . import cli, docs, errors, routes, security
+from . import cli, docs, errors, routes, security, wire
 from .cache import LRUCache
+from .lean import LeanFlask
 from .logs import JsonLog
 from .parts import Parts
 from .settings import Settings, in_force
@@ -18,8 +19,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     """Make the application; the settings come from the environment. Raises SettingsError that names every fault."""
     settings = settings or in_force()
     log = JsonLog(settings.log_file, settings.log_level)
-    app = Flask(__name__, static_folder=None)
-    app.url_map.merge_slashes = False
+    app = LeanFlask(__name__)
     app.json.sort_keys = False  # type: ignore[attr-defined]
     cache = Cache(app, config={
         "CACHE_TYPE": "llama_api.cache.LRUCache", "CACHE_DEFAULT_TIMEOUT": 0,
@@ -27,6 +27,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     parts = Parts.assemble(settings, log, cast(LRUCache, cache.cache))
     app.extensions["llama_api"] = parts
     parts.metrics.init_app(app)
+    app.before_request(wire.bound_sending)
     security.init_app(app, settings)
     errors.init_app(app)
     app.register_blueprint(routes.bp)

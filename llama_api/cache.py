@@ -6,7 +6,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import orjson
@@ -24,8 +23,7 @@ def key_for(question: Question, model: str, num_ctx: int | None) -> str:
 
     It takes every field of Question, so a new field is part of it by construction.
     """
-    parts = [KEY_VERSION, model, num_ctx, asdict(question)]
-    return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    return hashlib.sha256(orjson.dumps([KEY_VERSION, model, num_ctx, question])).hexdigest()
 
 
 class Entry:

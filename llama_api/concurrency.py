@@ -47,9 +47,8 @@ class Watchdog:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    @contextmanager
-    def limit(self, seconds: float, action: Callable[[], None]) -> Iterator[None]:
-        """Run ``action`` in another thread when the block takes longer than ``seconds``."""
+    def watch(self, seconds: float, action: Callable[[], None]) -> object:
+        """Run ``action`` in another thread after ``seconds``, unless what this returns is given to ``forget`` first."""
         handle = object()
         self._limits[handle] = (time.monotonic() + seconds, action)
         if not self._busy.is_set():
@@ -58,10 +57,20 @@ class Watchdog:
                 if self._thread is None:
                     self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
                     self._thread.start()
+        return handle
+
+    def forget(self, handle: object) -> None:
+        """Lift the limit that ``handle`` stands for."""
+        self._limits.pop(handle, None)
+
+    @contextmanager
+    def limit(self, seconds: float, action: Callable[[], None]) -> Iterator[None]:
+        """Run ``action`` in another thread when the block takes longer than ``seconds``."""
+        handle = self.watch(seconds, action)
         try:
             yield
         finally:
-            self._limits.pop(handle, None)
+            self.forget(handle)
 
     def _run(self) -> None:
         while True:

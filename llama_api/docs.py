@@ -8,7 +8,6 @@ from flask import Blueprint, Flask, Response, abort, current_app, request
 
 from . import openapi
 from .parts import Parts
-from .wire import bound_sending
 
 # Found without importing the package, which would bring in what it has for other frameworks.
 STATIC = Path(str(distribution("swagger-ui-py").locate_file("swagger_ui/static")))
@@ -56,11 +55,6 @@ def init_app(app: Flask, parts: Parts) -> None:
     found = openapi.document(app, parts.generate_request, keyed=bool(parts.settings.keys),
                              limited=bool(parts.settings.rate_limit))
     app.extensions["llama_api_openapi"] = orjson.dumps(found)
-
-
-@bp.before_request
-def _bound_client() -> None:
-    bound_sending(request.environ)
 
 
 @bp.get("/openapi.json")

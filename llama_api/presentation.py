@@ -10,6 +10,7 @@ from werkzeug.http import parse_cache_control_header
 
 from .errors import describe, slug_of
 from .generation import Answer
+from .lean import LeanResponse
 from .metrics import Metrics
 from .service import Directives, Reply, Service
 
@@ -32,10 +33,8 @@ def plain(reply: Reply, service: Service, metrics: Metrics) -> Response:
         answer = reply.answer()
     finally:
         reply.close()
-    response = Response(orjson.dumps({"response": answer.text, **_ending(reply, answer, metrics)}),
-                        mimetype="application/json")
-    _label(response, reply, service)
-    return response
+    body = orjson.dumps({"response": answer.text, **_ending(reply, answer, metrics)})
+    return LeanResponse(body, headers=_cache_headers(reply, service, reply.stored), content_type="application/json")
 
 
 def stream(reply: Reply, service: Service, metrics: Metrics) -> Response:
@@ -45,11 +44,10 @@ def stream(reply: Reply, service: Service, metrics: Metrics) -> Response:
     except BaseException:
         reply.close()
         raise
-    response = Response(stream_with_context(_events(reply, metrics)), content_type="text/event-stream; charset=utf-8")
+    headers = [("Cache-Control", "no-store"), ("X-Accel-Buffering", "no"), *_cache_headers(reply, service, stored=False)]
+    events = stream_with_context(_events(reply, metrics))
+    response = LeanResponse(events, headers=headers, content_type="text/event-stream; charset=utf-8")
     response.call_on_close(reply.close)
-    response.headers["Cache-Control"] = "no-store"
-    response.headers["X-Accel-Buffering"] = "no"
-    _label(response, reply, service)
     return response
 
 
@@ -75,17 +73,18 @@ def _ending(reply: Reply, answer: Answer, metrics: Metrics) -> dict[str, Any]:
             "metrics": metrics.replied(reply, answer)}
 
 
-def _label(response: Response, reply: Reply, service: Service) -> None:
-    """Say with Cache-Status (RFC 9211) and Age (RFC 9111 §5.1) what the cache did."""
-    parts = [CACHE_NAME, "hit" if reply.forwarded is None else f"fwd={reply.forwarded}"]
+def _cache_headers(reply: Reply, service: Service, stored: bool) -> list[tuple[str, str]]:
+    """Cache-Status (RFC 9211) and Age (RFC 9111 §5.1): what the cache did."""
+    status = f"{CACHE_NAME}; hit" if reply.forwarded is None else f"{CACHE_NAME}; fwd={reply.forwarded}"
     if reply.failure is not None:
-        parts.append(f"detail={slug_of(reply.failure)}")
+        status += f"; detail={slug_of(reply.failure)}"
     elif reply.result == "collapsed":
-        parts.append("collapsed")
+        status += "; collapsed"
     elif reply.entry is not None and (ttl := service.ttl(reply.entry)) is not None:
-        parts.append(f"ttl={int(ttl)}")
-    elif reply.stored and not response.is_streamed:
-        parts.append("stored")
-    response.headers["Cache-Status"] = "; ".join(parts)
+        status += f"; ttl={int(ttl)}"
+    elif stored:
+        status += "; stored"
+    headers = [("Cache-Status", status)]
     if reply.entry is not None:
-        response.headers["Age"] = str(int(service.age(reply.entry)))
+        headers.append(("Age", str(int(service.age(reply.entry)))))
+    return headers

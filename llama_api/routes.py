@@ -6,8 +6,7 @@ from werkzeug.wrappers import Response as BaseResponse
 
 from . import presentation
 from .parts import Parts
-from .schemas import parse_object
-from .wire import bound_sending, gone_check, read_json_body
+from .wire import gone_check, read_json_body
 
 bp = Blueprint("api", __name__)
 
@@ -17,27 +16,15 @@ def _parts() -> Parts:
     return parts
 
 
-@bp.before_request
-def _bound_client() -> None:
-    bound_sending(request.environ)
-
-
-@bp.after_request
-def _never_store_state(response: Response) -> Response:
-    if request.method in ("GET", "HEAD"):
-        response.headers["Cache-Control"] = "no-store"
-    return response
-
-
 @bp.post("/generate")
 def generate() -> Response:
     """Answer a prompt, from the cache or from the model."""
-    parts = _parts()
-    body = read_json_body(request, parts.settings.max_body_bytes, parts.watchdog)
-    question, streamed = parts.generate_request.load(parse_object(body))
+    parts, req = _parts(), request._get_current_object()  # type: ignore[attr-defined]
+    body = read_json_body(req, parts.settings.max_body_bytes, parts.watchdog)
+    question, streamed = parts.generate_request.read(body)
     parts.metrics.asked(question)
-    directives = presentation.directives_of(request.headers.get("Cache-Control"))
-    reply = parts.service.generate(question, directives, gone_check(request.environ))
+    directives = presentation.directives_of(req.headers.get("Cache-Control"))
+    reply = parts.service.generate(question, directives, gone_check(req.environ))
     g.record["cache"] = reply.result
     present = presentation.stream if streamed else presentation.plain
     return present(reply, parts.service, parts.metrics)

@@ -131,6 +131,8 @@ def _reset_in_seconds(response: Response) -> Response:
 
 def _harden(response: Response) -> Response:
     response.headers["X-Content-Type-Options"] = "nosniff"
+    if request.method in ("GET", "HEAD"):
+        response.headers.setdefault("Cache-Control", "no-store")  # the state of a service is not to be kept by proxies
     if response.mimetype == "text/html":
         response.headers["Content-Security-Policy"] = PAGE_POLICY
         response.headers["X-Frame-Options"] = "DENY"
