@@ -170,6 +170,8 @@ class AnswerCache:
         """Keep ``answer``; False when it is too large."""
         now = self._clock()
         if not self.front.set(key, Entry(answer, now, now), self._timeout):
+            if self.store is not None:
+                self.store.delete(key)  # the one before it is outdated
             return False
         if self.store is not None:
             self._store_evictions += self.store.set(key, answer.to_bytes())

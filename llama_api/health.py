@@ -157,7 +157,8 @@ class Breaker:
             admit()
             yield admit
         except OllamaTimeout:
-            self._timeouts, self._last_timeout = self._timeouts + 1, self._clock()
+            with self._lock:
+                self._timeouts, self._last_timeout = self._timeouts + 1, self._clock()
             raise
         except (OllamaUnavailable, Cancelled):
             raise

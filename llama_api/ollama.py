@@ -304,6 +304,10 @@ class OllamaClient:
                 yield response
         except (requests.RequestException, OllamaError, *_BROKEN) as error:
             raise self._translated(error, call) from error
+        except ValueError as error:  # what a read raises whose TLS socket is cut under it
+            if call.cut_by is None:
+                raise
+            raise self._translated(error, call) from error
         finally:
             _current.call = None
             call.detach()

@@ -200,7 +200,8 @@ class Service:
             if entry is None or self._stale_for(entry) is not None:
                 return None
             flight.found = entry
-            flight.publish(entry.answer.text)
+            if entry.answer.text:
+                flight.publish(entry.answer.text)
             return entry.answer
 
         def generate() -> Answer:

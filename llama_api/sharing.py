@@ -77,7 +77,8 @@ class Claims:
                 if claim.outcome is not None:
                     flight.followed = True
                     answer = _read_outcome(claim.outcome)
-                    flight.publish(answer.text)
+                    if answer.text:
+                        flight.publish(answer.text)
                     return answer
                 if woken.wait(POLL_SECONDS):
                     raise Cancelled
