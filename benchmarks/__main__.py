@@ -13,6 +13,7 @@ import time
 import psutil
 
 from . import hits, lru, memory, misses, plots, report, start, storms, streams, workers
+from .contenders import ROOT
 
 SECTIONS = {module.__name__.rpartition(".")[2]: module.run
             for module in (hits, misses, streams, storms, workers, lru, start, memory)}
@@ -24,12 +25,19 @@ def environment():
     """Which machine, which versions, which settings."""
     return {
         "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
+        "code": _code(),
         "machine": f"{_processor()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2 ** 30:.0f} GiB, "
                    f"{platform.system()} {platform.release()}; load at the start {os.getloadavg()[0]:.2f}",
         "versions": f"Python {platform.python_version()}, " + ", ".join(map(_version, PACKAGES)),
         "tools": f"{_first_line(['wrk', '-v'])}; {_first_line(['nginx', '-v'])}",
         "settings": "as shipped (gevent worker, log to file and stdout, metrics, ids, headers, validation); "
                     "LLAMA_API_PARALLEL raised where many misses are meant to run at once; upstream: tests/double.py"}
+
+
+def _code():
+    commit, changes = (subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=ROOT).stdout.strip()
+                       for arguments in (["rev-parse", "--short", "HEAD"], ["status", "--short", "llama_api"]))
+    return f"commit {commit or 'unknown'}{', with changes not committed' if changes else ''}"
 
 
 def _version(package):
