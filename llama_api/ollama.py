@@ -39,6 +39,7 @@ BACKOFF_SECONDS = 0.15
 LINE_LIMIT = 32 << 20  # bytes: the longest line that is believed (a `context` of 262,144 tokens is 2 MB)
 TEXT_LIMIT = 64 << 20  # characters of one answer
 ERROR_LIMIT = 64 << 10  # bytes of an error body that are read
+TURN_BYTES = 4096  # that are read of one answer before the others have their turn
 DRAIN_SECONDS = 0.05  # for the end of a body whose last record has been seen
 _BROKEN = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
 
@@ -250,15 +251,21 @@ class OllamaClient:
         call = _Call()
         with self._exchange(call, "POST", "/api/generate", body, deadline - time.monotonic(), cancellation) as response:
             self._check_status(response)
-            last = self._read_answer(response.raw, publish)
+            last = self._read_answer(response.raw, call, publish)
             _drain(call.detach(), response.raw)
             return _completion(last)
 
-    def _read_answer(self, raw: Any, publish: Callable[[str], None]) -> dict[str, Any]:
+    def _read_answer(self, raw: Any, call: _Call, publish: Callable[[str], None]) -> dict[str, Any]:
         reader = LineReader()
-        size = 0
+        size = unyielded = 0
         while True:
             data = raw.read1(65536)
+            if call.cut_by is not None:  # what lies in the socket's buffer can be read even then
+                raise OllamaError("The exchange was cut off.")
+            unyielded += len(data)
+            if unyielded > TURN_BYTES:  # under gevent a read of what is there already lets nobody else run
+                unyielded = 0
+                time.sleep(0)
             for record in reader.feed(data) if data else reader.end():
                 if record.get("error") is not None:
                     self._log_upstream(200, record["error"])
