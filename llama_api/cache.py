@@ -1,8 +1,8 @@
 """The cache of answers: the key, an exact LRU as a flask-caching backend, and a shared store behind it."""
 
 import hashlib
+import math
 import sys
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -10,11 +10,13 @@ from typing import Any
 
 import orjson
 from flask_caching.backends.base import BaseCache
+from gevent.monkey import get_original
 
 from .generation import Answer, Question
 
 KEY_VERSION = 1  # of the format below; raise it with every change, so that old entries are never misread
 OVERHEAD = 640  # bytes that an entry takes beside its text, as measured by benchmarks/lru.py
+_NOTHING = object()
 TRUST_SECONDS = 1.0  # how long an entry of the in-process LRU is served without asking the shared store
 
 
@@ -52,9 +54,13 @@ class LRUCache(BaseCache):
         self.max_entries, self.max_bytes = max_entries, max_bytes
         self.bytes = self.hits = self.misses = self.evictions = 0
         self._clock = clock
-        self._lock = threading.Lock()
-        # A dict that pops its oldest again and again walks over the holes that are left; an OrderedDict does not.
-        self._entries: OrderedDict[str, tuple[Any, int, float]] = OrderedDict()
+        # A native lock, which takes half the time of gevent's: nothing switches greenlets while it is held.
+        self._lock = get_original("_thread", "allocate_lock")()
+        # A dict that pops its oldest again and again walks over the holes that are left; an OrderedDict does not. What
+        # a hit does not need stands apart: at 10⁶ entries each look at another object is a miss of the processor's.
+        self._values: OrderedDict[str, Any] = OrderedDict()
+        self._sizes: dict[str, int] = {}
+        self._expiries: dict[str, float] = {}
 
     @classmethod
     def factory(cls, app: Any, config: dict[str, Any], args: list[Any], kwargs: dict[str, Any]) -> "LRUCache":
@@ -62,17 +68,17 @@ class LRUCache(BaseCache):
         return cls(*args, **{"max_entries": config["CACHE_THRESHOLD"], **kwargs})
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._values)
 
     def get(self, key: str) -> Any:
         """The value of ``key``, which becomes the most recently used; None when there is none or it has expired."""
         with self._lock:
-            found = self._entries.get(key)
-            if found is not None:
-                if not found[2] or found[2] > self._clock():
-                    self._entries.move_to_end(key)
+            value = self._values.get(key, _NOTHING)
+            if value is not _NOTHING:
+                if not (self._expiries and self._expired(key)):
+                    self._values.move_to_end(key)
                     self.hits += 1
-                    return found[0]
+                    return value
                 self._drop(key)
             self.misses += 1
             return None
@@ -102,33 +108,37 @@ class LRUCache(BaseCache):
     def clear(self) -> bool:
         """Remove everything; the counts of hits, misses and evictions go on."""
         with self._lock:
-            self._entries.clear()
+            for part in (self._values, self._sizes, self._expiries):
+                part.clear()
             self.bytes = 0
         return True
 
     def _has(self, key: str) -> bool:
-        found = self._entries.get(key)
-        return found is not None and (not found[2] or found[2] > self._clock())
+        return key in self._values and not self._expired(key)
+
+    def _expired(self, key: str) -> bool:
+        return self._clock() >= self._expiries.get(key, math.inf)
 
     def _put(self, key: str, value: Any, size: int, timeout: float | None) -> bool:
-        seconds = self.default_timeout if timeout is None else timeout
-        expires = self._clock() + seconds if seconds else 0.0
-        if key in self._entries:
-            self.bytes -= self._entries.pop(key)[1]
+        self._drop(key)
         if size > self.max_bytes // 8 or self.max_entries < 1:
             return False
-        self._entries[key] = (value, size, expires)
+        if seconds := self.default_timeout if timeout is None else timeout:
+            self._expiries[key] = self._clock() + seconds
+        self._values[key] = value
+        self._sizes[key] = size
         self.bytes += size
-        while len(self._entries) > self.max_entries or self.bytes > self.max_bytes:
-            self.bytes -= self._entries.popitem(last=False)[1][1]
+        while len(self._values) > self.max_entries or self.bytes > self.max_bytes:
+            self._drop(next(iter(self._values)))
             self.evictions += 1
         return True
 
     def _drop(self, key: str) -> bool:
-        found = self._entries.pop(key, None)
-        if found is None:
+        if key not in self._values:
             return False
-        self.bytes -= found[1]
+        del self._values[key]
+        self.bytes -= self._sizes.pop(key)
+        self._expiries.pop(key, None)
         return True
 
 

@@ -4,6 +4,7 @@ A *flight* is one generation under way and the one shape of an answer: the piece
 wants the answer is a reader of the flight; its producer never waits for a reader.
 """
 
+import _thread
 import fcntl
 import logging
 import math
@@ -373,7 +374,7 @@ class Flights:
                     self._flights[key] = flight
             flight.readers += 1
         if started:
-            threading.Thread(target=self._fly, args=(flight, produce), name="flight", daemon=True).start()
+            _thread.start_new_thread(self._fly, (flight, produce))  # a Thread's handshake would cost the caller 0.1 ms
         return Reader(flight, self, gone, flight.started_at if started else time.monotonic()), started
 
     def leave(self, flight: Flight) -> None:

@@ -34,7 +34,8 @@ def plain(reply: Reply, service: Service, metrics: Metrics) -> Response:
     finally:
         reply.close()
     body = orjson.dumps({"response": answer.text, **_ending(reply, answer, metrics)})
-    return LeanResponse(body, headers=_cache_headers(reply, service, reply.stored), content_type="application/json")
+    headers = _cache_headers(reply, service, stored=reply.stored)
+    return LeanResponse(body, headers=headers, content_type="application/json")
 
 
 def stream(reply: Reply, service: Service, metrics: Metrics) -> Response:
@@ -44,7 +45,8 @@ def stream(reply: Reply, service: Service, metrics: Metrics) -> Response:
     except BaseException:
         reply.close()
         raise
-    headers = [("Cache-Control", "no-store"), ("X-Accel-Buffering", "no"), *_cache_headers(reply, service, stored=False)]
+    headers = _cache_headers(reply, service, stored=False)
+    headers += [("Cache-Control", "no-store"), ("X-Accel-Buffering", "no")]
     events = stream_with_context(_events(reply, metrics))
     response = LeanResponse(events, headers=headers, content_type="text/event-stream; charset=utf-8")
     response.call_on_close(reply.close)

@@ -1,6 +1,6 @@
 """The client's connection: a body read within its limits, and whether the client is still there."""
 
-import _socket
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +9,10 @@ from gunicorn.http.errors import ParseException
 
 from .concurrency import Watchdog
 from .schemas import MalformedJSON
+from .sockets import quiet
 
 BODY_SECONDS = 15.0  # for a whole body: no worker bounds it
 SEND_SECONDS = 30.0  # that a client may leave what we send unread
-_PEEK = _socket.MSG_PEEK | _socket.MSG_DONTWAIT
 
 
 class BodyTooLarge(Exception):
@@ -63,21 +63,8 @@ def gone_check(environ: dict[str, Any]) -> Callable[[], bool]:
 
     A server that does not hand over its socket (``gunicorn.socket``) leaves that unknown.
     """
-    client: Any = environ.get("gunicorn.socket")
-
-    def gone() -> bool:
-        # A peek on a plain socket object: gevent's own would wait for data.
-        peek = _socket.socket(fileno=client.fileno())
-        try:
-            return peek.recv(1, _PEEK) == b""
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-        finally:
-            peek.detach()
-
-    return gone if client is not None else lambda: False
+    client = environ.get("gunicorn.socket")
+    return lambda: client is not None and quiet(client) is False
 
 
 def bound_sending() -> None:
@@ -97,4 +84,4 @@ class _Deadline:
     def strike(self) -> None:
         self.struck = True
         if self._client is not None:
-            self._client.shutdown(_socket.SHUT_RD)
+            self._client.shutdown(socket.SHUT_RD)
