@@ -14,10 +14,13 @@ def double():
         yield double
 
 
-@pytest.fixture
-def serve(tmp_path):
-    """A factory: ``serve(double, **settings)`` starts gunicorn, see gunicorn_server.Server; all stop at the end."""
-    with servers(tmp_path) as serve:
+@pytest.fixture(scope="module")
+def serve(tmp_path_factory):
+    """A factory: ``serve(double, **settings)`` starts gunicorn, see gunicorn_server.Server.
+
+    All stop at the end of the module, for stopping them at once takes no longer than stopping one.
+    """
+    with servers(tmp_path_factory.mktemp("servers")) as serve:
         yield serve
 
 
@@ -29,10 +32,9 @@ def shared_double():
 
 
 @pytest.fixture(scope="module")
-def shared_serve(tmp_path_factory):
-    """Like ``serve``, for servers that all tests of a module use."""
-    with servers(tmp_path_factory.mktemp("shared")) as serve:
-        yield serve
+def shared_serve(serve):
+    """``serve``, by the name that says that tests share what they get from it."""
+    return serve
 
 
 @pytest.fixture

@@ -283,7 +283,7 @@ def test_an_ollama_that_hangs_is_given_up_and_found_again(serve, double):
 def test_a_stop_finishes_what_is_under_way(serve, double):
     """SIGTERM: streams and waiting requests get their answers, no new connection is taken, the status is 0."""
     api = serve(double, parallel=1)
-    prompts = [new_prompt("[[ttft=0.8]]") for _ in range(2)]
+    prompts = [new_prompt("[[ttft=0.5]]") for _ in range(2)]
     first, second = api.open_ask(prompts[0], stream=True), None
     double.wait(running=1)
     second = api.open_ask(prompts[1])

@@ -170,7 +170,7 @@ def test_a_client_that_leaves_the_queue_is_never_generated(api, double, stream):
 
 def test_a_client_that_leaves_does_not_take_the_answer_from_another(api, double):
     """A generation goes on as long as anybody waits for it."""
-    prompt = new_prompt("[[gap=0.1]] [[tokens=12]]")
+    prompt = new_prompt("[[gap=0.05]] [[tokens=12]]")
     with api.open_ask(prompt, stream=True) as first, api.open_ask(prompt, stream=True) as second:
         assert first.event() and second.event()
         first.close()
@@ -185,7 +185,7 @@ def text_of(event):
 
 def test_a_late_joiner_of_a_stream_gets_the_pieces_so_far_at_once(api, double):
     """It has caught up before the next piece comes, and then gets each as it comes."""
-    prompt = new_prompt("[[gap=0.4]] [[tokens=6]]")
+    prompt = new_prompt("[[gap=0.25]] [[tokens=6]]")
     pieces = list(pieces_for(prompt)[0])
     with api.open_ask(prompt, stream=True) as first:
         for _ in range(3):
