@@ -1,11 +1,15 @@
-"""A real nginx with the configuration of deploy/, before services of the tests."""
+"""A real nginx with the configuration of deploy/ before services of the tests, and clients that load it."""
 
+import itertools
 import os
 import shutil
 import subprocess
+import threading
 
+from tests.double import answer_for
 from tests.gunicorn_server import ROOT, Server, until
 
+CLIENTS = 12
 PROGRAM = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 MAIN = """
 daemon off; worker_processes 2; pid {home}/pid; error_log {home}/error.log; {user}
@@ -44,3 +48,39 @@ class Nginx(Server):
     def __exit__(self, *details):
         self.process.terminate()
         self.wait()
+
+
+class Load:
+    """Clients that ask all the time, plain and streamed, new and old questions; ``failures`` is what went wrong."""
+
+    def __init__(self, server):
+        self._server, self._end, self._numbers = server, threading.Event(), itertools.count()
+        self._threads = [threading.Thread(target=self._run) for _ in range(CLIENTS)]
+        self.answers, self.failures = 0, []
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *details):
+        self._end.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self):
+        while not self._end.is_set():
+            number = next(self._numbers)
+            prompt = f"Load {number}?" if number % 2 else f"Load {number % 20}?"
+            try:
+                reply = self._server.ask(prompt, stream=number % 3 == 0)
+                if reply.status != 200 or reply.text != answer_for(prompt, n=100):
+                    self.failures.append((reply.status, reply.body[:200]))
+                self.answers += 1
+            except Exception as error:
+                self.failures.append(repr(error))
+
+    def goes_on(self, count=100):
+        """Wait until ``count`` more answers have come."""
+        wanted = self.answers + count
+        until(lambda: self.answers >= wanted or self.failures, what=f"answer {wanted}")

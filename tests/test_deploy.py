@@ -1,16 +1,12 @@
 """What deploy/ promises, with a real nginx before two services: no request is lost, streams flow, nobody is spoofed."""
 
-import itertools
 import signal
-import threading
 
 import pytest
 
-from tests.double import answer_for
 from tests.gunicorn_server import JSON, new_prompt, until
-from tests.nginx_server import PROGRAM, Nginx
+from tests.nginx_server import PROGRAM, Load, Nginx
 
-CLIENTS = 12
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="nginx is not installed")
 
 
@@ -26,42 +22,6 @@ def nginx(pair, tmp_path):
     """nginx before the two."""
     with Nginx(tmp_path / "nginx", pair) as nginx:
         yield nginx
-
-
-class Load:
-    """Clients that ask all the time, plain and streamed, new and old questions; ``failures`` is what went wrong."""
-
-    def __init__(self, server):
-        self._server, self._end, self._numbers = server, threading.Event(), itertools.count()
-        self._threads = [threading.Thread(target=self._run) for _ in range(CLIENTS)]
-        self.answers, self.failures = 0, []
-
-    def __enter__(self):
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *details):
-        self._end.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _run(self):
-        while not self._end.is_set():
-            number = next(self._numbers)
-            prompt = f"Load {number}?" if number % 2 else f"Load {number % 20}?"
-            try:
-                reply = self._server.ask(prompt, stream=number % 3 == 0)
-                if reply.status != 200 or reply.text != answer_for(prompt, n=100):
-                    self.failures.append((reply.status, reply.body[:200]))
-                self.answers += 1
-            except Exception as error:
-                self.failures.append(repr(error))
-
-    def goes_on(self, count=100):
-        """Wait until ``count`` more answers have come."""
-        wanted = self.answers + count
-        until(lambda: self.answers >= wanted or self.failures, what=f"answer {wanted}")
 
 
 def test_a_rolling_restart_under_load_loses_no_request(nginx, pair):
