@@ -46,7 +46,7 @@ class LeanResponse(Response):
 
 
 class LeanFlask(Flask):
-    """An application of plain functions that answers under any host name."""
+    """An application of plain functions that answers under any host name; its hooks are the application's own."""
 
     session_interface = NoSessions()
     response_class = LeanResponse
@@ -67,6 +67,12 @@ class LeanFlask(Flask):
         except Exception as error:
             answer = self.handle_user_exception(error)
         return self.process_response(self.make_response(answer))
+
+    def preprocess_request(self) -> Any:
+        for function in self.before_request_funcs[None]:
+            if (answer := function()) is not None:
+                return answer
+        return None
 
     def process_response(self, response: Response) -> Response:
         for function in reversed(self.after_request_funcs[None]):
