@@ -2,6 +2,7 @@
 
 import time
 
+from tests.chaos_clients import SLACK, TIMEOUT
 from tests.double import answer_for
 from tests.gunicorn_server import together, until
 
@@ -81,7 +82,7 @@ def check(scene, before):
 
 
 def recovered(scene):
-    """Blame the ledger unless each service serves at once, and one call answers a crowd; returns rows for the table."""
+    """Blame the ledger unless each service serves, shares a call and keeps its deadline; returns rows for the table."""
     rows = []
     for number, service in enumerate(scene.services):
         prompt = f"Chaos is over, service {number}?"
@@ -95,4 +96,11 @@ def recovered(scene):
         if texts != {answer_for(prompt, n=100)} or calls > len(service.workers):
             scene.ledger.blame(f"after the storm 40 identical requests were {calls} calls and gave {len(texts)} texts")
         rows.append([f"service {number}: calls for 40 identical requests after the storm", calls])
+        try:
+            late = service.ask(f"Chaos for ever, service {number}? [[fault=endless_tokens]]", timeout=TIMEOUT + SLACK)
+            if late.status != 504:
+                scene.ledger.blame(f"an endless answer was {late.status}")
+            rows.append([f"service {number}: seconds until an endless answer was 504", late.seconds])
+        except TimeoutError:
+            scene.ledger.blame(f"service {number} does not end an endless answer at the deadline")
     return rows
