@@ -10,7 +10,7 @@ from marshmallow import ValidationError
 from werkzeug.exceptions import HTTPException, NotFound
 
 from .concurrency import GateClosed, ReaderGone
-from .ollama import (ModelNotFound, OllamaBusy, OllamaError, OllamaTimeout, OllamaUnavailable, PromptTooLong)
+from .ollama_protocol import ModelNotFound, OllamaBusy, OllamaError, OllamaTimeout, OllamaUnavailable, PromptTooLong
 from .schemas import MalformedJSON
 from .security import Unauthorized, UntrustedHost
 from .service import NotCached

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from .concurrency import Cancelled
-from .ollama import OllamaClient, OllamaError, OllamaTimeout, OllamaUnavailable
+from .ollama import OllamaClient
+from .ollama_protocol import OllamaError, OllamaTimeout, OllamaUnavailable
 
 logger = logging.getLogger(__name__)
 

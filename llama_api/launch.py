@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from .concurrency import Watchdog
-from .ollama import OllamaClient, OllamaError
+from .ollama import OllamaClient
+from .ollama_protocol import OllamaError
 from .settings import PREFIX, Settings, SettingsError
 
 EMBEDDED_MODEL = "smollm2:135m"

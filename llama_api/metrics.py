@@ -19,7 +19,7 @@ from .concurrency import Flight
 from .generation import Answer, Question
 from .health import Monitor
 from .logs import JsonLog
-from .ollama import Completion
+from .ollama_protocol import Completion
 from .service import Reply
 from .settings import Settings
 

@@ -1,14 +1,6 @@
 """The client of Ollama: one pooled session, every wait bounded, every fault a typed error with the cure.
 
-    OllamaError            it answered with an error, garbage or a partial answer
-    ├── OllamaUnavailable  nobody listens there
-    ├── OllamaBusy         it stayed busy over a few retries
-    ├── OllamaTimeout      the deadline passed
-    ├── ModelNotFound      it lacks the model
-    └── PromptTooLong      the prompt does not fit the context window
-
-The wire protocol is Ollama's ``api/types.go`` and ``server/routes.go``. Texts of its errors may hold paths and host
-names: they are logged and never shown.
+Texts of Ollama's errors may hold paths and host names: they are logged and never shown.
 """
 
 import http.client
@@ -18,188 +10,29 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from .concurrency import Cancellation, Cancelled, Watchdog
 from .generation import Question
+from .ollama_connection import Call, CuttingAdapter, current
+from .ollama_protocol import (LINE_LIMIT, Completion, LineReader, ModelNotFound, OllamaBusy, OllamaError, OllamaTimeout,
+                              OllamaUnavailable, PromptTooLong, completion_of, error_text, parse_record, stops_of,
+                              too_long)
 from .settings import Settings
-from .sockets import quiet
 
 logger = logging.getLogger(__name__)
 
 TRIES = 3  # of a connect failure or a busy Ollama; nothing else is safe to repeat
 BACKOFF_SECONDS = 0.15
-LINE_LIMIT = 32 << 20  # bytes: the longest line that is believed (a `context` of 262,144 tokens is 2 MB)
 TEXT_LIMIT = 64 << 20  # characters of one answer
 ERROR_LIMIT = 64 << 10  # bytes of an error body that are read
 TURN_BYTES = 4096  # that are read of one answer before the others have their turn
 DRAIN_SECONDS = 0.05  # for the end of a body whose last record has been seen
 _BROKEN = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
-
-
-class OllamaError(Exception):
-    """Ollama answered with an error, garbage or a partial answer."""
-
-    retry_after: int | None = None
-
-
-class OllamaUnavailable(OllamaError):
-    """Nobody accepts connections at OLLAMA_URL."""
-
-    retry_after = 5
-
-
-class OllamaBusy(OllamaError):
-    """Ollama answered 503 to every try."""
-
-    retry_after = 5
-
-
-class OllamaTimeout(OllamaError):
-    """The deadline passed; the call was closed."""
-
-
-class ModelNotFound(OllamaError):
-    """Ollama has no such model."""
-
-    retry_after = 60
-
-
-class PromptTooLong(OllamaError):
-    """The prompt does not fit the model's context window."""
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """How a generation ended; counts are None when Ollama gave none."""
-
-    finish_reason: str | None
-    input_tokens: int | None
-    output_tokens: int | None
-    tokens_per_second: float | None
-
-
-class _Call:
-    """One exchange with Ollama, which another thread can cut off at any moment."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._socket: Any = None
-        self.cut_by: type[Exception] | None = None
-
-    def attach(self, sock: Any) -> None:
-        """Take the socket that carries the exchange."""
-        with self._lock:
-            self._socket = sock
-        if self.cut_by:
-            self._shut()
-
-    def detach(self) -> Any:
-        """Give the socket up: it may soon carry another exchange."""
-        with self._lock:
-            sock, self._socket = self._socket, None
-        return sock
-
-    def cut(self, reason: type[Exception]) -> None:
-        """End the exchange: its blocked read fails at once and Ollama sees the disconnect."""
-        self.cut_by = self.cut_by or reason
-        self._shut()
-
-    def _shut(self) -> None:
-        with self._lock:
-            if self._socket is not None:
-                try:
-                    self._socket.shutdown(2)
-                except OSError:
-                    pass  # already closed
-
-
-_current = threading.local()  # .call: the exchange that this thread is sending
-
-
-class _Attaching:
-    """Hands the socket to the current call before the wait for headers, which is where Ollama spends its time."""
-
-    _held: bytearray | None = None
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether a pooled connection can still be used; urllib3's own look costs 0.1 ms under gevent."""
-        return self.sock is not None and quiet(self.sock) is True  # type: ignore[attr-defined]
-
-    def request(self, *args: Any, **kwargs: Any) -> None:
-        """Send head and body as one: in two, Ollama wakes twice."""
-        self._held = bytearray()
-        super().request(*args, **kwargs)  # type: ignore[misc]
-        held, self._held = self._held, None
-        super().send(held)  # type: ignore[misc]
-
-    def send(self, data: Any) -> None:
-        if self._held is not None and isinstance(data, bytes):
-            self._held += data
-        else:
-            super().send(data)  # type: ignore[misc]
-
-    def getresponse(self) -> Any:
-        if call := getattr(_current, "call", None):
-            call.attach(self.sock)  # type: ignore[attr-defined]
-        return super().getresponse()  # type: ignore[misc]
-
-
-class _Connection(_Attaching, HTTPConnection):
-    pass
-
-
-class _TLSConnection(_Attaching, HTTPSConnection):
-    pass
-
-
-class _Pool(HTTPConnectionPool):
-    ConnectionCls = _Connection
-
-
-class _TLSPool(HTTPSConnectionPool):
-    ConnectionCls = _TLSConnection
-
-
-class _Adapter(HTTPAdapter):
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TLSPool}
-
-
-class LineReader:
-    """Cuts any stream of bytes, however it is split, into lines of NDJSON."""
-
-    def __init__(self) -> None:
-        self._rest = bytearray()
-
-    def feed(self, data: bytes) -> Iterator[dict[str, Any]]:
-        """Give the records that ``data`` completes. Raises OllamaError on what is no JSON object."""
-        searched = len(self._rest)
-        self._rest += data
-        start = 0
-        while (end := self._rest.find(b"\n", max(start, searched))) >= 0:
-            if line := self._rest[start:end].strip():
-                yield _record(line)
-            start = end + 1
-        del self._rest[:start]
-        if len(self._rest) > LINE_LIMIT:
-            raise OllamaError("Ollama sent a line longer than any answer.")
-
-    def end(self) -> Iterator[dict[str, Any]]:
-        """Give the record that had no line break after it, if any."""
-        if line := self._rest.strip():
-            self._rest.clear()
-            yield _record(line)
 
 
 class OllamaClient:
@@ -210,7 +43,7 @@ class OllamaClient:
         self._watchdog = watchdog
         self._session = requests.Session()
         self._session.trust_env = False  # a proxy from the environment is no way to a local server
-        adapter = _Adapter(pool_connections=1, pool_maxsize=settings.parallel + 8, max_retries=0)
+        adapter = CuttingAdapter(pool_connections=1, pool_maxsize=settings.parallel + 8, max_retries=0)
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, adapter)
         self._prepared: dict[tuple[str, str], requests.PreparedRequest] = {}
@@ -264,19 +97,19 @@ class OllamaClient:
         if known is None or known[0] is None or known[0] != digest:
             shown = self._json("POST", "/api/show", orjson.dumps({"model": self._settings.model}),
                                deadline - time.monotonic(), cancellation)
-            known = self._model_stops = (digest, _stops_of(shown.get("parameters")))
+            known = self._model_stops = (digest, stops_of(shown.get("parameters")))
         return list(dict.fromkeys([*known[1], *stops]))
 
     def _generate_once(self, body: bytes, deadline: float, cancellation: Cancellation,
                        publish: Callable[[str], None]) -> Completion:
-        call = _Call()
+        call = Call()
         with self._exchange(call, "POST", "/api/generate", body, deadline - time.monotonic(), cancellation) as response:
             self._check_status(response)
             last = self._read_answer(response.raw, call, publish)
             _drain(call.detach(), response.raw)
-            return _completion(last)
+            return completion_of(last)
 
-    def _read_answer(self, raw: Any, call: _Call, publish: Callable[[str], None]) -> dict[str, Any]:
+    def _read_answer(self, raw: Any, call: Call, publish: Callable[[str], None]) -> dict[str, Any]:
         reader = LineReader()
         size = unyielded = 0
         while True:
@@ -306,7 +139,7 @@ class OllamaClient:
 
     def _json(self, method: str, path: str, body: bytes | None, seconds: float,
               cancellation: Cancellation | None = None) -> dict[str, Any]:
-        call = _Call()
+        call = Call()
         with self._exchange(call, method, path, body, seconds, cancellation or Cancellation()) as response:
             self._check_status(response)
             data = bytearray()
@@ -315,17 +148,17 @@ class OllamaClient:
                 if len(data) > LINE_LIMIT:
                     raise OllamaError("Ollama sent an endless reply.")
             call.detach()
-            return _record(data)
+            return parse_record(data)
 
     @contextmanager
-    def _exchange(self, call: _Call, method: str, path: str, body: bytes | None, seconds: float,
+    def _exchange(self, call: Call, method: str, path: str, body: bytes | None, seconds: float,
                   cancellation: Cancellation) -> Iterator[requests.Response]:
         """Send one request; the block reads its response. Whatever breaks comes out as an OllamaError or Cancelled."""
         response = None
         try:
             with (cancellation.interrupts(lambda: call.cut(Cancelled)),
                   self._watchdog.limit(seconds, lambda: call.cut(OllamaTimeout))):
-                _current.call = call
+                current.call = call
                 seconds = max(seconds, 0.001)
                 # The session's own send() adds cookies and redirects, which are not wanted from Ollama.
                 response = self._session.get_adapter(self._settings.ollama_url).send(
@@ -339,7 +172,7 @@ class OllamaClient:
                 raise
             raise self._translated(error, call) from error
         finally:
-            _current.call = None
+            current.call = None
             call.detach()
             if response is not None:
                 response.close()
@@ -359,21 +192,21 @@ class OllamaClient:
         status = response.status_code
         if status == 200:
             return
-        text = _error_text(_beginning(response.raw, ERROR_LIMIT))
+        text = error_text(_beginning(response.raw, ERROR_LIMIT))
         self._log_upstream(status, text)
         if status == 404 and text is not None:
             model = self._settings.model
             raise ModelNotFound(f"Ollama does not have the model {model}; run `ollama pull {model}` on its host.")
         if status == 503:
             raise OllamaBusy("Ollama is busy and refused the request; try again later.")
-        if status == 400 and text is not None and (size := _too_long(text)) is not None:
+        if status == 400 and text is not None and (size := too_long(text)) is not None:
             raise PromptTooLong(f"The prompt does not fit the model's context window{size}; shorten it.")
         if text is None:
             raise OllamaError(f"What answers at OLLAMA_URL (status {status}) does not speak Ollama's protocol;"
                               " check the URL, its path and the host names that Ollama accepts.")
         raise OllamaError(f"Ollama refused or failed to generate (status {status}); its log and ours say why.")
 
-    def _translated(self, error: Exception, call: _Call) -> Exception:
+    def _translated(self, error: Exception, call: Call) -> Exception:
         if call.cut_by is Cancelled:
             return Cancelled()
         timeouts = (requests.ReadTimeout, urllib3.exceptions.ReadTimeoutError)
@@ -397,16 +230,6 @@ class OllamaClient:
                 raise Cancelled
 
 
-def _record(line: bytearray) -> dict[str, Any]:
-    try:
-        record = orjson.loads(line)
-    except ValueError:
-        record = None
-    if not isinstance(record, dict):
-        raise OllamaError("Ollama sent something that is not its protocol; check OLLAMA_URL and its log.")
-    return record
-
-
 def _drain(sock: Any, raw: Any) -> None:
     """Read the end of a body that is already complete, so that its connection can be used again."""
     seconds = sock.gettimeout() if sock is not None else None
@@ -420,62 +243,9 @@ def _drain(sock: Any, raw: Any) -> None:
         pass  # not worth a wait: the connection is closed instead
 
 
-def _completion(record: dict[str, Any]) -> Completion:
-    reason = record.get("done_reason")
-    tokens, nanoseconds = _count(record, "eval_count"), _count(record, "eval_duration")
-    return Completion(
-        finish_reason=reason if reason in ("stop", "length") else None,
-        input_tokens=_count(record, "prompt_eval_count"), output_tokens=tokens,
-        tokens_per_second=round(tokens / nanoseconds * 1e9, 2) if tokens and nanoseconds else None)
-
-
-def _count(record: dict[str, Any], name: str) -> int | None:
-    """A count that Ollama gave; it leaves out zeros, and older ones left out more."""
-    value = record.get(name)
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2 ** 53 else None
-
-
-def _stops_of(parameters: Any) -> list[str]:
-    """The stops in the ``parameters`` text of /api/show: one ``key value`` a line, text values quoted."""
-    stops = []
-    for line in parameters.splitlines() if isinstance(parameters, str) else ():
-        key, _, value = line.strip().partition(" ")
-        if key == "stop" and (value := value.strip()):
-            try:
-                value = orjson.loads(value)
-            except ValueError:
-                pass  # a bare word stands for itself
-            stops.append(str(value))
-    return stops
-
-
 def _beginning(raw: Any, limit: int) -> bytes:
     """The first ``limit`` bytes of a body, in however many segments they come."""
     found = b""
     while len(found) < limit and (data := raw.read1(limit - len(found))):
         found += data
     return found
-
-
-def _error_text(body: bytes) -> str | None:
-    """The text of Ollama's error body, None when that is not one."""
-    try:
-        text = orjson.loads(body).get("error")
-    except (ValueError, AttributeError):
-        return None
-    return text if isinstance(text, str) else None
-
-
-def _too_long(text: str) -> str | None:
-    """Whether an error says that the prompt is too long: its size as a phrase (maybe empty), else None.
-
-    The engine's error is JSON inside the string (llama.cpp ``exceed_context_size_error``); older ones are a sentence.
-    """
-    try:
-        inner = orjson.loads(text)["error"]
-        if inner.get("type") != "exceed_context_size_error":
-            return None
-        asked, room = inner.get("n_prompt_tokens"), inner.get("n_ctx")
-        return f" ({asked} tokens, room for {room})" if isinstance(asked, int) and isinstance(room, int) else ""
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return "" if "exceed_context_size" in text or "longer than the context length" in text else None

@@ -10,7 +10,8 @@ from .cache import AnswerCache, Entry, key_for
 from .concurrency import Cancelled, Flight, Flights, Gate, GateClosed, Reader
 from .generation import Answer, Question
 from .health import Breaker, Monitor
-from .ollama import Completion, OllamaClient, OllamaError, PromptTooLong
+from .ollama import OllamaClient
+from .ollama_protocol import Completion, OllamaError, PromptTooLong
 from .settings import Settings
 from .sharing import Claims
 

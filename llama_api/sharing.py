@@ -16,7 +16,7 @@ import orjson
 from .cache import AnswerCache
 from .concurrency import Cancelled, Flight, Flights, GateClosed
 from .generation import Answer
-from .ollama import (ModelNotFound, OllamaBusy, OllamaError, OllamaTimeout, OllamaUnavailable, PromptTooLong)
+from .ollama_protocol import ModelNotFound, OllamaBusy, OllamaError, OllamaTimeout, OllamaUnavailable, PromptTooLong
 
 logger = logging.getLogger(__name__)
 

@@ -13,10 +13,12 @@ import responses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama_api import ollama
+from llama_api import ollama, ollama_protocol
 from llama_api.concurrency import Cancellation, Cancelled, Watchdog
-from llama_api.ollama import (Completion, LineReader, ModelNotFound, OllamaBusy, OllamaClient, OllamaError,
-                              OllamaTimeout, OllamaUnavailable, PromptTooLong)
+from llama_api.ollama import OllamaClient
+from llama_api.ollama_connection import Call
+from llama_api.ollama_protocol import (Completion, LineReader, ModelNotFound, OllamaBusy, OllamaError, OllamaTimeout,
+                                       OllamaUnavailable, PromptTooLong)
 from llama_api.settings import Settings
 from tests.double import OllamaDouble, answer_for
 from tests.fakes import in_threads, question, until
@@ -420,7 +422,7 @@ def test_what_breaks_on_the_wire_is_an_ollama_error(double, fault):
 @pytest.mark.parametrize("fault", ["endless_garbage", "endless_tokens"])
 def test_an_answer_without_an_end_is_refused(double, monkeypatch, fault):
     """A line or a text beyond any model's is not collected for ever."""
-    monkeypatch.setattr(ollama, "LINE_LIMIT", 1 << 20)
+    monkeypatch.setattr(ollama_protocol, "LINE_LIMIT", 1 << 20)
     monkeypatch.setattr(ollama, "TEXT_LIMIT", 100)
     double.fail(fault)
     with pytest.raises(OllamaError, match="longer"):
@@ -484,7 +486,7 @@ def test_a_cut_before_the_connection_is_there_is_not_lost():
     """A call that is cut while it still connects is shut as soon as it has a socket; one that is over is left alone."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        call = ollama._Call()
+        call = Call()
         call.cut(Cancelled)
         call.cut(OllamaTimeout)
         call.attach(ours)
@@ -492,7 +494,7 @@ def test_a_cut_before_the_connection_is_there_is_not_lost():
     call.cut(Cancelled)  # its socket is closed by now
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        call = ollama._Call()
+        call = Call()
         call.attach(ours)
         assert call.detach() is ours
         call.cut(Cancelled)
@@ -688,7 +690,7 @@ def test_any_bytes_are_records_or_an_ollama_error(data, body):
 
 def test_a_line_has_a_limit(monkeypatch):
     """A line without an end is refused once it is longer than any answer, and the memory stays bounded."""
-    monkeypatch.setattr(ollama, "LINE_LIMIT", 1000)
+    monkeypatch.setattr(ollama_protocol, "LINE_LIMIT", 1000)
     reader, fed = LineReader(), 0
     with pytest.raises(OllamaError, match="longer"):
         for _ in range(100):

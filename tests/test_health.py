@@ -8,7 +8,8 @@ import pytest
 from llama_api import health
 from llama_api.concurrency import Cancelled, GateClosed
 from llama_api.health import HANG_TIMEOUTS, RECENT_SECONDS, Breaker, Monitor
-from llama_api.ollama import ModelNotFound, OllamaBusy, OllamaError, OllamaTimeout, OllamaUnavailable, PromptTooLong
+from llama_api.ollama_protocol import (ModelNotFound, OllamaBusy, OllamaError, OllamaTimeout, OllamaUnavailable,
+                                       PromptTooLong)
 from tests.fakes import Clock, in_threads, until
 
 

@@ -8,8 +8,8 @@ import pytest
 from llama_api.cache import TRUST_SECONDS, AnswerCache, Entry, LRUCache, key_for
 from llama_api.concurrency import Cancelled, Flights, Gate, GateClosed, ReaderGone
 from llama_api.health import HANG_TIMEOUTS, Breaker
-from llama_api.ollama import (Completion, ModelNotFound, OllamaBusy, OllamaError, OllamaTimeout, OllamaUnavailable,
-                              PromptTooLong)
+from llama_api.ollama_protocol import (Completion, ModelNotFound, OllamaBusy, OllamaError, OllamaTimeout,
+                                       OllamaUnavailable, PromptTooLong)
 from llama_api.presentation import directives_of
 from llama_api.service import Directives, NotCached, Service
 from llama_api.settings import Settings

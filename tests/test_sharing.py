@@ -8,7 +8,8 @@ import pytest
 from llama_api import concurrency, sharing, sqlite_file, stores
 from llama_api.cache import key_for
 from llama_api.concurrency import GateClosed
-from llama_api.ollama import (ModelNotFound, OllamaBusy, OllamaError, OllamaTimeout, OllamaUnavailable, PromptTooLong)
+from llama_api.ollama_protocol import (ModelNotFound, OllamaBusy, OllamaError, OllamaTimeout, OllamaUnavailable,
+                                       PromptTooLong)
 from llama_api.store_types import WANTED_FOR
 from llama_api.stores import GuardedStore, open_store
 from tests.fakes import answer, in_threads, question, until
