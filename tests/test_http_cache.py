@@ -194,20 +194,12 @@ def test_a_fresh_entry_tells_its_time_to_live(dated):
     assert dated.ask(prompt, stream=True).cache.startswith("llama-api; hit; ttl=")
 
 
-def grown_stale(api, double, prompt):
-    """Generate the answer to ``prompt`` and wait until it is past its freshness."""
-    api.ask(prompt)
-    until(lambda: api.ask(prompt, STORED_ONLY).status == 504)
-    assert double.generations[prompt] == 1
-
-
-def test_a_stale_entry_is_generated_anew(dated, double):
-    """fwd=stale, stored; then it is fresh again."""
-    prompt = new_prompt()
-    grown_stale(dated, double, prompt)
-    reply = dated.ask(prompt)
-    assert reply.cache == "llama-api; fwd=stale; stored" and reply.json["cached"] is False
-    assert dated.ask(prompt).cache.startswith("llama-api; hit; ttl=") and double.generations[prompt] == 2
+def grown_stale(api, double, *prompts):
+    """Generate the answers to ``prompts`` and wait until they are past their freshness."""
+    for prompt in prompts:
+        api.ask(prompt)
+    until(lambda: {api.ask(prompt, STORED_ONLY).status for prompt in prompts} == {504})
+    assert all(double.generations[prompt] == 1 for prompt in prompts)
 
 
 FAILURES = [("oom", "ollama-error"), ("busy", "overloaded"), ("not_found", "model-not-found"),
@@ -234,31 +226,23 @@ def test_a_stale_entry_is_served_while_ollama_fails(dated, double):
     until(lambda: dated.ask(prompt).status == 502, TTL + STALE + 3)
 
 
-def test_a_stale_entry_is_served_while_ollama_is_gone(dated, double):
-    """An unreachable Ollama is a failure like the others."""
-    prompt = new_prompt()
-    grown_stale(dated, double, prompt)
+def test_a_stale_entry_is_renewed_or_serves_or_does_not(dated, double):
+    """Renewed when Ollama answers; served when it is gone; never for a prompt too long, nor after a first piece."""
+    anew, gone, long, broken = prompts = [new_prompt() for _ in range(4)]
+    grown_stale(dated, double, *prompts)
+    reply = dated.ask(anew)
+    assert reply.cache == "llama-api; fwd=stale; stored" and reply.json["cached"] is False
+    assert dated.ask(anew).cache.startswith("llama-api; hit; ttl=") and double.generations[anew] == 2
+    double.fail("eof")
+    assert dated.ask(broken, stream=True).events[-1][0] == "error"
+    assert dated.ask(broken).cache == "llama-api; fwd=stale; detail=ollama-error"
+    double.fail()
+    double.set(num_ctx=2)
+    assert dated.ask(long).slug == "prompt-too-long"
     double.stop()
-    reply = dated.ask(prompt)
+    reply = dated.ask(gone)
     double.start()
     assert (reply.status, reply.cache) == (200, "llama-api; fwd=stale; detail=ollama-unavailable")
-
-
-def test_a_prompt_too_long_is_the_callers_fault_and_serves_nothing_stale(dated, double):
-    """Only 502, 503 and 504 become the stale answer."""
-    prompt = new_prompt()
-    grown_stale(dated, double, prompt)
-    double.set(num_ctx=2)
-    assert dated.ask(prompt).slug == "prompt-too-long"
-
-
-def test_an_answer_that_breaks_off_after_a_piece_cannot_become_stale(dated, double):
-    """A stream whose first piece is out ends with an error; a plain request gets the stale answer."""
-    prompt = new_prompt()
-    grown_stale(dated, double, prompt)
-    double.fail("eof")
-    assert dated.ask(prompt, stream=True).events[-1][0] == "error"
-    assert dated.ask(prompt).cache == "llama-api; fwd=stale; detail=ollama-error"
 
 
 def test_another_build_of_the_model_makes_its_entries_stale(api, double):

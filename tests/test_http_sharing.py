@@ -1,5 +1,6 @@
 """Sharing from outside: collapsing, purging, surviving, in a process, over workers and hosts (contract, 4)."""
 
+import functools
 import http.client
 import json
 import os
@@ -67,6 +68,29 @@ def group(request, pair_of, double):
     """A function that sends its n-th call to the n-th process in turn (or to whichever worker takes it)."""
     servers = pair_of(request.param)
     return lambda n=0: servers[n % len(servers)]
+
+
+def with_a_store_in_time(scene):
+    """Play a scene again when the store failed in it.
+
+    A machine so starved that a store misses its few milliseconds has each process go on alone, as is right.
+    """
+    @functools.wraps(scene)
+    def played(group, double):
+        for _ in range(3):
+            until(lambda: {group(n).health()["status"] for n in range(4)} == {"healthy"})
+            before = store_errors(group)
+            try:
+                return scene(group, double)
+            except AssertionError:
+                if store_errors(group) == before:
+                    raise
+        raise AssertionError("the store failed again and again")
+    return played
+
+
+def store_errors(group):
+    return [group(n).metrics()["store_errors_total",] for n in range(2)]
 
 
 # Within a process
@@ -156,6 +180,7 @@ def test_different_prompts_are_never_mixed_up(api, double):
 
 # Over workers and hosts
 
+@with_a_store_in_time
 def test_an_answer_of_one_is_a_hit_for_all(group, double):
     """Whichever worker or host is asked."""
     prompt = new_prompt()
@@ -165,6 +190,7 @@ def test_an_answer_of_one_is_a_hit_for_all(group, double):
     assert double.generations[prompt] == 1
 
 
+@with_a_store_in_time
 def test_identical_requests_everywhere_are_one_generation(group, double):
     """Plain and streamed, spread over all processes at once."""
     prompt = new_prompt("[[ttft=0.7]]")
@@ -176,6 +202,7 @@ def test_identical_requests_everywhere_are_one_generation(group, double):
     assert kinds[JOINED] >= MANY
 
 
+@with_a_store_in_time
 def test_a_failure_is_one_failure_everywhere(group, double):
     """It is not repeated once per process."""
     prompt = new_prompt("[[fault=oom]] [[delay=0.7]]")
@@ -183,6 +210,7 @@ def test_a_failure_is_one_failure_everywhere(group, double):
     assert {reply.slug for reply in replies} == {"ollama-error"} and double.generations[prompt] == 1
 
 
+@with_a_store_in_time
 def test_when_all_have_left_everywhere_the_generation_ends(group, double):
     """The followers of other processes count as much as the leader's own clients."""
     prompt = new_prompt("[[ttft=30]]")
@@ -194,6 +222,7 @@ def test_when_all_have_left_everywhere_the_generation_ends(group, double):
     double.wait(GONE + 0.5, running=0, closed_early=1)  # which of them went last is known half a second later
 
 
+@with_a_store_in_time
 def test_a_leader_who_leaves_does_not_fail_those_elsewhere(group, double):
     """The clients of the other processes get the answer that was begun."""
     prompt = new_prompt("[[ttft=0.8]]")
@@ -207,29 +236,26 @@ def test_a_leader_who_leaves_does_not_fail_those_elsewhere(group, double):
     assert double.generations[prompt] == 1 and double.closed_early == 0
 
 
-def test_a_purge_is_everywhere_within_a_second(group, double):
-    """No worker or host serves what has been purged; all agree on the figures."""
-    prompt = new_prompt()
+@with_a_store_in_time
+def test_a_renewal_and_a_purge_are_everywhere_within_a_second(group, double):
+    """The new answer replaces the old one in every process; what is purged is served by none; all agree on that."""
+    renewed, purged = new_prompt(), new_prompt()
     for n in range(8):
-        group(n).ask(prompt)
+        group(n).ask(renewed), group(n).ask(purged)
+    double.set(tokens=5)
+    new = group(0).ask(renewed, NO_CACHE).text
+    until(lambda: {group(n).ask(renewed).text for n in range(12)} == {new}, EVERYWHERE)
+    assert double.generations[renewed] == 2
+    for n in range(8):
+        group(n).ask(purged)
     assert group(0).request("DELETE", "/cache").status == 204
-    until(lambda: {group(n).ask(prompt, STORED_ONLY).status for n in range(12)} == {504}, EVERYWHERE)
+    until(lambda: {group(n).ask(purged, STORED_ONLY).status for n in range(12)} == {504}, EVERYWHERE)
     assert {group(n).get("/cache").json["entries"] for n in range(8)} == {0}
     assert {group(n).health()["cache_size"] for n in range(8)} == {0}
 
 
-def test_a_renewal_is_everywhere_within_a_second(group, double):
-    """The new answer replaces the old one in every process."""
-    prompt = new_prompt()
-    for n in range(8):
-        group(n).ask(prompt)
-    double.set(tokens=5)
-    new = group(0).ask(prompt, NO_CACHE).text
-    until(lambda: {group(n).ask(prompt).text for n in range(12)} == {new}, EVERYWHERE)
-    assert double.generations[prompt] == 2
-
-
-def test_the_figures_are_the_stores(group):
+@with_a_store_in_time
+def test_the_figures_are_the_stores(group, double):
     """entries, bytes and cache_size are those of the shared store, whoever is asked."""
     group(0).request("DELETE", "/cache")
     for n in range(6):
