@@ -24,12 +24,14 @@ _numbers = itertools.count(1)
 
 
 def until(condition, seconds=PATIENCE, what="it"):
-    """Poll ``condition`` until it is true and return its value."""
+    """Poll ``condition`` until it is true and return its value; the last look is not before ``seconds`` have passed."""
     end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, f"{what} did not come to be within {seconds:g} s"
+    while True:
+        last = time.monotonic() >= end
+        if value := condition():
+            return value
+        assert not last, f"{what} did not come to be within {seconds:g} s"
         time.sleep(0.01)
-    return value
 
 
 def together(count, call):
