@@ -171,7 +171,7 @@ class Metrics:
 
     def _begin(self) -> None:
         sent = request.environ.get("HTTP_X_REQUEST_ID", "")
-        request_id = sent if _REQUEST_ID.fullmatch(sent) else f"{random.getrandbits(64):016x}"
+        request_id = sent if _REQUEST_ID.fullmatch(sent) else new_request_id()
         g.record = {"request_id": request_id}
         self.under_way += 1
         g.began = time.perf_counter()
@@ -236,6 +236,11 @@ class Metrics:
         self._evictions = counter("cache_evictions_total", "Answers evicted to keep within the bounds.")
         self._store_errors = counter("store_errors_total", "Failures of the shared store.")
         self._up = gauge("ollama_up", "Whether Ollama answers.", "livemostrecent")
+
+
+def new_request_id() -> str:
+    """An id that no other request has."""
+    return f"{random.getrandbits(64):016x}"
 
 
 def _milliseconds(seconds: float | None) -> float | None:

@@ -1,12 +1,19 @@
-"""gunicorn's gevent worker, which loses no connection when it stops."""
+"""gunicorn's gevent worker, which loses no connection when it stops and refuses what is no HTTP by a problem."""
 
 import _socket
+import logging
 from functools import partial
 from typing import Any
 
 import gevent.socket
+import orjson
 from gevent.server import StreamServer
+from gunicorn import util
 from gunicorn.workers.ggevent import GeventWorker
+
+from .metrics import new_request_id
+
+logger = logging.getLogger(__name__)
 
 
 class _Listener:
@@ -38,6 +45,24 @@ def _accepted(listener: Any) -> tuple[Any, Any] | None:
     except OSError:  # BlockingIOError: nobody is there
         return None
     return gevent.socket.socket(listener.family, listener.type, listener.proto, fileno=descriptor), address
+
+
+def _write_problem(sock: Any, status: int, reason: str, message: str) -> None:
+    """Answer what gunicorn could not read as HTTP as every other error is answered (RFC 9457), and close."""
+    request_id = new_request_id()
+    logger.warning("refused with %s %s", status, reason, extra={"request_id": request_id})
+    body = orjson.dumps({
+        "type": f"/problems/{reason.lower().replace(' ', '-')}", "title": reason, "status": status, "instance": "/",
+        "detail": "This could not be read as an HTTP request: correct its request line, its headers or its framing.",
+        "request_id": request_id})
+    head = (f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: application/problem+json\r\n"
+            f"X-Request-ID: {request_id}\r\nContent-Length: {len(body)}\r\n\r\n")
+    util.write_nonblock(sock, head.encode() + body)
+
+
+util.write_error = _write_problem  # gunicorn offers no hook for what it refuses by itself
+# It would log the bytes that it could not read, and after a wrong Content-Length those are the end of a prompt.
+logging.getLogger("gunicorn.error").addFilter(lambda record: not str(record.msg).startswith("Invalid request from"))
 
 
 class Worker(GeventWorker):

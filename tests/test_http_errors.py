@@ -1,11 +1,12 @@
 """Every error from outside: how each fault of Ollama's and each misuse of ours looks to a client (contract, 6)."""
 
+import json
 import time
 
 import pytest
 
 from tests.double import FAULTS, answer_for
-from tests.gunicorn_server import JSON, new_prompt, together
+from tests.gunicorn_server import JSON, new_prompt, together, until
 
 NOT_STORED = {"Cache-Control": "only-if-cached"}
 TIMEOUT = 0.5
@@ -185,3 +186,19 @@ def test_without_a_request_id_each_request_gets_one_of_its_own(api):
     """No two are the same, and each is one that a caller could send."""
     ids = {api.get("/livez").headers["X-Request-ID"] for _ in range(20)}
     assert len(ids) == 20 and all(set(one) <= set("0123456789abcdefghijklmnopqrstuvwxyz._-") for one in ids)
+
+
+@pytest.mark.parametrize("data,status", [
+    (b"GET /livez HTTP/9.9\r\n\r\n", 400), (b"no http at all\r\n\r\n", 400),
+    (b"GET /" + b"a" * 5000 + b" HTTP/1.1\r\n\r\n", 414),
+    (b"GET /livez HTTP/1.1\r\nHost: x\r\n" + b"".join(b"X-%d: y\r\n" % n for n in range(200)) + b"\r\n", 431),
+    (b"my secret prompt\r\n\r\n", 400)])
+def test_what_is_no_http_is_refused_by_a_problem_too(api, data, status):
+    """With an id that the log has, and without its bytes in any log: they may be the end of somebody's prompt."""
+    with api.send_raw(data) as client:
+        head, _, body = client.makefile("rb").read().partition(b"\r\n\r\n")
+    problem = json.loads(body)
+    assert head.startswith(b"HTTP/1.1 %d " % status) and b"application/problem+json" in head
+    assert problem["status"] == status and problem["request_id"].encode() in head
+    until(lambda: problem["request_id"] in api.log_path.read_text())
+    assert "secret" not in api.log_path.read_text() + api.stdout + api.stderr
