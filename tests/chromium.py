@@ -7,15 +7,15 @@ import base64
 import json
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
 
+from tests.programs import needed
+
 PATIENCE = 30.0  # seconds that a page may take: the machine may be busy
-MISSING = "The tests of /docs need Chromium; install it (Debian: apt-get install chromium)."
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-breakpad",
@@ -85,16 +85,10 @@ class Page:
             file.write(base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]))
 
 
-def _find():
-    found = next(filter(None, map(shutil.which, NAMES)), None)
-    assert found, MISSING
-    return found
-
-
 @contextmanager
 def chromium(directory):
     """A tab of a browser of its own, which keeps its files in ``directory``."""
-    program = _find()
+    program = needed("chromium", *NAMES)
     (browser_reads, to_browser), (from_browser, browser_writes) = os.pipe(), os.pipe()
     with open(directory / "chromium.log", "wb") as log:
         process = subprocess.Popen(

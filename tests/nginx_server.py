@@ -2,15 +2,15 @@
 
 import itertools
 import os
-import shutil
 import subprocess
 import threading
 
 from tests.double import answer_for
 from tests.gunicorn_server import ROOT, Server, until
+from tests.programs import find
 
 CLIENTS = 12
-PROGRAM = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+PROGRAM = find("nginx")
 MAIN = """
 daemon off; worker_processes 2; pid {home}/pid; error_log {home}/error.log; {user}
 events {{ worker_connections 2048; }}

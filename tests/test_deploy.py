@@ -5,9 +5,8 @@ import signal
 import pytest
 
 from tests.gunicorn_server import JSON, new_prompt, until
-from tests.nginx_server import PROGRAM, Load, Nginx
-
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="nginx is not installed")
+from tests.nginx_server import Load, Nginx
+from tests.programs import needed
 
 
 @pytest.fixture
@@ -20,6 +19,7 @@ def pair(double, serve):
 @pytest.fixture
 def nginx(pair, tmp_path):
     """nginx before the two."""
+    needed("nginx")
     with Nginx(tmp_path / "nginx", pair) as nginx:
         yield nginx
 

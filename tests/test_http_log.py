@@ -3,12 +3,12 @@
 import gzip
 import json
 import re
-import shutil
 import subprocess
 
 import pytest
 
 from tests.gunicorn_server import JSON, new_prompt, together, until
+from tests.programs import needed
 
 ALWAYS = {"time", "level", "message", "request_id", "method", "path", "status", "duration_ms", "client"}
 OF_GENERATIONS = {"model", "cache", "inference_latency_ms", "queue_ms", "input_tokens", "output_tokens",
@@ -158,13 +158,13 @@ def test_the_log_follows_a_rotation(api):
     until(lambda: api.log_path.exists() and "after-deletion" in api.log_path.read_text())
 
 
-@pytest.mark.skipif(not shutil.which("logrotate"), reason="logrotate is not installed")
 def test_logrotate_itself_rotates_it(api):
     """With the plainest of configurations, without a signal to the service."""
+    logrotate = needed("logrotate")
     config = api.directory / "rotate.conf"
     config.write_text(f"{api.log_path} {{\n rotate 2\n compress\n}}\n")
     api.log_path.chmod(0o640)
-    subprocess.run(["logrotate", "-f", "-s", str(api.directory / "state"), str(config)], check=True)
+    subprocess.run([logrotate, "-f", "-s", str(api.directory / "state"), str(config)], check=True)
     assert gzip.decompress(api.log_path.with_name("api.log.1.gz").read_bytes())
     api.record_of(api.get("/livez"))
 
