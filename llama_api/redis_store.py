@@ -22,7 +22,7 @@ from .store_types import OVERHEAD, WANTED_FOR, Claim, StoreError
 
 PREFIX = "llama_api:1:"  # 1 is the version of the layout
 ENTRY_TTL = 30 * 86400.0  # seconds an entry that nobody uses stays
-BUDGET = 0.06  # seconds an operation may wait for the server in all, connecting included
+BUDGET = 0.08  # seconds an operation may wait for the server in all, connecting included
 GRACE = 0.005  # seconds it waits at least, for a process that was itself held up
 BATCH = 500  # entries per script call, so that no call holds the server up
 
