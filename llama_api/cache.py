@@ -12,6 +12,7 @@ import orjson
 from flask_caching.backends.base import BaseCache
 from gevent.monkey import get_original
 
+from .concurrency import Shared
 from .generation import Answer, Question
 
 KEY_VERSION = 1  # of the format below; raise it with every change, so that old entries are never misread
@@ -157,6 +158,7 @@ class AnswerCache:
         self._timeout = ttl + stale_seconds if ttl else 0
         self._clock, self._wall_clock = clock, wall_clock
         self._touched: set[str] = set()
+        self._asking = Shared()  # a storm for one key is one look into the store
         self._store_evictions = 0
 
     def get(self, key: str) -> Entry | None:
@@ -168,13 +170,8 @@ class AnswerCache:
         if entry is not None and now - entry.checked < TRUST_SECONDS:
             self._touched.add(key)
             return entry
-        stored = self.store.get(key)
-        if stored is not None:
-            return self._adopt(key, stored, now)
-        if self.store.available:
-            self.front.delete(key)
-            return None
-        return entry
+        found: Entry | None = self._asking.call(key, lambda: self._ask(key, entry, now))
+        return found
 
     def set(self, key: str, answer: Answer) -> bool:
         """Keep ``answer``; False when it is too large."""
@@ -210,6 +207,16 @@ class AnswerCache:
         touched, self._touched = self._touched, set()
         if touched and self.store is not None:
             self.store.touch(list(touched))
+
+    def _ask(self, key: str, entry: Entry | None, now: float) -> Entry | None:
+        """What the store has for ``key``, where the LRU has ``entry``."""
+        stored = self.store.get(key)
+        if stored is not None:
+            return self._adopt(key, stored, now)
+        if self.store.available:
+            self.front.delete(key)
+            return None
+        return entry
 
     def _adopt(self, key: str, stored: bytes, now: float) -> Entry | None:
         try:

@@ -255,6 +255,30 @@ class Gate:
             next(iter(self._queue)).set()
 
 
+class Shared:
+    """Lets all who ask for one key at the same time share one call."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._under_way: dict[str, list[Any]] = {}  # by key: the event of its end, then its result
+
+    def call(self, key: str, function: Callable[[], Any]) -> Any:
+        """What ``function`` returns, called here or by whoever asked for ``key`` first. It must not raise."""
+        with self._lock:
+            mine = key not in self._under_way
+            call = self._under_way.setdefault(key, [threading.Event(), None])
+        if not mine:
+            call[0].wait()
+            return call[1]
+        try:
+            call[1] = function()
+        finally:
+            with self._lock:
+                del self._under_way[key]
+            call[0].set()
+        return call[1]
+
+
 class Flight:
     """One generation under way: the pieces so far, then its outcome."""
 

@@ -327,12 +327,12 @@ def read_arguments() -> argparse.Namespace:
     add("--model-file", type=pathlib.Path, help="a GGUF file in place of SmolLM2's")
     add("--threads", type=int, help="of the engine; by default one less than there are cores")
     add("--parallel", type=int, default=1, help="answers generated at once")
-    add("--exit-with-parent", action="store_true", help="end when the process that started this one does")
+    add("--parent", type=int, metavar="PID", help="the process that starts this one; end when it does")
     return parser.parse_args()
 
 
 def main() -> None:
-    parent, arguments = os.getppid(), read_arguments()
+    arguments = read_arguments()
     for number in (signal.SIGINT, signal.SIGTERM):
         # At once and without clean-up: nothing needs one, and llama.cpp crashes in it while a generation runs.
         signal.signal(number, lambda *_: os._exit(0))
@@ -343,11 +343,11 @@ def main() -> None:
     try:
         listener.load(arguments.model_file or find_model(), arguments.parallel, arguments.threads)
     except (OSError, RuntimeError) as error:
-        sys.exit(f"No model to answer with: {error}. `make setup` installs what is needed.")
+        sys.exit(f"No model to answer with: {error}. `make clean setup` installs what is needed.")
     threading.Thread(target=listener.serve_forever, daemon=True).start()
     address = f"http://{arguments.host}:{listener.server_address[1]}"
     print(f"{address} {listener.name} is ready, a small stand-in and not Llama 3", flush=True)
-    while not arguments.exit_with_parent or os.getppid() == parent:
+    while arguments.parent in (None, os.getppid()):
         time.sleep(0.5)
     os._exit(0)
 

@@ -13,23 +13,24 @@ from .settings import PREFIX, Settings, SettingsError
 
 EMBEDDED_MODEL = "smollm2:135m"
 PROBE_SECONDS = 2.0
+INTERRUPTED = 130  # the exit status that shells expect after a Ctrl-C
 
 
 def main() -> None:
     """Check what can be checked, choose the model, and become gunicorn."""
     try:
         settings = Settings.from_env()
+        _require_free(settings.bind)
+        if not _announce_ollama(settings):
+            os.environ[PREFIX + "OLLAMA_URL"] = _start_embedded()
+            os.environ[PREFIX + "MODEL"] = EMBEDDED_MODEL
     except SettingsError as error:
         sys.exit(f"llama_api does not start: {error}")
-    _require_free(settings.bind)
-    if not _announce_ollama(settings):
-        os.environ[PREFIX + "OLLAMA_URL"] = _start_embedded()
-        os.environ[PREFIX + "MODEL"] = EMBEDDED_MODEL
-    print(f"Serving on {settings.bind}; try:\n  curl -s {_base_url(settings.bind)}/generate"
-          " -H 'Content-Type: application/json' -d '{\"prompt\": \"Why is the sky blue?\"}'\nCtrl-C ends it.",
-          flush=True)
-    gunicorn = Path(sys.executable).with_name("gunicorn")
-    os.execv(gunicorn, [str(gunicorn), "wsgi:app"])
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    print(f"Serving on {settings.bind}; try:\n  {_example(settings)}\nCtrl-C ends it.", flush=True)
+    gunicorn = Path(sys.executable).with_name("gunicorn")  # by way of this Python: its first line breaks in a move
+    os.execv(sys.executable, [sys.executable, str(gunicorn), "wsgi:app"])
 
 
 def _require_free(bind: str) -> None:
@@ -63,20 +64,27 @@ def _announce_ollama(settings: Settings) -> bool:
 
 def _start_embedded() -> str:
     """Start the embedded model, which ends with this process, and return its URL."""
-    command = [sys.executable, "-m", "llama_api.embedded", "--port", "0", "--exit-with-parent"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "llama_api.embedded", "--port", "0", "--parent", str(os.getpid())]
+    # A group of its own keeps a Ctrl-C from it: gunicorn ends first, and it sees that and follows.
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, process_group=0)
     assert process.stdout is not None
     line = process.stdout.readline().strip()
-    url = next((word.rstrip(",;:.") for word in line.split() if word.startswith("http://")), None)
-    if url is None:
+    url = line.partition(" ")[0]
+    if not url:
         process.wait()
-        sys.exit("The stand-in model did not start; run `make setup` again, or start Ollama.")
+        sys.exit("The stand-in model did not start. Without it, llama_api needs an Ollama: run `ollama serve`.")
     print(line, flush=True)
     return url
 
 
-def _base_url(bind: str) -> str:
-    return "http://" + bind.replace("0.0.0.0", "127.0.0.1")
+def _example(settings: Settings) -> str:
+    """A call to try."""
+    where = settings.local_url
+    if settings.bind.startswith("unix:"):
+        where = f"--unix-socket {settings.bind.removeprefix('unix:')} http://localhost"
+    key = " -H 'Authorization: Bearer KEY'" if settings.keys else ""
+    return (f"curl -s {where}/generate{key} -H 'Content-Type: application/json'"
+            " -d '{\"prompt\": \"Why is the sky blue?\"}'")
 
 
 if __name__ == "__main__":

@@ -223,6 +223,12 @@ class Settings:
         """The API keys, those of the variable and those of the file."""
         return self.api_keys + self.api_keys_file
 
+    @property
+    def local_url(self) -> str:
+        """Where a program on this host finds the service, unless it listens on a Unix socket."""
+        host, _, port = self.bind.rpartition(":")
+        return f"http://{ {'0.0.0.0': '127.0.0.1', '[::]': '[::1]'}.get(host, host) }:{port}"
+
     def warnings(self) -> list[str]:
         """What is allowed but probably not meant, a sentence each."""
         found = [f"{name} is not a setting of this service; is it misspelled?" for name in self.unknown]

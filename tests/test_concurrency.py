@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_api import concurrency
-from llama_api.concurrency import (Cancellation, Cancelled, Flight, Flights, Gate, GateClosed, ReaderGone, SlotFiles,
-                                   Watchdog)
+from llama_api.concurrency import (Cancellation, Cancelled, Flight, Flights, Gate, GateClosed, ReaderGone, Shared,
+                                   SlotFiles, Watchdog)
 from tests.fakes import in_threads, until
 
 LONG = 30.0  # seconds that no test takes
@@ -724,3 +724,22 @@ def test_a_request_at_any_moment_is_never_lost():
 
         outcome, _ = in_threads(2, act)
         assert outcome is True or type(outcome) is Cancelled
+
+
+def test_callers_of_one_key_at_one_time_share_one_call():
+    """Twenty threads, one call, one result; the next caller calls again."""
+    shared, calls, go, results = Shared(), [], threading.Event(), []
+
+    def slow():
+        calls.append(1)
+        return go.wait(LONG) and "the one result"
+
+    threads = [threading.Thread(target=lambda: results.append(shared.call("key", slow))) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(shared._under_way["key"][0]._cond._waiters) == 19)
+    go.set()
+    for thread in threads:
+        thread.join(LONG)
+    assert (len(calls), results) == (1, ["the one result"] * 20)
+    assert shared.call("key", lambda: "anew") == "anew" and not shared._under_way
