@@ -77,11 +77,11 @@ def soak(url, master, minutes):
     for caller in callers:
         caller.start()
     names = {one.pid: "model" if "llama_api.embedded" in one.cmdline() else "worker" for one in master.children()}
-    while any(caller.is_alive() for caller in callers):
+    while alive := [caller for caller in callers if caller.is_alive()]:
         memory = {name: round(psutil.Process(pid).memory_info().rss / 1e6, 1) for pid, name in names.items()}
         answered = sum(counts.values()) // 2
         print(f"{time.monotonic() - began:6.0f} s  {answered:6} answers  RSS in MB: {memory}", flush=True)
-        callers[0].join(minutes * 60 / 10)
+        alive[0].join(minutes * 60 / 10)
     print("answers:", dict(counts))
     print(f"seconds a call: median {statistics.median(seconds):.2f}, longest {max(seconds):.2f}")
 

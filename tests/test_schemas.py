@@ -12,7 +12,7 @@ from llama_api.generation import Question
 from llama_api.schemas import GenerateRequest, MalformedJSON, parse_object
 
 SCHEMA = GenerateRequest()
-MISSING = object()
+MISSING = type("Missing", (), {"__repr__": lambda self: "missing"})()
 
 
 def load(**fields):
