@@ -12,7 +12,7 @@ import orjson
 from flask_caching.backends.base import BaseCache
 from gevent.monkey import get_original
 
-from .concurrency import Shared
+from .flights import Shared
 from .generation import Answer, Question
 
 KEY_VERSION = 1  # of the format below; raise it with every change, so that old entries are never misread

@@ -6,7 +6,7 @@ from pathlib import Path
 import orjson
 from flask import Blueprint, Flask, Response, abort, current_app, request
 
-from . import openapi
+from .openapi import document
 from .parts import Parts
 
 # Found without importing the package, which would bring in what it has for other frameworks.
@@ -52,8 +52,8 @@ bp = Blueprint("documentation", __name__)
 def init_app(app: Flask, parts: Parts) -> None:
     """Serve the documentation of all routes that ``app`` has by now."""
     app.register_blueprint(bp)
-    found = openapi.document(app, parts.generate_request, keyed=bool(parts.settings.keys),
-                             limited=bool(parts.settings.rate_limit))
+    found = document(app, parts.generate_request, keyed=bool(parts.settings.keys),
+                     limited=bool(parts.settings.rate_limit))
     app.extensions["llama_api_openapi"] = orjson.dumps(found)
 
 

@@ -9,7 +9,8 @@ from flask import Flask, Response, g, request
 from marshmallow import ValidationError
 from werkzeug.exceptions import HTTPException, NotFound
 
-from .concurrency import GateClosed, ReaderGone
+from .flights import ReaderGone
+from .gate import GateClosed
 from .ollama_protocol import ModelNotFound, OllamaBusy, OllamaError, OllamaTimeout, OllamaUnavailable, PromptTooLong
 from .schemas import MalformedJSON
 from .security import Unauthorized, UntrustedHost

@@ -68,7 +68,11 @@ def _start_embedded() -> str:
     # A group of its own keeps a Ctrl-C from it: gunicorn ends first, and it sees that and follows.
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, process_group=0)
     assert process.stdout is not None
-    line = process.stdout.readline().strip()
+    try:
+        line = process.stdout.readline().strip()
+    except KeyboardInterrupt:
+        process.kill()
+        raise
     url = line.partition(" ")[0]
     if not url:
         process.wait()

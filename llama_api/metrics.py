@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from .cache import AnswerCache
-from .concurrency import Flight
+from .flights import Flight
 from .generation import Answer, Question
 from .health import Monitor
 from .logs import JsonLog

@@ -11,9 +11,10 @@ from apispec.ext.marshmallow import MarshmallowPlugin
 from flask import Flask
 from marshmallow import Schema, fields, validate
 
-from . import schemas
 from .errors import HTTP_SLUGS, INTERNAL_ERROR, TABLE
 from .openapi_operations import DETAILS, FIELD_FAULTS, HEADERS, INFO, PARAMETERS, TAGS, Json, headers, operations, ref
+from .schemas import (MAX_STOPS, Alive, CacheStats, GenerateRequest, GenerateResponse, Health, Metrics, OllamaHealth,
+                      Problem, QueueHealth, Ready, Stop)
 from .security import DOCS_ASSETS, HEALTH_PATHS, OPEN_PATHS
 
 VERSION = "1.0.0"
@@ -31,7 +32,7 @@ class StreamPiece(Schema):
     done = fields.Boolean(required=True, validate=validate.Equal(False))
 
 
-class StreamEnd(schemas.GenerateResponse):
+class StreamEnd(GenerateResponse):
     """The data of the last event of a stream."""
 
     response = fields.String(required=True, validate=validate.Equal(""))
@@ -45,7 +46,7 @@ def problems() -> dict[str, tuple[int, str]]:
     return {slug: (status, title) for status, slug, title in (*by_http, INTERNAL_ERROR, *(row[1:] for row in TABLE))}
 
 
-def document(app: Flask, request_schema: schemas.GenerateRequest, keyed: bool, limited: bool) -> Json:
+def document(app: Flask, request_schema: GenerateRequest, keyed: bool, limited: bool) -> Json:
     """Describe every route of ``app``. A route that operations() does not know raises KeyError.
 
     ``keyed`` tells whether API keys are configured, ``limited`` whether a rate limit is.
@@ -71,9 +72,9 @@ def document(app: Flask, request_schema: schemas.GenerateRequest, keyed: bool, l
 
 def _refine(converter: Any, field: fields.Field[Any], ret: Json) -> Json:
     """Add to the schema of a field what apispec leaves out; one with a default shows that as its example."""
-    if isinstance(field, schemas.Stop):
+    if isinstance(field, Stop):
         text = {"type": "string", "minLength": 1}
-        ret["anyOf"] = [text, {"type": "array", "maxItems": schemas.MAX_STOPS, "items": text}, {"type": "null"}]
+        ret["anyOf"] = [text, {"type": "array", "maxItems": MAX_STOPS, "items": text}, {"type": "null"}]
     for validator in field.validators:
         if isinstance(validator, validate.Range) and not validator.min_inclusive:
             ret["exclusiveMinimum"] = ret.pop("minimum")
@@ -85,10 +86,10 @@ def _refine(converter: Any, field: fields.Field[Any], ret: Json) -> Json:
     return {}
 
 
-def _add_components(spec: APISpec, request_schema: schemas.GenerateRequest) -> None:
-    for schema in (request_schema, schemas.Metrics(), schemas.GenerateResponse(), StreamPiece(), StreamEnd(),
-                   schemas.Problem(), schemas.Alive(), schemas.Ready(), schemas.OllamaHealth(), schemas.QueueHealth(),
-                   schemas.Health(), schemas.CacheStats()):
+def _add_components(spec: APISpec, request_schema: GenerateRequest) -> None:
+    for schema in (request_schema, Metrics(), GenerateResponse(), StreamPiece(), StreamEnd(),
+                   Problem(), Alive(), Ready(), OllamaHealth(), QueueHealth(),
+                   Health(), CacheStats()):
         name = type(schema).__name__
         spec.components.schema(name, schema=schema)
         spec.components.schemas[name]["description"] = f"{inspect.cleandoc(schema.__doc__ or '').partition('.')[0]}."

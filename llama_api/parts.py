@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from .cache import AnswerCache, LRUCache
-from .concurrency import Flights, Gate, Watchdog
+from .concurrency import Watchdog
+from .flights import Flights
+from .gate import Gate
 from .health import Breaker, Monitor
 from .logs import JsonLog
 from .metrics import Metrics

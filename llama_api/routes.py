@@ -4,8 +4,8 @@ from flask import Blueprint, Response, current_app, g, jsonify, redirect, reques
 from prometheus_client import CONTENT_TYPE_LATEST
 from werkzeug.wrappers import Response as BaseResponse
 
-from . import presentation
 from .parts import Parts
+from .presentation import directives_of, plain, stream
 from .wire import gone_check, read_json_body
 
 bp = Blueprint("api", __name__)
@@ -23,10 +23,10 @@ def generate() -> Response:
     body = read_json_body(req, parts.settings.max_body_bytes, parts.watchdog)
     question, streamed = parts.generate_request.read(body)
     parts.metrics.asked(question)
-    directives = presentation.directives_of(req.headers.get("Cache-Control"))
+    directives = directives_of(req.headers.get("Cache-Control"))
     reply = parts.service.generate(question, directives, gone_check(req.environ))
     g.record["cache"] = reply.result
-    present = presentation.stream if streamed else presentation.plain
+    present = stream if streamed else plain
     return present(reply, parts.service, parts.metrics)
 
 

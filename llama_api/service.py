@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from .cache import AnswerCache, Entry, key_for
-from .concurrency import Cancelled, Flight, Flights, Gate, GateClosed, Reader
+from .concurrency import Cancelled
+from .flights import Flight, Flights, Reader
+from .gate import Gate, GateClosed
 from .generation import Answer, Question
 from .health import Breaker, Monitor
 from .ollama import OllamaClient

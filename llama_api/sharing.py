@@ -14,7 +14,9 @@ from typing import Any
 import orjson
 
 from .cache import AnswerCache
-from .concurrency import Cancelled, Flight, Flights, GateClosed
+from .concurrency import Cancelled
+from .flights import Flight, Flights
+from .gate import GateClosed
 from .generation import Answer
 from .ollama_protocol import ModelNotFound, OllamaBusy, OllamaError, OllamaTimeout, OllamaUnavailable, PromptTooLong
 

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_api import concurrency
-from llama_api.concurrency import (Cancellation, Cancelled, Flight, Flights, Gate, GateClosed, ReaderGone, Shared,
-                                   SlotFiles, Watchdog)
+from llama_api import flights as flights_module
+from llama_api.concurrency import Cancellation, Cancelled, Watchdog
+from llama_api.flights import Flight, Flights, ReaderGone, Shared
+from llama_api.gate import Gate, GateClosed, SlotFiles
 from tests.fakes import in_threads, until
 
 LONG = 30.0  # seconds that no test takes
@@ -284,7 +286,8 @@ def test_gates_of_one_directory_share_its_slots(tmp_path):
 
 HOLD = """
 import sys
-from llama_api.concurrency import Cancellation, Gate
+from llama_api.concurrency import Cancellation
+from llama_api.gate import Gate
 with Gate(1, 0, 1.0, directory=sys.argv[1]).slot(Cancellation()):
     print("holding", flush=True)
     sys.stdin.read()
@@ -496,7 +499,7 @@ def test_a_claimed_flight_is_left_to_others():
 
 def test_a_client_that_has_gone_stops_reading(monkeypatch):
     """A reader looks every moment whether its client is there, whatever it waits for."""
-    monkeypatch.setattr(concurrency, "READER_TICK", 0.01)
+    monkeypatch.setattr(flights_module, "READER_TICK", 0.01)
     flights, produce, gone = Flights(), Producer(), threading.Event()
     reader, _ = flights.board("key", produce, gone.is_set)
     gone.set()

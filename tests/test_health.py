@@ -6,7 +6,8 @@ import time
 import pytest
 
 from llama_api import health
-from llama_api.concurrency import Cancelled, GateClosed
+from llama_api.concurrency import Cancelled
+from llama_api.gate import GateClosed
 from llama_api.health import HANG_TIMEOUTS, RECENT_SECONDS, Breaker, Monitor
 from llama_api.ollama_protocol import (ModelNotFound, OllamaBusy, OllamaError, OllamaTimeout, OllamaUnavailable,
                                        PromptTooLong)

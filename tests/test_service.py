@@ -6,7 +6,9 @@ import time
 import pytest
 
 from llama_api.cache import TRUST_SECONDS, AnswerCache, Entry, LRUCache, key_for
-from llama_api.concurrency import Cancelled, Flights, Gate, GateClosed, ReaderGone
+from llama_api.concurrency import Cancelled
+from llama_api.flights import Flights, ReaderGone
+from llama_api.gate import Gate, GateClosed
 from llama_api.health import HANG_TIMEOUTS, Breaker
 from llama_api.ollama_protocol import (Completion, ModelNotFound, OllamaBusy, OllamaError, OllamaTimeout,
                                        OllamaUnavailable, PromptTooLong)

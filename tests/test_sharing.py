@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from llama_api import concurrency, sharing, sqlite_file, stores
+from llama_api import flights, sharing, sqlite_file, stores
 from llama_api.cache import key_for
-from llama_api.concurrency import GateClosed
+from llama_api.gate import GateClosed
 from llama_api.ollama_protocol import (ModelNotFound, OllamaBusy, OllamaError, OllamaTimeout, OllamaUnavailable,
                                        PromptTooLong)
 from llama_api.store_types import WANTED_FOR
@@ -301,7 +301,7 @@ def test_an_orphan_whose_follower_left_too_is_cancelled(two):
 
 def test_the_ticks_add_up_to_the_two_seconds_of_the_contract():
     """The look at the client, the fading of a follower's last mark and the keeper's round, one after the other."""
-    assert concurrency.READER_TICK + WANTED_FOR + sharing.KEEP_EVERY <= 2
+    assert flights.READER_TICK + WANTED_FOR + sharing.KEEP_EVERY <= 2
 
 
 def test_a_follower_that_leaves_harms_nobody(two):
