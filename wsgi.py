@@ -1,5 +1,10 @@
 """The WSGI entry: ``gunicorn wsgi:app``."""
 
-from llama_api import create_app
+import sys
 
-app = create_app()
+from llama_api import SettingsError, create_app
+
+try:
+    app = create_app()
+except SettingsError as error:
+    sys.exit(f"llama_api does not start: {error}")

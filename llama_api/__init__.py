@@ -2,6 +2,7 @@
 
 from typing import cast
 
+import click
 from flask import Flask
 from flask_caching import Cache
 
@@ -10,9 +11,9 @@ from .cache import LRUCache
 from .lean import LeanFlask
 from .logs import JsonLog
 from .parts import Parts
-from .settings import Settings, in_force
+from .settings import Settings, SettingsError, in_force
 
-__all__ = ["Settings", "create_app"]
+__all__ = ["Settings", "SettingsError", "create_app"]
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -33,6 +34,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.register_blueprint(routes.bp)
     docs.init_app(app, parts)
     cli.init_app(app)
-    for warning in settings.warnings():
-        app.logger.warning(warning)
+    if click.get_current_context(silent=True) is None:  # else a command runs, whose output they would spoil
+        for warning in settings.warnings():
+            app.logger.warning(warning)
     return app

@@ -52,8 +52,8 @@ def warm(file: Any) -> None:
     room = _call("GET", "/cache")["max_entries"]
     lines = [(number, line.strip()) for number, line in enumerate(file, 1) if line.strip()]
     if len(lines) > room:
-        _tell(f"The cache has room for {room} answers, and these are {len(lines)} lines; raise {PREFIX}CACHE_MAX_ENTRIES"
-              " of the server.")
+        _tell(f"The cache has room for {room} answers, and these are {len(lines)} lines: raise the server's"
+              f" {PREFIX}CACHE_MAX_ENTRIES.")
     pace, end, status = Pace(len(lines)), "", 0
     try:
         with click.progressbar(lines, label="warming", show_pos=True, show_eta=False, item_show_func=pace.text) as bar:

@@ -1,0 +1,333 @@
+"""``flask --app wsgi cache stats|clear|warm`` as an operator runs it, on a terminal too; here where that will do."""
+
+import fcntl
+import http.server
+import json
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import threading
+
+import pytest
+
+from llama_api import Settings, cli, create_app
+from tests.gunicorn_server import ROOT, free_port, new_prompt, until
+
+PATIENCE = 30
+
+
+@pytest.fixture(scope="module")
+def api(shared_double, shared_serve):
+    """One server for the tests that leave its settings alone."""
+    return shared_serve(shared_double, parallel=2)
+
+
+@pytest.fixture
+def prompts(shared_double, api):
+    """Three prompts that nobody has asked; the cache is empty and the double has nothing to tell of."""
+    shared_double.reset()
+    assert api.request("DELETE", "/cache").status == 204
+    return [new_prompt() for _ in range(3)]
+
+
+def environment(bind, **settings):
+    """The environment of a command: ours, with these settings alone."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LLAMA_API_", "WEB_CONCURRENCY"))}
+    return {**kept, "LLAMA_API_LOG_FILE": "", "LLAMA_API_BIND": str(bind), "PYTHONUNBUFFERED": "1",
+            **{f"LLAMA_API_{name.upper()}": str(value) for name, value in settings.items()}}
+
+
+def start(bind, *arguments, settings=None, **options):
+    """Start a command as a process in a group of its own."""
+    return subprocess.Popen([sys.executable, "-m", "flask", "--app", "wsgi", "cache", *map(str, arguments)], cwd=ROOT,
+                            env=environment(bind, **(settings or {})), start_new_session=True, **options)
+
+
+def run(bind, *arguments, text=b"", **settings):
+    """Run a command with ``text`` on its standard input; returns its exit status, stdout and stderr."""
+    with start(bind, *arguments, settings=settings, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+               stderr=subprocess.PIPE) as process:
+        try:
+            out, err = process.communicate(text, PATIENCE)
+        finally:
+            process.kill()
+    assert b"Traceback" not in out + err, err.decode()
+    return process.returncode, out.decode(), err.decode()
+
+
+def run_here(bind, *arguments, text=b"", **settings):
+    """Run a command in this process, which is quicker; returns the same."""
+    app = create_app(Settings(bind=bind, log_file="", **settings))
+    result = app.test_cli_runner().invoke(args=["cache", *arguments], input=text)
+    assert isinstance(result.exception, SystemExit | None), result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def warm(api, *lines, how=run_here, **settings):
+    """Warm with ``lines`` from standard input."""
+    text = b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines)
+    return how(api.settings["bind"], "warm", "-", text=text, **settings)
+
+
+def summary(out):
+    """The figures of the last line: lines, generated, cached, failed, left."""
+    return [int(number) for number in re.findall(r"\d+", out.splitlines()[-1].partition(";")[0])]
+
+
+def lines_of(err):
+    """The faults told, by the number of their line."""
+    return {int(number): text for number, text in re.findall(r"^line (\d+): (.*)$", err, re.M)}
+
+
+def test_stats_are_the_figures_of_the_endpoint(api, prompts):
+    """The same names and values as GET /cache."""
+    api.ask(prompts[0])
+    api.ask(prompts[0])
+    status, out, err = run(api.settings["bind"], "stats")
+    told = dict(line.split() for line in out.splitlines())
+    assert (status, err) == (0, "") and told == {name: str(value) for name, value in api.get("/cache").json.items()}
+    assert told["entries"] == "1" and int(told["hits"]) >= 1
+
+
+def test_clear_empties_the_cache(api, prompts):
+    """The next call is generated again."""
+    api.ask(prompts[0])
+    assert run(api.settings["bind"], "clear") == (0, "The cache is empty.\n", "")
+    assert api.get("/cache").json["entries"] == 0 and api.ask(prompts[0]).json["cached"] is False
+
+
+def test_warm_reads_prompts_and_bodies_and_can_go_on(api, prompts, tmp_path):
+    """A file of both kinds with blank lines and a byte order mark is generated once, and is all there the next time."""
+    body = {"prompt": prompts[1], "max_tokens": 5, "stream": True}
+    file = tmp_path / "prompts.txt"
+    file.write_text(f"\ufeff{prompts[0]}\r\n\n  \t\n{json.dumps(body)}\n  {prompts[2]} ünd 漢字  ", encoding="utf-8")
+    status, out, err = run(api.settings["bind"], "warm", file)
+    assert (status, err, summary(out)) == (0, "", [3, 3, 0, 0, 0])
+    assert out.splitlines()[0] == "warming"
+    for fields in ({"prompt": prompts[0]}, {**body, "stream": False}, {"prompt": f"{prompts[2]} ünd 漢字"}):
+        assert api.ask(**fields).json["cached"] is True
+    status, out, err = run(api.settings["bind"], "warm", file)
+    assert (status, err, summary(out)) == (0, "", [3, 0, 3, 0, 0])
+
+
+def test_bad_lines_are_told_by_number_and_skipped(api, prompts):
+    """Each with its reason; the good ones are generated, and the status is 1."""
+    status, out, err = warm(
+        api, prompts[0], "", '{"prompt": ', b"caf\xe9", '{"prompt": "x", "max_tokens": 0, "colour": 1}',
+        '{"a":' * 20000, '{"prompt": "x", "seed": NaN}', f"{prompts[1]} [[fault=http_500]]", "\u2003", prompts[2],
+        how=run)
+    assert (status, summary(out)) == (1, [9, 2, 0, 7, 0])
+    told = lines_of(err)
+    assert told.keys() == set(range(3, 10)) and len(err.splitlines()) == 7
+    assert "not JSON" in told[3] and "not UTF-8" in told[4] and "byte 3" in told[4]
+    assert "422" in told[5] and "max_tokens: " in told[5] and "colour: " in told[5]
+    assert "nested" in told[6] and "NaN" in told[7] and "502" in told[8] and "prompt: " in told[9]
+    assert "{'" not in err
+
+
+def test_a_broken_connection_costs_one_line(prompts):
+    """A server that breaks off, or answers what is no JSON, fails the line and not the rest."""
+    with Impostor(["", "", "<h1>oops</h1>", '{"cached": false}']) as port:
+        status, out, err = run_here(f"127.0.0.1:{port}", "warm", "-", text=b"a\nb\nc\nd")
+    assert (status, summary(out)) == (1, [4, 1, 0, 3, 0])
+    assert "no answer: ConnectionError" in lines_of(err)[1] and "answered 200" in lines_of(err)[3]
+
+
+def test_ctrl_c_ends_with_the_summary(api, shared_double, prompts, tmp_path):
+    """It says how to go on, which then costs nothing for what was done."""
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n".join([prompts[0], f"{prompts[1]} [[ttft=20]]", prompts[2]]))
+    with start(api.settings["bind"], "warm", file, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        until(lambda: shared_double.running == 1 and shared_double.finished >= 1)
+        until(lambda: any("ttft" in prompt for prompt in shared_double.generations))
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130 and summary(out.decode()) == [3, 1, 0, 0, 2]
+    assert err.decode().strip() == "Interrupted; run it again to go on."
+    shared_double.wait(running=0)  # what nobody waits for is not generated on
+    assert summary(warm(api, prompts[0], prompts[2])[1]) == [2, 1, 1, 0, 0]
+
+
+def test_a_terminal_sees_rate_and_time_left(api, prompts):
+    """A bar that grows in place; a failed line is told on a line of its own, and the bar goes on below it."""
+    screen = terminal(api, *[f"{prompts[0]} {n} [[gap=0.02]]" for n in range(4)], "{", *prompts)
+    assert re.search(r"warming  \[#+-+\]  5/8  \d+\.\d/s  0:00:0\d left", screen)
+    assert [line for line in screen.split("\n") if "line 5: it is not JSON" in line][0].startswith("line 5")
+    last = [line for line in screen.split("\n") if "8/8" in line][-1]
+    assert "0:00:00 left" in last and "8 lines: 7 generated, 0 were cached, 1 failed, 0 left" in screen
+
+
+def terminal(api, *lines):
+    """What stands on a terminal of 120 columns after each redraw, when these are warmed there."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+    with start(api.settings["bind"], "warm", "-", stdin=subprocess.PIPE, stdout=slave, stderr=slave) as process:
+        os.close(slave)
+        process.stdin.write("\n".join(lines).encode())
+        process.stdin.close()
+        seen = b""
+        try:
+            while data := os.read(master, 65536):
+                seen += data
+        except OSError:  # EIO: the other end is closed
+            pass
+        os.close(master)
+        assert process.wait(PATIENCE) == 1
+    return re.sub(r"\x1b\[[?0-9]*[A-Za-z]", "", seen.decode().replace("\r\n", "\n")).replace("\r", "\n")
+
+
+@pytest.mark.parametrize("how, command", [(run, ["stats"]), (run_here, ["clear"]), (run_here, ["warm", "-"])])
+def test_a_server_that_is_down_is_a_sentence(how, command):
+    """It tells where nobody answers and what to do; the status is not 0."""
+    port = free_port()
+    status, out, err = how(f"0.0.0.0:{port}", *command, text=b"x")
+    assert (status, out) == (1, "")
+    assert err == (f"Error: No server answers at http://127.0.0.1:{port}; start it, or set LLAMA_API_BIND to where it"
+                   " is.\n")
+
+
+def test_a_server_that_goes_away_ends_with_the_summary():
+    """No line is tried in vain after that, and it is told how to go on."""
+    with Impostor(['{"cached": true}', None]) as port:
+        status, out, err = run_here(f"127.0.0.1:{port}", "warm", "-", text=b"a\nb\nc\nd")
+    assert (status, summary(out)) == (1, [4, 0, 2, 0, 2])
+    assert "No server answers at" in err and err.endswith("Then run it again to go on.\n")
+
+
+@pytest.mark.parametrize("body", ["<h1>It works!</h1>", "[]", "{}"])
+def test_another_server_is_a_sentence(body):
+    """What answers there is not this service."""
+    with Impostor(first=body) as port:
+        status, out, err = run_here(f"127.0.0.1:{port}", "stats")
+    assert (status, out) == (1, "") and "is not llama_api" in err and "LLAMA_API_BIND" in err
+
+
+def test_key_and_host_are_sent(shared_double, shared_serve, tmp_path):
+    """The first of the keys, also from a file, and a host that the server trusts; without a key the cure is told."""
+    keys = tmp_path / "keys"
+    keys.write_text("sesame\nother\n")
+    api = shared_serve(shared_double, api_keys_file=keys, trusted_hosts=".example.com,localhost")
+    guarded = {"api_keys_file": ("sesame", "other"), "trusted_hosts": (".example.com", "localhost")}
+    assert run(api.settings["bind"], "stats", api_keys_file=keys, trusted_hosts=".example.com")[0] == 0
+    assert summary(warm(api, new_prompt(), **guarded)[1]) == [1, 1, 0, 0, 0]
+    status, out, err = run_here(api.settings["bind"], "stats", trusted_hosts=("localhost",))
+    assert (status, out) == (1, "") and "set LLAMA_API_API_KEYS" in err
+    status, out, err = run_here(api.settings["bind"], "clear", api_keys=("other",))
+    assert (status, out) == (1, "") and "400" in err and "host" in err
+
+
+def test_a_rate_limit_is_waited_for(shared_double, shared_serve):
+    """A line that comes too soon has its turn later."""
+    api = shared_serve(shared_double, rate_limit="5/second")
+    status, out, err = warm(api, *[new_prompt() for _ in range(5)])
+    assert (status, summary(out), err) == (0, [5, 5, 0, 0, 0], "")
+    assert any(record.get("status") == 429 for record in api.records)
+
+
+def test_more_lines_than_room_are_warned_of(shared_double, shared_serve):
+    """They are generated all the same."""
+    api = shared_serve(shared_double, cache_max_entries=2)
+    status, out, err = warm(api, *[new_prompt() for _ in range(3)])
+    assert (status, summary(out)) == (0, [3, 3, 0, 0, 0]) and "room for 2 answers" in err
+
+
+def test_wrong_settings_are_all_told():
+    """Each in a sentence, and the status is not 0."""
+    status, out, err = run("127.0.0.1:1", "stats", timeout="soon", parallel="0")
+    assert (status, out) == (1, "")
+    assert "LLAMA_API_TIMEOUT='soon' must be" in err and "LLAMA_API_PARALLEL='0' must be" in err
+
+
+def test_a_unix_socket_is_a_sentence():
+    """The commands want what stands in front of it."""
+    status, out, err = run_here("unix:llama.sock", "stats")
+    assert (status, out) == (1, "") and "unix:llama.sock" in err and "set LLAMA_API_BIND" in err
+
+
+def test_a_file_that_is_not_there_is_a_sentence(api):
+    """As click tells it."""
+    status, _, err = run_here(api.settings["bind"], "warm", "nowhere.txt")
+    assert status == 2 and "No such file" in err
+
+
+def test_a_long_wait_is_told(monkeypatch, capsys):
+    """Whoever waits for a minute wants to know what for; the wait is what the server asks for."""
+    replies = [Reply(503, {"type": "/problems/overloaded", "detail": "The model is busy."}, {"Retry-After": "42"}),
+               Reply(200, {"cached": False}, {})]
+    waits = []
+    monkeypatch.setattr(cli, "_settings", lambda: Settings())
+    monkeypatch.setattr(cli, "_send", lambda *_: replies.pop(0))
+    monkeypatch.setattr(cli.time, "sleep", waits.append)
+    assert cli._warm_one(7, b"Why?") == ("generated", None)
+    assert waits == [42] and capsys.readouterr().err == "line 7: The model is busy. Waiting 42 s.\n"
+
+
+def test_the_time_left_is_that_of_lines_to_generate(monkeypatch):
+    """Going on after an interruption, the many cached lines do not promise that the rest is as fast."""
+    now = [0.0]
+    monkeypatch.setattr(cli.time, "monotonic", lambda: now[0])
+    pace = cli.Pace(200)
+    assert pace.text() is None
+    for outcome, seconds, expected in [("cached", 0.5, "2.0/s  0:01:40 left"), ("failed", 0.0, "4.0/s  0:00:50 left"),
+                                       ("generated", 10, "6.0/min  0:32:50 left"),
+                                       ("generated", 20, "4.0/min  0:49:00 left")]:
+        now[0] += seconds
+        pace.note(outcome)
+        assert pace.text() == expected
+    assert pace.summary() == "200 lines: 2 generated, 1 were cached, 1 failed, 196 left; 30.5 s"
+
+
+class Reply:
+    """As much of a response as the command looks at."""
+
+    def __init__(self, status, body, headers):
+        self.status_code, self.ok, self.headers, self.json = status, status < 400, headers, lambda: body
+
+
+class Impostor:
+    """Something else that listens on a port: it answers a GET by ``first`` and each POST by the next of ``bodies``.
+
+    An empty one breaks the connection off. None is answered as cached, and then nobody listens.
+    """
+
+    def __init__(self, bodies=(), first='{"max_entries": 1000}'):
+        rest = list(bodies)
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.answer(first)
+
+            def do_POST(self):
+                self.rfile.read(int(self.headers["Content-Length"]))
+                body = rest.pop(0)
+                if body is None:
+                    self.server.shutdown()
+                    self.server.server_close()
+                if body != "":
+                    self.answer(body or '{"cached": true}')
+
+            def answer(self, body):
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body.encode())
+
+            def log_message(self, *_):
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=[0.01], daemon=True)
+
+    def __enter__(self):
+        self._thread.start()
+        return self._server.server_address[1]
+
+    def __exit__(self, *_):
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
