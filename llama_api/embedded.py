@@ -346,7 +346,8 @@ def main() -> None:
         sys.exit(f"No model to answer with: {error}. `make clean setup` installs what is needed.")
     threading.Thread(target=listener.serve_forever, daemon=True).start()
     address = f"http://{arguments.host}:{listener.server_address[1]}"
-    print(f"{address} {listener.name} is ready, a small stand-in and not Llama 3", flush=True)
+    with contextlib.suppress(BrokenPipeError):  # whoever wanted to know may have ended meanwhile
+        print(f"{address} {listener.name} is ready, a small stand-in and not Llama 3", flush=True)
     while arguments.parent in (None, os.getppid()):
         time.sleep(0.5)
     os._exit(0)

@@ -307,8 +307,8 @@ def test_a_signal_ends_it_while_it_generates(number):
 
 def test_it_ends_with_its_parent():
     """A launcher killed by -9 leaves nothing behind."""
-    launcher = "import subprocess, sys; subprocess.run(sys.argv[1:])"
-    with process(sys.executable, "-c", launcher, *COMMAND, "--exit-with-parent") as started:
+    launcher = "import os, subprocess, sys; subprocess.run([*sys.argv[1:], '--parent', str(os.getpid())])"
+    with process(sys.executable, "-c", launcher, *COMMAND) as started:
         host, port = address_of(started).split(":")
         started.kill()
 
@@ -336,4 +336,4 @@ def test_what_is_not_installed_is_one_sentence(tmp_path, lacking):
     with process(*COMMAND, "--model-file", file, env=environment) as started:
         out, err = started.communicate()
     assert (started.returncode, out, err.count("\n")) == (1, "", 1)
-    assert "`make setup`" in err
+    assert "`make clean setup`" in err
