@@ -45,16 +45,8 @@ def post_request(worker, req, environ, resp):
 
 
 def post_worker_init(worker):
-    """Look at Ollama before the first request does, and say at SIGTERM what the stop waits for."""
-    parts = worker.wsgi.extensions["llama_api"]
-    parts.monitor.latest()
-    stop = signal.getsignal(signal.SIGTERM)
-
-    def announce_and_stop(number, frame):
-        worker.log.info("Worker %s stops and waits for %s requests", worker.pid, parts.metrics.under_way)
-        stop(number, frame)
-
-    signal.signal(signal.SIGTERM, announce_and_stop)
+    """Look at Ollama before the first request does."""
+    worker.wsgi.extensions["llama_api"].monitor.latest()
     # A Ctrl-C reaches the whole terminal's group; the master tells its workers what to do about it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

@@ -181,6 +181,7 @@ class AnswerCache:
                 self.store.delete(key)  # the one before it is outdated
             return False
         if self.store is not None:
+            self.report_use()  # else it would evict what was served since the last report
             self._store_evictions += self.store.set(key, answer.to_bytes())
         self._on_write(self)
         return True

@@ -92,7 +92,7 @@ def _classify(error: Exception) -> tuple[int, str, str, str]:
     if isinstance(error, HTTPException) and error.code is not None and error.code >= 400:
         title = HTTPStatus(error.code).phrase
         return error.code, HTTP_SLUGS.get(error.code, title.lower().replace(" ", "-")), title, _http_detail(error)
-    logger.error("internal error", exc_info=error, extra={"request_id": g.record["request_id"]})
+    logger.error("internal error", exc_info=error, extra={"fields": {"request_id": g.record["request_id"]}})
     return (*INTERNAL_ERROR,
             "The service failed; its log has the details under this request_id. Try again, and report it if it lasts.")
 

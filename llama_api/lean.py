@@ -25,10 +25,10 @@ class PathAdapter(MapAdapter):
 
     known: dict[tuple[str, str], tuple[Rule, dict[str, Any]]]
 
-    def match(self, *args: Any, **kwargs: Any) -> Any:
-        asked = (self.path_info, self.default_method)
+    def match(self, path_info: str | None = None, method: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        asked = (path_info or self.path_info, method or self.default_method)
         if (found := self.known.get(asked)) is None:
-            found = super().match(*args, **kwargs)
+            found = super().match(path_info, method, *args, **kwargs)
             if not found[0].arguments:
                 self.known[asked] = found
         return found

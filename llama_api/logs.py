@@ -114,7 +114,9 @@ class LogFile:
                 self._complain(f"cannot write the log file: {error.strerror}; requests go on, stdout has every line")
 
     def _open(self) -> None:
-        self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        # O_NONBLOCK: the file may be a pipe, and a pipe without a reader must not hold up the start.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+        self._fd = os.open(self._path, flags, 0o640)
         status = os.fstat(self._fd)
         self._identity = (status.st_dev, status.st_ino)
 
@@ -169,10 +171,9 @@ class JsonLog(logging.Handler):
                 writer.put(line)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Log what comes through the logging module; ``extra={"request_id": ...}`` and stacks are kept."""
+        """Log what comes through the logging module; ``extra={"fields": {...}}`` and stacks are kept."""
         fields: dict[str, Any] = {"message": record.getMessage(), "logger": record.name}
-        if request_id := getattr(record, "request_id", None):
-            fields["request_id"] = request_id
+        fields.update(getattr(record, "fields", {}))
         if record.exc_info:
             fields["stack"] = logging.Formatter().formatException(record.exc_info)
         self.write(record.levelno, fields)

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from .cache import AnswerCache
+from .errors import HTTP_SLUGS, INTERNAL_ERROR, TABLE
 from .flights import Flight
 from .generation import Answer, Question
 from .health import Monitor
@@ -24,8 +25,12 @@ from .service import Reply
 from .settings import Settings
 
 SAMPLE_SECONDS = 1.0
+LONGEST = 500  # characters of a caller's text in one field of the log
 FIRST_SAMPLE_SECONDS = 0.1
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+OUTCOMES = ("stop", "length", "error", "cancelled")
+SLUGS = sorted({row[2] for row in TABLE} | {INTERNAL_ERROR[1], *HTTP_SLUGS.values()})
+RESULTS = ("hit", "stale", "miss", "collapsed", "refresh", "bypass")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _SECONDS = (.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
@@ -191,8 +196,7 @@ class Metrics:
         self.under_way -= 1
         seconds = time.perf_counter() - began
         method, path, client, endpoint = facts
-        method = method if method in _METHODS else "OTHER"
-        self._requests(method, endpoint, status).inc()
+        self._requests(method if method in _METHODS else "OTHER", endpoint, status).inc()
         self._durations(endpoint).observe(seconds)
         if slug := record.get("error"):
             self._errors(slug).inc()
@@ -200,10 +204,10 @@ class Metrics:
             self._results(result).inc()
             if result in ("hit", "stale", "collapsed"):
                 self._saved_tokens.inc(record.get("output_tokens") or 0)
-        path = path if path.isascii() and path.isprintable() else ascii(path)[1:-1]
+        path = (path if path.isascii() and path.isprintable() else ascii(path)[1:-1])[:LONGEST]
         self._log.write(logging.ERROR if status >= 500 else logging.INFO, {
             "message": f"{method} {path} {status}", **record, "method": method, "path": path, "status": status,
-            "duration_ms": _milliseconds(seconds), "client": client})
+            "duration_ms": _milliseconds(seconds), "client": client and client[:LONGEST]})
 
     def _define(self) -> None:
         def counter(name: str, text: str, *labels: str) -> Any:
@@ -236,6 +240,11 @@ class Metrics:
         self._evictions = counter("cache_evictions_total", "Answers evicted to keep within the bounds.")
         self._store_errors = counter("store_errors_total", "Failures of the shared store.")
         self._up = gauge("ollama_up", "Whether Ollama answers.", "livemostrecent")
+        # At zero from the start: a rate over a series that is yet to come misses its first event.
+        for labelled, values in ((self._generations, OUTCOMES), (self._results, RESULTS),
+                                 (self._errors, SLUGS)):
+            for value in values:
+                labelled(value)
 
 
 def new_request_id() -> str:

@@ -83,7 +83,7 @@ def _cache_headers(reply: Reply, service: Service, stored: bool) -> list[tuple[s
     elif reply.result == "collapsed":
         status += "; collapsed"
     elif reply.entry is not None and (ttl := service.ttl(reply.entry)) is not None:
-        status += f"; ttl={int(ttl)}"
+        status += f"; ttl={ttl}"
     elif stored:
         status += "; stored"
     headers = [("Cache-Status", status)]

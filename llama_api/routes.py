@@ -57,10 +57,12 @@ def cache_stats() -> Response:
 
 
 @bp.delete("/cache")
-def cache_clear() -> tuple[str, int]:
+def cache_clear() -> Response:
     """Remove every answer."""
     _parts().cache.clear()
-    return "", 204
+    response = Response(status=204)
+    del response.headers["Content-Type"]
+    return response
 
 
 @bp.get("/metrics")

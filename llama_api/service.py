@@ -174,10 +174,10 @@ class Service:
         reader, started = self._flights.board(key, lambda flight: self._fly(flight, question, renew), gone)
         return FlightReply(asked_at, result if started else "collapsed", forwarded, reader, spare)
 
-    def ttl(self, entry: Entry) -> float | None:
-        """Seconds that ``entry`` stays fresh, None for as long as it is kept."""
+    def ttl(self, entry: Entry) -> int | None:
+        """Whole seconds that ``entry`` stays fresh; with its age they are the TTL. None for as long as it is kept."""
         ttl = self._settings.cache_ttl
-        return max(0.0, ttl - self.age(entry)) if ttl else None
+        return max(0, int(ttl - int(self.age(entry)))) if ttl else None
 
     @staticmethod
     def age(entry: Entry) -> float:

@@ -30,7 +30,7 @@ class SettingsError(ValueError):
 def _integer(least: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         if not re.fullmatch(r"[0-9]{1,15}", text) or int(text) < least:
-            raise ValueError(f"an integer of at least {least}")
+            raise ValueError(f"an integer of at least {least}, of at most 15 digits")
         return int(text)
 
     return parse
@@ -40,7 +40,8 @@ def _seconds(zero: bool = False) -> Callable[[str], float]:
     def parse(text: str) -> float:
         value = float(text) if re.fullmatch(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", text) else math.nan
         if not (0 < value <= 1e9 or (zero and value == 0)):
-            raise ValueError(f"a number of seconds {'of at least' if zero else 'greater than'} 0, such as 2.5")
+            least = "of at least" if zero else "greater than"
+            raise ValueError(f"a number of seconds {least} 0 and at most 1000000000, such as 2.5")
         return value
 
     return parse
@@ -77,7 +78,11 @@ def _url(schemes: tuple[str, ...]) -> Callable[[str], str]:
 
 
 def _cache_url(text: str) -> str:
-    if text == "memory://" or (text.startswith("sqlite:///") and len(text.rstrip("/")) > len("sqlite:///")):
+    if text == "memory://":
+        return text
+    if text.startswith("sqlite:///") and (path := text.removeprefix("sqlite:///")):
+        if not Path(path).parent.is_dir() or Path(path).is_dir():
+            raise ValueError("sqlite:///PATH of a file, in a directory that exists")
         return text
     try:
         url = _url(("redis", "rediss"))(text)

@@ -5,6 +5,7 @@ import logging
 from functools import partial
 from typing import Any
 
+import gevent
 import gevent.socket
 import orjson
 from gevent.server import StreamServer
@@ -50,7 +51,9 @@ def _accepted(listener: Any) -> tuple[Any, Any] | None:
 def _write_problem(sock: Any, status: int, reason: str, message: str) -> None:
     """Answer what gunicorn could not read as HTTP as every other error is answered (RFC 9457), and close."""
     request_id = new_request_id()
-    logger.warning("refused with %s %s", status, reason, extra={"request_id": request_id})
+    logger.info("refused with %s %s", status, reason, extra={"fields": {
+        "request_id": request_id, "method": None, "path": None, "status": status, "duration_ms": 0.0,
+        "client": _address(sock)}})
     body = orjson.dumps({
         "type": f"/problems/{reason.lower().replace(' ', '-')}", "title": reason, "status": status, "instance": "/",
         "detail": "This could not be read as an HTTP request: correct its request line, its headers or its framing.",
@@ -58,6 +61,13 @@ def _write_problem(sock: Any, status: int, reason: str, message: str) -> None:
     head = (f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: application/problem+json\r\n"
             f"X-Request-ID: {request_id}\r\nContent-Length: {len(body)}\r\n\r\n")
     util.write_nonblock(sock, head.encode() + body)
+
+
+def _address(sock: Any) -> str | None:
+    try:
+        return str(sock.getpeername()[0])
+    except (OSError, IndexError):
+        return None
 
 
 util.write_error = _write_problem  # gunicorn offers no hook for what it refuses by itself
@@ -68,9 +78,19 @@ logging.getLogger("gunicorn.error").addFilter(lambda record: not str(record.msg)
 class Worker(GeventWorker):
     """The worker of gunicorn.conf.py."""
 
+    _server: _Server | None = None
+
     def server_class(self, listener: Any, *, spawn: Any, **_: Any) -> StreamServer:
         """The server on ``listener``; gunicorn calls this and takes care of the rest."""
-        server = _Server(listener, handle=partial(self.handle, _Listener(listener)), spawn=spawn)
+        self._server = _Server(listener, handle=partial(self.handle, _Listener(listener)), spawn=spawn)
         if self.cfg.workers > 1:
-            server.max_accept = 1  # so that one worker does not take all
-        return server
+            self._server.max_accept = 1  # so that one worker does not take all
+        return self._server
+
+    def handle_exit(self, sig: Any, frame: Any) -> None:
+        """At SIGTERM say what the stop waits for, and accept no more; gunicorn's own loop sees it a second later."""
+        super().handle_exit(sig, frame)
+        if self._server is not None:
+            under_way = self.wsgi.extensions["llama_api"].metrics.under_way
+            self.log.info("Worker %s stops and waits for %s requests", self.pid, under_way)
+            gevent.spawn(self._server.close)
