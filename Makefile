@@ -34,8 +34,9 @@ install:
 		echo "It cannot be installed here; without it, \`make run\` needs an Ollama. \`make clean setup\` tries again."
 	@cat $(REQUIREMENTS) | cksum > $(STAMP)
 
+# Four at a time, a file each: the tests mostly wait for processes of their own.
 test: setup
-	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
+	$(BIN)/python -m pytest -n 4 --dist loadfile --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 lint: setup
 	$(BIN)/python -m flake8

@@ -437,7 +437,7 @@ def test_the_deadline_cuts_whatever_is_waited_for(double, fault):
     with pytest.raises(OllamaTimeout, match="fewer tokens"):
         ask(client_of(double, timeout=0.2))
     assert time.monotonic() - began >= 0.2
-    double.wait(running=0, closed_early=1)
+    until(lambda: double.running == 0 and double.closed_early >= 1)
 
 
 def test_the_deadline_holds_while_show_hangs(double):

@@ -51,7 +51,7 @@ def test_what_the_document_says_holds(server, mode):
     if mode is GenerationMode.NEGATIVE:  # the others take nothing that could be wrong
         operations = [operation for operation in operations if operation.path == "/generate"]
     for operation in operations:
-        @settings(FUZZ, max_examples=120 if operation.path == "/generate" else 6)
+        @settings(FUZZ, max_examples=60 if operation.path == "/generate" else 6)
         @given(case=operation.as_strategy(generation_mode=mode))
         def probe(case):
             case.call_and_validate(timeout=SEND_LIMIT)

@@ -9,7 +9,7 @@ from tests.double import FAULTS, answer_for
 from tests.gunicorn_server import JSON, new_prompt, together, until
 
 NOT_STORED = {"Cache-Control": "only-if-cached"}
-TIMEOUT = 0.5
+TIMEOUT = 1.0
 ERROR, TIMED_OUT, FINE, BUSY = (502, "ollama-error"), (504, "ollama-timeout"), (200, None), (503, "overloaded")
 TOO_LONG, NO_MODEL = (422, "prompt-too-long"), (503, "model-not-found")
 OUTCOMES = {  # of the double's faults; those that are not named are errors

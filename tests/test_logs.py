@@ -139,7 +139,7 @@ def test_the_packages_loggers_are_caught(stdout):
     try:
         raise ValueError("bad \u2028 luck")
     except ValueError:
-        logging.getLogger("llama_api.part").exception("it %s", "failed", extra={"request_id": "abc"})
+        logging.getLogger("llama_api.part").exception("it %s", "failed", extra={"fields": {"request_id": "abc"}})
     log.flush()
     record, = stdout.records()
     assert (record["level"], record["message"], record["logger"], record["request_id"]) == (

@@ -346,11 +346,11 @@ def test_without_the_store_each_host_is_alone():
 def test_a_keeper_that_stumbles_goes_on(two, caplog):
     """An error nobody thought of is logged, and the claims are kept up all the same."""
     here, _ = two
+    here.ask()
     report_use, sharing_log = here.cache.report_use, sharing.logger
     here.cache.report_use = lambda: 1 / 0
     sharing_log.addHandler(caplog.handler)
     try:
-        here.ask()
         until(lambda: any("keeper" in record.getMessage() for record in caplog.records))
     finally:
         here.cache.report_use = report_use
