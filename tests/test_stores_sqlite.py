@@ -75,7 +75,7 @@ def test_a_kill_loses_no_acknowledged_answer(path, opened):
     assert len(acknowledged) > 8
     for number in acknowledged:
         key = f"{number:064x}"
-        assert store.get(key) == (b"mine" if key in KEYS[:15] else key.encode() * 20)
+        assert store.get(key) == (b"mine" if key in KEYS[:8] else key.encode() * 20)
     with sqlite3.connect(path) as db:
         assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         entries, = db.execute("SELECT count(*) FROM entries").fetchone()
