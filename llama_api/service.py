@@ -17,6 +17,8 @@ from .ollama_protocol import Completion, OllamaError, PromptTooLong
 from .settings import Settings
 from .sharing import Claims
 
+RESULT_OF = {"bypass": "bypass", "request": "refresh", "miss": "miss", "stale": "refresh"}  # by why it is forwarded
+
 
 class NotCached(Exception):
     """The caller wanted a stored answer only, and there is none."""
@@ -166,13 +168,11 @@ class Service:
         if directives.only_if_cached:
             raise NotCached
         spare = entry if acceptable and entry is not None and self._serves_in_need(entry) else None
-        result, forwarded = ("bypass", "bypass") if bypass else (
-            ("refresh", "request") if directives.no_cache else
-            ("miss", "miss") if entry is None else
-            ("refresh", "request") if fresh else ("refresh", "stale"))
         renew = directives.no_cache or fresh  # then what the cache holds is not wanted
+        forwarded = "bypass" if bypass else "request" if renew else "miss" if entry is None else "stale"
         reader, started = self._flights.board(key, lambda flight: self._fly(flight, question, renew), gone)
-        return FlightReply(asked_at, result if started else "collapsed", forwarded, reader, spare)
+        result = RESULT_OF[forwarded] if started else "collapsed"
+        return FlightReply(asked_at, result, forwarded, reader, spare)
 
     def ttl(self, entry: Entry) -> int | None:
         """Whole seconds that ``entry`` stays fresh; with its age they are the TTL. None for as long as it is kept."""
