@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llama_api.stores import OVERHEAD, Claim, GuardedStore, StoreError, open_store
+from tests.fakes import until
 from tests.redis_server import RedisServer
 
 KEYS = [f"{n:064x}" for n in range(40)]
@@ -51,15 +52,6 @@ def opened(url):
 @pytest.fixture
 def store(opened):
     return opened()
-
-
-def until(condition, seconds=10.0):
-    """Poll until ``condition`` holds; return what it gave."""
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, "it never came to be"
-        time.sleep(0.005)
-    return value
 
 
 # Entries

@@ -12,6 +12,7 @@ import pytest
 
 from llama_api import redis_store
 from llama_api.stores import OVERHEAD, Claim, GuardedStore, RedisStore, StoreError, open_store
+from tests.fakes import until
 from tests.redis_server import RedisServer
 
 KEYS = [f"{n:064x}" for n in range(1500)]
@@ -64,14 +65,6 @@ def store(server):
     store = open_store(server.url, 1000, 1 << 20)
     yield store
     store.close()
-
-
-def until(condition, seconds=10.0):
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, "it never came to be"
-        time.sleep(0.005)
-    return value
 
 
 def fails(operation, match=None):
