@@ -18,8 +18,8 @@ import requests
 
 pytest.importorskip("xllamacpp", reason="requirements-embedded.txt is not installed")
 
-from llama_api.embedded import find_model  # noqa: E402
-from llama_api.embedded_engine import ClientGone, Slots  # noqa: E402
+from llama_api.embedded.engine import ClientGone, Slots  # noqa: E402
+from llama_api.embedded.server import find_model  # noqa: E402
 
 MODEL = "smollm2:135m"
 COMMAND = [sys.executable, "-m", "llama_api.embedded", "--port", "0"]

