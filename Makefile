@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 .PHONY: run setup install test lint bench chaos clean
 
 run: setup
-	@exec $(BIN)/python -m llama_api.launch
+	@exec $(BIN)/python -m llama_api.commands.run
 
 # Contents are compared, not times: a checkout changes those, and a machine off the network must not fail for it.
 setup:

@@ -30,7 +30,7 @@ except SettingsError as error:
 bind = settings.bind
 workers = settings.workers
 # See benchmarks/README.md: gthread reads request heads with no deadline, so half-sent ones hold its threads for ever.
-worker_class = "llama_api.worker.Worker"
+worker_class = "llama_api.server.worker.Worker"
 worker_connections = 2000 + 4 * (settings.queue + settings.parallel)  # well above all that may wait for the model
 keepalive = 2  # seconds; under gevent also the time limit of a request's head
 graceful_timeout = int(settings.timeout + settings.queue_timeout) + 5

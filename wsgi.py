@@ -2,7 +2,8 @@
 
 import sys
 
-from llama_api import SettingsError, create_app
+from llama_api.app import create_app
+from llama_api.settings import SettingsError
 
 try:
     app = create_app()

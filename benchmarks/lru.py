@@ -45,7 +45,7 @@ def _contenders(size):
     from cachelib import SimpleCache
     from cachetools import LRUCache as Reference
 
-    from llama_api.cache import LRUCache
+    from llama_api.cache.lru import LRUCache
 
     class Locked:
         """cachetools' LRUCache as its documentation has it used by threads."""
@@ -104,8 +104,8 @@ def _weight(characters, count=50_000):
 
     import psutil
 
-    from llama_api.cache import OVERHEAD, AnswerCache, LRUCache
-    from llama_api.generation import Answer
+    from llama_api.cache.lru import OVERHEAD, AnswerCache, LRUCache
+    from llama_api.answer import Answer
 
     def fill():
         cache = AnswerCache(LRUCache(count * 2, 1 << 40))

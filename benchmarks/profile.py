@@ -159,7 +159,7 @@ def applications(stage):
     """The service and the bare view, the latter returning the bytes of the former's hit."""
     os.environ.update(LLAMA_API_OLLAMA_URL=stage.double.url, LLAMA_API_LOG_FILE=str(stage.home / "api.log"))
     os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(dir=stage.home))
-    from llama_api import create_app
+    from llama_api.app import create_app
     service = create_app()
     call(service, hit_body())
     path = stage.home / "body"

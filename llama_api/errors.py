@@ -9,13 +9,13 @@ from flask import Flask, Response, g, request
 from marshmallow import ValidationError
 from werkzeug.exceptions import HTTPException, NotFound
 
-from .flights import ReaderGone
-from .gate import GateClosed
-from .ollama_protocol import ModelNotFound, OllamaBusy, OllamaError, OllamaTimeout, OllamaUnavailable, PromptTooLong
-from .schemas import MalformedJSON
-from .security import Unauthorized, UntrustedHost
-from .service import NotCached
-from .wire import BodyTimeout, BodyTooLarge, ClientGone, NotJSON
+from .core.flights import ReaderGone
+from .upstreams.queue import GateClosed
+from .ollama.protocol import ModelNotFound, OllamaBusy, OllamaError, OllamaTimeout, OllamaUnavailable, PromptTooLong
+from .api.schemas import MalformedJSON
+from .http.security import Unauthorized, UntrustedHost
+from .core.service import NotCached
+from .http.connection import BodyTimeout, BodyTooLarge, ClientGone, NotJSON
 
 logger = logging.getLogger(__name__)
 

@@ -4,18 +4,18 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from .cache import AnswerCache, LRUCache
-from .concurrency import Watchdog
-from .flights import Flights
-from .gate import Gate
-from .health import Breaker, Monitor
+from .cache.lru import AnswerCache, LRUCache
+from .waiting import Watchdog
+from .core.flights import Flights
+from .upstreams.queue import Gate
+from .upstreams.monitor import Breaker, Monitor
 from .logs import JsonLog
-from .metrics import Metrics
-from .ollama import OllamaClient
-from .schemas import GenerateRequest
-from .service import Service
+from .metrics.prometheus import Metrics
+from .ollama.client import OllamaClient
+from .api.schemas import GenerateRequest
+from .core.service import Service
 from .settings import Settings
-from .stores import GuardedStore, open_store
+from .cache.guarded import GuardedStore, open_store
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 import threading
 import time
 
-from llama_api.generation import Answer, Question
+from llama_api.answer import Answer, Question
 
 
 class Clock:

@@ -13,11 +13,12 @@ import responses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama_api import ollama, ollama_protocol
-from llama_api.concurrency import Cancellation, Cancelled, Watchdog
-from llama_api.ollama import OllamaClient
-from llama_api.ollama_connection import Call
-from llama_api.ollama_protocol import (Completion, LineReader, ModelNotFound, OllamaBusy, OllamaError, OllamaTimeout,
+from llama_api.ollama import client as ollama
+from llama_api.ollama import protocol as ollama_protocol
+from llama_api.waiting import Cancellation, Cancelled, Watchdog
+from llama_api.ollama.client import OllamaClient
+from llama_api.ollama.connection import Call
+from llama_api.ollama.protocol import (Completion, LineReader, ModelNotFound, OllamaBusy, OllamaError, OllamaTimeout,
                                        OllamaUnavailable, PromptTooLong)
 from llama_api.settings import Settings
 from tests.double import OllamaDouble, answer_for

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama_api import concurrency
-from llama_api import flights as flights_module
-from llama_api.concurrency import Cancellation, Cancelled, Watchdog
-from llama_api.flights import Flight, Flights, ReaderGone, Shared
-from llama_api.gate import Gate, GateClosed, SlotFiles
+from llama_api import waiting as concurrency
+from llama_api.core import flights as flights_module
+from llama_api.waiting import Cancellation, Cancelled, Watchdog
+from llama_api.core.flights import Flight, Flights, ReaderGone, Shared
+from llama_api.upstreams.queue import Gate, GateClosed, SlotFiles
 from tests.fakes import in_threads, until
 
 LONG = 30.0  # seconds that no test takes
@@ -286,8 +286,8 @@ def test_gates_of_one_directory_share_its_slots(tmp_path):
 
 HOLD = """
 import sys
-from llama_api.concurrency import Cancellation
-from llama_api.gate import Gate
+from llama_api.waiting import Cancellation
+from llama_api.upstreams.queue import Gate
 with Gate(1, 0, 1.0, directory=sys.argv[1]).slot(Cancellation()):
     print("holding", flush=True)
     sys.stdin.read()

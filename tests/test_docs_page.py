@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from llama_api.docs import ASSETS, INITIALIZER
+from llama_api.api.docs import ASSETS, INITIALIZER
 from tests.chromium import chromium
 from tests.double import answer_for
 

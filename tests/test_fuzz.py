@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
 
-from llama_api.presentation import directives_of
-from llama_api.service import Directives
+from llama_api.api.exchange import directives_of
+from llama_api.core.service import Directives
 from llama_api.settings import PREFIX, Settings, SettingsError
 from tests.gunicorn_server import JSON
 

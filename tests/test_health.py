@@ -5,11 +5,11 @@ import time
 
 import pytest
 
-from llama_api import health
-from llama_api.concurrency import Cancelled
-from llama_api.gate import GateClosed
-from llama_api.health import HANG_TIMEOUTS, RECENT_SECONDS, Breaker, Monitor
-from llama_api.ollama_protocol import (ModelNotFound, OllamaBusy, OllamaError, OllamaTimeout, OllamaUnavailable,
+from llama_api.upstreams import monitor as health
+from llama_api.waiting import Cancelled
+from llama_api.upstreams.queue import GateClosed
+from llama_api.upstreams.monitor import HANG_TIMEOUTS, RECENT_SECONDS, Breaker, Monitor
+from llama_api.ollama.protocol import (ModelNotFound, OllamaBusy, OllamaError, OllamaTimeout, OllamaUnavailable,
                                        PromptTooLong)
 from tests.fakes import Clock, in_threads, until
 
@@ -217,7 +217,7 @@ def test_a_probe_that_crashes_is_not_the_last(client, fast, caplog):
 
 def test_a_change_is_logged_once(monitor, client, caplog):
     """Up and down are one line each, not one a probe."""
-    caplog.set_level("INFO", logger="llama_api.health")
+    caplog.set_level("INFO", logger="llama_api.upstreams.monitor")
     health.logger.addHandler(caplog.handler)
     try:
         for error in (None, None, OllamaUnavailable("down"), OllamaUnavailable("down"), None):

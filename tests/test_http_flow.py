@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 
-from llama_api import wire
+from llama_api.http import connection as wire
 from tests.double import answer_for
 from tests.gunicorn_server import new_prompt, together, until
 

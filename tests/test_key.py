@@ -9,11 +9,11 @@ import responses
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from llama_api.cache import key_for
-from llama_api.concurrency import Cancellation, Watchdog
-from llama_api.generation import Question
-from llama_api.ollama import OllamaClient
-from llama_api.schemas import GenerateRequest, parse_object
+from llama_api.cache.lru import key_for
+from llama_api.waiting import Cancellation, Watchdog
+from llama_api.answer import Question
+from llama_api.ollama.client import OllamaClient
+from llama_api.api.schemas import GenerateRequest, parse_object
 from llama_api.settings import Settings
 from tests.fakes import question
 

@@ -1,4 +1,4 @@
-"""``python -m llama_api.launch``, which is ``make run``, as a process: what it serves, what it says, what it leaves."""
+"""``python -m llama_api.commands.run``, which is ``make run``: what it serves, what it says, what it leaves."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 import psutil
 import pytest
 
-from llama_api import launch
+from llama_api.commands import run as launch
 from llama_api.settings import Settings
 from tests.double import answer_for
 from tests.gunicorn_server import ROOT, Server, free_port, new_prompt, until
@@ -24,7 +24,7 @@ class Launched(Server):
 
     def spawn(self):
         with open(self.directory / "stdout", "ab") as out, open(self.directory / "stderr", "ab") as err:
-            self.process = subprocess.Popen([sys.executable, "-m", "llama_api.launch"], cwd=ROOT, stdout=out,
+            self.process = subprocess.Popen([sys.executable, "-m", "llama_api.commands.run"], cwd=ROOT, stdout=out,
                                             stderr=err, env=self.environment, start_new_session=True)
 
     def family(self):

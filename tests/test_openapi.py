@@ -9,9 +9,11 @@ import pytest
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from llama_api import Settings, create_app, openapi
+from llama_api.settings import Settings
+from llama_api.app import create_app
+from llama_api.api import openapi
 from llama_api.errors import HTTP_SLUGS, TABLE
-from llama_api.schemas import GenerateRequest
+from llama_api.api.schemas import GenerateRequest
 from tests.double import answer_for
 
 PROMPT = "Why is the sky blue?"

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from marshmallow import ValidationError
 
-from llama_api.generation import Question
-from llama_api.schemas import GenerateRequest, MalformedJSON, parse_object
+from llama_api.answer import Question
+from llama_api.api.schemas import GenerateRequest, MalformedJSON, parse_object
 
 SCHEMA = GenerateRequest()
 MISSING = type("Missing", (), {"__repr__": lambda self: "missing"})()

@@ -5,15 +5,15 @@ import time
 
 import pytest
 
-from llama_api.cache import TRUST_SECONDS, AnswerCache, Entry, LRUCache, key_for
-from llama_api.concurrency import Cancelled
-from llama_api.flights import Flights, ReaderGone
-from llama_api.gate import Gate, GateClosed
-from llama_api.health import HANG_TIMEOUTS, Breaker
-from llama_api.ollama_protocol import (Completion, ModelNotFound, OllamaBusy, OllamaError, OllamaTimeout,
+from llama_api.cache.lru import TRUST_SECONDS, AnswerCache, Entry, LRUCache, key_for
+from llama_api.waiting import Cancelled
+from llama_api.core.flights import Flights, ReaderGone
+from llama_api.upstreams.queue import Gate, GateClosed
+from llama_api.upstreams.monitor import HANG_TIMEOUTS, Breaker
+from llama_api.ollama.protocol import (Completion, ModelNotFound, OllamaBusy, OllamaError, OllamaTimeout,
                                        OllamaUnavailable, PromptTooLong)
-from llama_api.presentation import directives_of
-from llama_api.service import Directives, NotCached, Service
+from llama_api.api.exchange import directives_of
+from llama_api.core.service import Directives, NotCached, Service
 from llama_api.settings import Settings
 from tests.fakes import answer, in_threads, question, until
 

@@ -5,13 +5,16 @@ import time
 
 import pytest
 
-from llama_api import flights, sharing, sqlite_file, stores
-from llama_api.cache import key_for
-from llama_api.gate import GateClosed
-from llama_api.ollama_protocol import (ModelNotFound, OllamaBusy, OllamaError, OllamaTimeout, OllamaUnavailable,
+from llama_api.core import flights
+from llama_api.core import claims as sharing
+from llama_api.cache import sqlite_file
+from llama_api.cache import guarded as stores
+from llama_api.cache.lru import key_for
+from llama_api.upstreams.queue import GateClosed
+from llama_api.ollama.protocol import (ModelNotFound, OllamaBusy, OllamaError, OllamaTimeout, OllamaUnavailable,
                                        PromptTooLong)
-from llama_api.store_types import WANTED_FOR
-from llama_api.stores import GuardedStore, open_store
+from llama_api.cache.store import WANTED_FOR
+from llama_api.cache.guarded import GuardedStore, open_store
 from tests.fakes import answer, in_threads, question, until
 from tests.test_service import HIT, MISS, Bench, label
 

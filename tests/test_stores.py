@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llama_api.stores import OVERHEAD, Claim, GuardedStore, StoreError, open_store
+from llama_api.cache.guarded import OVERHEAD, Claim, GuardedStore, StoreError, open_store
 from tests.fakes import until
 from tests.redis_server import RedisServer
 
@@ -477,7 +477,7 @@ def test_only_those_already_inside_wait_for_a_failure(guard, fragile, errors):
 
 
 def test_one_that_waited_to_get_in_does_not_try_what_just_failed(fragile, monkeypatch):
-    monkeypatch.setattr("llama_api.stores.ADMISSION", LONG)
+    monkeypatch.setattr("llama_api.cache.guarded.ADMISSION", LONG)
     fragile.concurrency, fragile.gate, fragile.fault = 1, threading.Event(), "hung"
     guard = GuardedStore(fragile, probe_every=LONG)
     with ThreadPoolExecutor(2) as pool:

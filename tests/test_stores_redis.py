@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from llama_api import redis_store
-from llama_api.stores import OVERHEAD, Claim, GuardedStore, RedisStore, StoreError, open_store
+from llama_api.cache import redis as redis_store
+from llama_api.cache.guarded import OVERHEAD, Claim, GuardedStore, RedisStore, StoreError, open_store
 from tests.fakes import until
 from tests.redis_server import RedisServer
 

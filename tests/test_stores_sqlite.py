@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from llama_api.stores import OVERHEAD, Claim, GuardedStore, SqliteStore, StoreError
+from llama_api.cache.guarded import OVERHEAD, Claim, GuardedStore, SqliteStore, StoreError
 from tests.fakes import until
 
 KEYS = [f"{n:064x}" for n in range(400)]
@@ -47,7 +47,7 @@ def files(path):
 
 WRITER = """
 import sys
-from llama_api.sqlite_store import SqliteStore
+from llama_api.cache.sqlite import SqliteStore
 path, start = sys.argv[1], int(sys.argv[2])
 store = SqliteStore(path, 100_000, 1 << 30)
 for number in range(start, start + 100_000):

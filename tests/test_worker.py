@@ -8,7 +8,7 @@ import pytest
 from gevent.pool import Pool
 from gevent.socket import socket as GeventSocket
 
-from llama_api.worker import _Listener, _Server
+from llama_api.server.worker import _Listener, _Server
 
 CLIENTS = 20
 

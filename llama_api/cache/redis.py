@@ -18,7 +18,7 @@ from redis.backoff import NoBackoff
 from redis.connection import parse_url
 from redis.retry import Retry
 
-from .store_types import OVERHEAD, WANTED_FOR, Claim, StoreError
+from .store import OVERHEAD, WANTED_FOR, Claim, StoreError
 
 PREFIX = "llama_api:1:"  # 1 is the version of the layout
 ENTRY_TTL = 30 * 86400.0  # seconds an entry that nobody uses stays

@@ -7,7 +7,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-from .sockets import quiet
+from ..sockets import quiet
 
 
 class Call:

@@ -13,12 +13,12 @@ from typing import Any
 
 import orjson
 
-from .cache import AnswerCache
-from .concurrency import Cancelled
+from ..cache.lru import AnswerCache
+from ..waiting import Cancelled
 from .flights import Flight, Flights
-from .gate import GateClosed
-from .generation import Answer
-from .ollama_protocol import ModelNotFound, OllamaBusy, OllamaError, OllamaTimeout, OllamaUnavailable, PromptTooLong
+from ..upstreams.queue import GateClosed
+from ..answer import Answer
+from ..ollama.protocol import ModelNotFound, OllamaBusy, OllamaError, OllamaTimeout, OllamaUnavailable, PromptTooLong
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from gevent.server import StreamServer
 from gunicorn import util
 from gunicorn.workers.ggevent import GeventWorker
 
-from .metrics import new_request_id
+from ..metrics.prometheus import new_request_id
 
 logger = logging.getLogger(__name__)
 

@@ -14,15 +14,15 @@ from flask import Flask, Response, g, request
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from .cache import AnswerCache
-from .errors import HTTP_SLUGS, INTERNAL_ERROR, TABLE
-from .flights import Flight
-from .generation import Answer, Question
-from .health import Monitor
-from .logs import JsonLog
-from .ollama_protocol import Completion
-from .service import Reply
-from .settings import Settings
+from ..cache.lru import AnswerCache
+from ..errors import HTTP_SLUGS, INTERNAL_ERROR, TABLE
+from ..core.flights import Flight
+from ..answer import Answer, Question
+from ..upstreams.monitor import Monitor
+from ..logs import JsonLog
+from ..ollama.protocol import Completion
+from ..core.service import Reply
+from ..settings import Settings
 
 SAMPLE_SECONDS = 1.0
 LONGEST = 500  # characters of a caller's text in one field of the log

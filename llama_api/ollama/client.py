@@ -16,13 +16,13 @@ import orjson
 import requests
 import urllib3
 
-from .concurrency import Cancellation, Cancelled, Watchdog
-from .generation import Question
-from .ollama_connection import Call, CuttingAdapter, current
-from .ollama_protocol import (LINE_LIMIT, Completion, LineReader, ModelNotFound, OllamaBusy, OllamaError, OllamaTimeout,
-                              OllamaUnavailable, PromptTooLong, completion_of, error_text, parse_record, stops_of,
-                              too_long)
-from .settings import Settings
+from ..waiting import Cancellation, Cancelled, Watchdog
+from ..answer import Question
+from .connection import Call, CuttingAdapter, current
+from .protocol import (LINE_LIMIT, Completion, LineReader, ModelNotFound, OllamaBusy, OllamaError,
+                       OllamaTimeout, OllamaUnavailable, PromptTooLong, completion_of, error_text,
+                       parse_record, stops_of, too_long)
+from ..settings import Settings
 
 logger = logging.getLogger(__name__)
 

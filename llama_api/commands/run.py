@@ -6,10 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .concurrency import Watchdog
-from .ollama import OllamaClient
-from .ollama_protocol import OllamaError
-from .settings import PREFIX, Settings, SettingsError
+from ..waiting import Watchdog
+from ..ollama.client import OllamaClient
+from ..ollama.protocol import OllamaError
+from ..settings import PREFIX, Settings, SettingsError
 
 EMBEDDED_MODEL = "smollm2:135m"
 PROBE_SECONDS = 2.0

@@ -7,7 +7,7 @@ import orjson
 from flask import Blueprint, Flask, Response, abort, current_app, request
 
 from .openapi import document
-from .parts import Parts
+from ..parts import Parts
 
 # Found without importing the package, which would bring in what it has for other frameworks.
 STATIC = Path(str(distribution("swagger-ui-py").locate_file("swagger_ui/static")))

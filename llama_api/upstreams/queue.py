@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .concurrency import Cancellation, Cancelled
+from ..waiting import Cancellation, Cancelled
 
 SLOT_POLL = 0.02  # seconds between two tries for a slot that other processes hold
 

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Iterable
 
 from .sqlite_file import Damaged, SqliteFile
-from .store_types import OVERHEAD, WANTED_FOR, Claim, StoreError
+from .store import OVERHEAD, WANTED_FOR, Claim, StoreError
 
 MARK_EVERY = 0.2  # seconds between two marks of waiting on one claim, so that a poll is seldom a write
 BATCH = 500  # keys touched in one transaction, so that no other process waits long

@@ -6,16 +6,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from .cache import AnswerCache, Entry, key_for
-from .concurrency import Cancelled
+from ..cache.lru import AnswerCache, Entry, key_for
+from ..waiting import Cancelled
 from .flights import Flight, Flights, Reader
-from .gate import Gate, GateClosed
-from .generation import Answer, Question
-from .health import Breaker, Monitor
-from .ollama import OllamaClient
-from .ollama_protocol import Completion, OllamaError, PromptTooLong
-from .settings import Settings
-from .sharing import Claims
+from ..upstreams.queue import Gate, GateClosed
+from ..answer import Answer, Question
+from ..upstreams.monitor import Breaker, Monitor
+from ..ollama.client import OllamaClient
+from ..ollama.protocol import Completion, OllamaError, PromptTooLong
+from ..settings import Settings
+from .claims import Claims
 
 RESULT_OF = {"bypass": "bypass", "request": "refresh", "miss": "miss", "stale": "refresh"}  # by why it is forwarded
 

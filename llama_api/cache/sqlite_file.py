@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from .store_types import StoreError
+from .store import StoreError
 
 APPLICATION, VERSION = 0x6C6C6170, 1  # "llap"; PRAGMA application_id and user_version
 BUSY = 0.06  # seconds an operation may wait for another process's write

@@ -6,7 +6,7 @@ from typing import Any
 
 from marshmallow import Schema, ValidationError, fields, post_load, validate
 
-from .generation import Question
+from ..answer import Question
 
 MAX_STOPS = 16
 DEFAULT_TOKENS = 100

@@ -7,9 +7,9 @@ from typing import Any
 from flask import Request, request
 from gunicorn.http.errors import ParseException
 
-from .concurrency import Watchdog
-from .schemas import MalformedJSON
-from .sockets import quiet
+from ..waiting import Watchdog
+from ..api.schemas import MalformedJSON
+from ..sockets import quiet
 
 BODY_SECONDS = 15.0  # for a whole body: no worker bounds it
 SEND_SECONDS = 30.0  # that a client may leave what we send unread

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from .concurrency import Cancelled
-from .ollama import OllamaClient
-from .ollama_protocol import OllamaError, OllamaTimeout, OllamaUnavailable
+from ..waiting import Cancelled
+from ..ollama.client import OllamaClient
+from ..ollama.protocol import OllamaError, OllamaTimeout, OllamaUnavailable
 
 logger = logging.getLogger(__name__)
 

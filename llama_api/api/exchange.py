@@ -8,11 +8,11 @@ from flask import Response, stream_with_context
 from werkzeug.datastructures import RequestCacheControl
 from werkzeug.http import parse_cache_control_header
 
-from .errors import describe, slug_of
-from .generation import Answer
-from .lean import LeanResponse
-from .metrics import Metrics
-from .service import Directives, Reply, Service
+from ..errors import describe, slug_of
+from ..answer import Answer
+from ..http.flask_app import LeanResponse
+from ..metrics.prometheus import Metrics
+from ..core.service import Directives, Reply, Service
 
 CACHE_NAME = "llama-api"
 

@@ -12,8 +12,8 @@ import urllib3
 from flask import Flask, current_app
 from flask.cli import AppGroup
 
-from .schemas import MalformedJSON, parse_object
-from .settings import PREFIX, Settings
+from ..api.schemas import MalformedJSON, parse_object
+from ..settings import PREFIX, Settings
 
 cache = AppGroup("cache", help="Look after the cache of the running server.")
 SHORT_SECONDS = 10.0

@@ -34,9 +34,9 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
-from .redis_store import RedisStore
-from .sqlite_store import SqliteStore
-from .store_types import OVERHEAD, Claim, Store, StoreError
+from .redis import RedisStore
+from .sqlite import SqliteStore
+from .store import OVERHEAD, Claim, Store, StoreError
 
 __all__ = ["OVERHEAD", "Claim", "GuardedStore", "RedisStore", "SqliteStore", "Store", "StoreError", "open_store"]
 

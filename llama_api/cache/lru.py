@@ -12,8 +12,8 @@ import orjson
 from flask_caching.backends.base import BaseCache
 from gevent.monkey import get_original
 
-from .flights import Shared
-from .generation import Answer, Question
+from ..core.flights import Shared
+from ..answer import Answer, Question
 
 KEY_VERSION = 1  # of the format below; raise it with every change, so that old entries are never misread
 OVERHEAD = 640  # bytes that an entry takes beside its text, as measured by benchmarks/lru.py

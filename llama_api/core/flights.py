@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .concurrency import Cancellation
+from ..waiting import Cancellation
 
 READER_TICK = 0.5  # seconds between two looks whether a waiting client is still there
 

@@ -11,11 +11,11 @@ from apispec.ext.marshmallow import MarshmallowPlugin
 from flask import Flask
 from marshmallow import Schema, fields, validate
 
-from .errors import HTTP_SLUGS, INTERNAL_ERROR, TABLE
+from ..errors import HTTP_SLUGS, INTERNAL_ERROR, TABLE
 from .openapi_operations import DETAILS, FIELD_FAULTS, HEADERS, INFO, PARAMETERS, TAGS, Json, headers, operations, ref
-from .schemas import (MAX_STOPS, Alive, CacheStats, GenerateRequest, GenerateResponse, Health, Metrics, OllamaHealth,
-                      Problem, QueueHealth, Ready, Stop)
-from .security import DOCS_ASSETS, HEALTH_PATHS, OPEN_PATHS
+from .schemas import (MAX_STOPS, Alive, CacheStats, GenerateRequest, GenerateResponse, Health, Metrics,
+                      OllamaHealth, Problem, QueueHealth, Ready, Stop)
+from ..http.security import DOCS_ASSETS, HEALTH_PATHS, OPEN_PATHS
 
 VERSION = "1.0.0"
 _UNKNOWN = ("not-found", "method-not-allowed")  # of any URL, so they stand under "default"

@@ -15,7 +15,7 @@ from flask_limiter.util import get_remote_address
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.sansio.utils import host_is_trusted
 
-from .settings import Settings
+from ..settings import Settings
 
 HEALTH_PATHS = frozenset({"/livez", "/readyz", "/health"})
 OPEN_PATHS = HEALTH_PATHS | {"/", "/docs", "/openapi.json"}  # an unknown URL wants a key as well

@@ -4,9 +4,9 @@ from flask import Blueprint, Response, current_app, g, jsonify, redirect, reques
 from prometheus_client import CONTENT_TYPE_LATEST
 from werkzeug.wrappers import Response as BaseResponse
 
-from .parts import Parts
-from .presentation import directives_of, plain, stream
-from .wire import gone_check, read_json_body
+from ..parts import Parts
+from .exchange import directives_of, plain, stream
+from ..http.connection import gone_check, read_json_body
 
 bp = Blueprint("api", __name__)
 

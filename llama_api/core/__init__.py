@@ -1,0 +1,1 @@
+"""The way of a question: cache, flight, queue, Ollama."""

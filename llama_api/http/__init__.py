@@ -1,0 +1,1 @@
+"""What any Flask service under gunicorn needs."""

@@ -1,0 +1,1 @@
+"""How one Ollama is spoken to."""

@@ -1,0 +1,1 @@
+"""Which Ollama answers, and when."""
