@@ -2,7 +2,7 @@
 
 import time
 
-from tests.chaos_clients import SLACK, TIMEOUT
+from tests.chaos.clients import SLACK, TIMEOUT
 from tests.double import answer_for
 from tests.gunicorn_server import together, until
 

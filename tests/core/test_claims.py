@@ -16,7 +16,7 @@ from llama_api.ollama.protocol import (ModelNotFound, OllamaBusy, OllamaError, O
 from llama_api.cache.store import WANTED_FOR
 from llama_api.cache.guarded import GuardedStore, open_store
 from tests.fakes import answer, in_threads, question, until
-from tests.test_service import HIT, MISS, Bench, label
+from tests.core.test_service import HIT, MISS, Bench, label
 
 LONG = 30.0
 COLLAPSED = ("collapsed", "miss", False, False)

@@ -14,9 +14,9 @@ from collections import Counter
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from tests import chaos_leftovers
-from tests.chaos_clients import BODY_LIMIT, QUEUE_TIMEOUT, TIMEOUT, Caller, Hooligan, Mob, Scene
-from tests.chaos_saboteur import Saboteur
+from tests.chaos import leftovers
+from tests.chaos.clients import BODY_LIMIT, QUEUE_TIMEOUT, TIMEOUT, Caller, Hooligan, Mob, Scene
+from tests.chaos.saboteur import Saboteur
 from tests.double import DoubleRemote
 from tests.gunicorn_server import ROOT, Server
 from tests.redis_server import RedisServer
@@ -33,7 +33,7 @@ CLEAR_END = 3 * (TIMEOUT + QUEUE_TIMEOUT) + 15  # seconds for the last requests 
 class ChaosServer(Server):
     """The service, which also tells what it has under way."""
 
-    application = "tests.chaos_app:app"
+    application = "tests.chaos.app:app"
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def run(seed, seconds, directory):
             stack.callback(lambda service=service: service.process and service.kill())
             services.append(service.start())
         scene = Scene(seed, services, double, redis, time.monotonic(), time.monotonic() + 60)
-        before = chaos_leftovers.idle(scene)
+        before = leftovers.idle(scene)
         scene.began, scene.ends = time.monotonic(), time.monotonic() + seconds
         saboteur, asked = storm(scene)
         rows = [["upstream calls", saboteur.calls], ["upstream calls at once, most", saboteur.peak],
@@ -71,7 +71,7 @@ def run(seed, seconds, directory):
                 *([f"done: {deed}", count] for deed, count in sorted(saboteur.done.items()))]
         if saboteur.peak > len(services) * PARALLEL + 2:  # a call that was cut off may be seen to end a little later
             scene.ledger.blame(f"{saboteur.peak} calls at once, {len(services)} x {PARALLEL} are allowed")
-        rows += chaos_leftovers.recovered(scene) + chaos_leftovers.check(scene, before)
+        rows += leftovers.recovered(scene) + leftovers.check(scene, before)
         rows += farewell(scene)
     return scene, rows
 
