@@ -31,7 +31,8 @@ def environment():
         "versions": f"Python {platform.python_version()}, " + ", ".join(map(_version, PACKAGES)),
         "tools": f"{_first_line(['wrk', '-v'])}; {_first_line(['nginx', '-v'])}",
         "settings": "as shipped (gevent worker, log to file and stdout, metrics, ids, headers, validation); "
-                    "LLAMA_API_PARALLEL raised where many misses are meant to run at once; upstream: tests/double.py"}
+                    "LLAMA_API_PARALLEL raised where many misses are meant to run at once; "
+                    "upstream: tests/support/double"}
 
 
 def _code():

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from tests.double import DoubleRemote
+from tests.support.double import DoubleRemote
 
 ROOT = pathlib.Path(__file__).parent.parent
 GUNICORN = [sys.executable, "-m", "gunicorn"]
@@ -154,7 +154,7 @@ class Stage:
         """The double of Ollama with ``knobs``; ``self.double`` steers it."""
         port = free_port()
         options = [f"--{name.replace('_', '-')}={value}" for name, value in {"slots": 1000, **knobs}.items()]
-        command = [sys.executable, "-m", "tests.double", f"--port={port}", *options]
+        command = [sys.executable, "-m", "tests.support.double", f"--port={port}", *options]
         server = self._start("upstream, direct", command, port, "/api/generate", self._home(), ollama=True)
         wait_until_up(port, server.process, "/")
         self.double = DoubleRemote(f"http://127.0.0.1:{port}")

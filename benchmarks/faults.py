@@ -1,14 +1,14 @@
 """What a caller gets for each fault of Ollama: ``python -m benchmarks.faults`` prints status, slug and time of each.
 
-The faults are those of the double (``python -m tests.double --faults``); the deadline of a generation is 2 s here.
-After each, a fault-free request must succeed and the answer to the faulty one must not have been kept.
+The faults are those of the double (``python -m tests.support.double --faults``); the deadline of a generation is
+2 s here. After each, a fault-free request must succeed and the answer to the faulty one must not have been kept.
 """
 
 import pathlib
 import tempfile
 
-from tests.double import FAULTS, OllamaDouble
-from tests.gunicorn_server import new_prompt, servers, until
+from tests.support.double import FAULTS, OllamaDouble
+from tests.support.gunicorn_server import new_prompt, servers, until
 
 TIMEOUT = 2
 

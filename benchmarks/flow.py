@@ -7,8 +7,8 @@ import threading
 import time
 from contextlib import ExitStack, contextmanager
 
-from tests.gunicorn_server import Server, until
-from tests.nginx_server import PROGRAM, Load, Nginx
+from tests.support.gunicorn_server import Server, until
+from tests.support.nginx_server import PROGRAM, Load, Nginx
 
 from .contenders import Stage
 from .load import Client, fleet, percentile

@@ -14,9 +14,9 @@ import threading
 import time
 from contextlib import closing
 
-from tests.double import OllamaDouble, answer_for
-from tests.gunicorn_server import new_prompt, servers, together, until
-from tests.redis_server import RedisServer
+from tests.support.double import OllamaDouble, answer_for
+from tests.support.gunicorn_server import new_prompt, servers, together, until
+from tests.support.redis_server import RedisServer
 
 STORM, KILLS, WRITERS = 200, 50, 8
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests.double import OllamaDouble
-from tests.gunicorn_server import servers
-from tests.redis_server import RedisServer
+from tests.support.double import OllamaDouble
+from tests.support.gunicorn_server import servers
+from tests.support.redis_server import RedisServer
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from llama_api import logs
 from llama_api.logs import JsonLog, LineWriter, LogFile, encode
-from tests.fakes import in_threads, until
+from tests.support.fakes import in_threads, until
 
 LONG = 30.0
 BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"

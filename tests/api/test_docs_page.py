@@ -5,8 +5,8 @@ import json
 import pytest
 
 from llama_api.api.docs import ASSETS, INITIALIZER
-from tests.chromium import chromium
-from tests.double import answer_for
+from tests.support.chromium import chromium
+from tests.support.double import answer_for
 
 KEY = "a-key-of-some-length"
 PROMPT = "Why is the sky blue?"  # of the document's example

@@ -15,7 +15,7 @@ from schemathesis import GenerationMode
 from llama_api.api.exchange import directives_of
 from llama_api.core.service import Directives
 from llama_api.settings import PREFIX, Settings, SettingsError
-from tests.gunicorn_server import JSON
+from tests.support.gunicorn_server import JSON
 
 # Hypothesis warns when the random module is used meanwhile: by schemathesis, and by the double in its thread.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")

@@ -14,7 +14,7 @@ from llama_api.app import create_app
 from llama_api.api import openapi
 from llama_api.errors import HTTP_SLUGS, TABLE
 from llama_api.api.schemas import GenerateRequest
-from tests.double import answer_for
+from tests.support.double import answer_for
 
 PROMPT = "Why is the sky blue?"
 EVENT = re.compile(r"(?:event: (error)\n)?data: (.+)\n\n")

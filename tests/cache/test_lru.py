@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from benchmarks.lru_trace import run, zipf_trace
 from llama_api.cache.lru import OVERHEAD, Entry, LRUCache
-from tests.fakes import Clock, answer, in_threads
+from tests.support.fakes import Clock, answer, in_threads
 
 KEYS = [f"key-{n}" for n in range(14)]
 ROOM = 1 << 30

@@ -12,8 +12,8 @@ import pytest
 
 from llama_api.cache import redis as redis_store
 from llama_api.cache.guarded import OVERHEAD, Claim, GuardedStore, RedisStore, StoreError, open_store
-from tests.fakes import until
-from tests.redis_server import RedisServer
+from tests.support.fakes import until
+from tests.support.redis_server import RedisServer
 
 KEYS = [f"{n:064x}" for n in range(1500)]
 LONG = 30.0

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from llama_api.cache.guarded import OVERHEAD, Claim, GuardedStore, SqliteStore, StoreError
-from tests.fakes import until
+from tests.support.fakes import until
 
 KEYS = [f"{n:064x}" for n in range(400)]
 LONG = 30.0

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llama_api.cache.guarded import OVERHEAD, Claim, GuardedStore, StoreError, open_store
-from tests.fakes import until
-from tests.redis_server import RedisServer
+from tests.support.fakes import until
+from tests.support.redis_server import RedisServer
 
 KEYS = [f"{n:064x}" for n in range(40)]
 LONG = 30.0  # seconds that no test takes

@@ -17,9 +17,9 @@ from pathlib import Path
 from tests.chaos import leftovers
 from tests.chaos.clients import BODY_LIMIT, QUEUE_TIMEOUT, TIMEOUT, Caller, Hooligan, Mob, Scene
 from tests.chaos.saboteur import Saboteur
-from tests.double import DoubleRemote
-from tests.gunicorn_server import ROOT, Server
-from tests.redis_server import RedisServer
+from tests.support.double import DoubleRemote
+from tests.support.gunicorn_server import ROOT, Server
+from tests.support.redis_server import RedisServer
 
 PARALLEL = 3
 CALLERS, HOOLIGANS, MOBS = 24, 6, 2
@@ -40,8 +40,8 @@ class ChaosServer(Server):
 def remote_double(**knobs):
     """The double in a process of its own."""
     options = [f"--{name.replace('_', '-')}={value}" for name, value in knobs.items()]
-    process = subprocess.Popen([sys.executable, "-m", "tests.double", *options], cwd=ROOT, stdout=subprocess.PIPE,
-                               text=True)
+    process = subprocess.Popen([sys.executable, "-m", "tests.support.double", *options],
+                               cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         yield DoubleRemote(process.stdout.readline().strip())
     finally:

@@ -10,9 +10,9 @@ import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-from tests.double import pieces_for
-from tests.double_rules import markers
-from tests.gunicorn_server import JSON, together
+from tests.support.double import pieces_for
+from tests.support.double.rules import markers
+from tests.support.gunicorn_server import JSON, together
 
 TIMEOUT, QUEUE_TIMEOUT, SLACK = 2.0, 2.0, 4.0  # seconds; SLACK is for a machine of few cores that does it all
 BODY_SECONDS, HEAD_SECONDS = 15.0, 2.0  # the limits of the service itself

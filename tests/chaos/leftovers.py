@@ -3,8 +3,8 @@
 import time
 
 from tests.chaos.clients import SLACK, TIMEOUT
-from tests.double import answer_for
-from tests.gunicorn_server import together, until
+from tests.support.double import answer_for
+from tests.support.gunicorn_server import together, until
 
 CALM = 15.0  # seconds within which all must have ended: longer than the takeover of a claim and its generation
 FILES_MORE = 2

@@ -6,7 +6,7 @@ import signal
 import time
 from collections import Counter
 
-from tests.double import FAULTS
+from tests.support.double import FAULTS
 
 BY_PROMPT = {"controls", "text_in_last", "endless_tokens"}  # they change the text: the clients ask for them
 LEAK = "leak"  # only a restart of Ollama gives the slot back

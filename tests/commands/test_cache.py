@@ -18,7 +18,7 @@ import pytest
 from llama_api.settings import Settings
 from llama_api.commands import cache as cli
 from llama_api.app import create_app
-from tests.gunicorn_server import ROOT, free_port, new_prompt, until
+from tests.support.gunicorn_server import ROOT, free_port, new_prompt, until
 
 PATIENCE = 30
 

@@ -13,8 +13,8 @@ import pytest
 
 from llama_api.commands import run as launch
 from llama_api.settings import Settings
-from tests.double import answer_for
-from tests.gunicorn_server import ROOT, Server, free_port, new_prompt, until
+from tests.support.double import answer_for
+from tests.support.gunicorn_server import ROOT, Server, free_port, new_prompt, until
 
 STAND_IN = "smollm2:135m"
 

@@ -15,7 +15,7 @@ from llama_api.ollama.protocol import (ModelNotFound, OllamaBusy, OllamaError, O
                                        PromptTooLong)
 from llama_api.cache.store import WANTED_FOR
 from llama_api.cache.guarded import GuardedStore, open_store
-from tests.fakes import answer, in_threads, question, until
+from tests.support.fakes import answer, in_threads, question, until
 from tests.core.test_service import HIT, MISS, Bench, label
 
 LONG = 30.0

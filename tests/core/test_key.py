@@ -15,7 +15,7 @@ from llama_api.answer import Question
 from llama_api.ollama.client import OllamaClient
 from llama_api.api.schemas import GenerateRequest, parse_object
 from llama_api.settings import Settings
-from tests.fakes import question
+from tests.support.fakes import question
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
 EFFECTIVE = {  # each field of a request with values as they take effect

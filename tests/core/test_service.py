@@ -15,7 +15,7 @@ from llama_api.ollama.protocol import (Completion, ModelNotFound, OllamaBusy, Ol
 from llama_api.api.exchange import directives_of
 from llama_api.core.service import Directives, NotCached, Service
 from llama_api.settings import Settings
-from tests.fakes import answer, in_threads, question, until
+from tests.support.fakes import answer, in_threads, question, until
 
 LONG = 30.0
 FAILURES = [OllamaError("x"), OllamaUnavailable("x"), OllamaBusy("x"), OllamaTimeout("x"), ModelNotFound("x")]

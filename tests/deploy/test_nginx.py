@@ -4,9 +4,9 @@ import signal
 
 import pytest
 
-from tests.gunicorn_server import JSON, new_prompt, until
-from tests.nginx_server import Load, Nginx
-from tests.programs import needed
+from tests.support.gunicorn_server import JSON, new_prompt, until
+from tests.support.nginx_server import Load, Nginx
+from tests.support.programs import needed
 
 
 @pytest.fixture

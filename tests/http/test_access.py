@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.gunicorn_server import JSON, new_prompt, until
-from tests.redis_server import RedisServer
+from tests.support.gunicorn_server import JSON, new_prompt, until
+from tests.support.redis_server import RedisServer
 
 HEALTH = ["/livez", "/readyz", "/health"]
 OPEN = [*HEALTH, "/docs", "/openapi.json", "/"]

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from tests.double import answer_for
-from tests.gunicorn_server import new_prompt, until
+from tests.support.double import answer_for
+from tests.support.gunicorn_server import new_prompt, until
 
 NO_CACHE, NO_STORE = {"Cache-Control": "no-cache"}, {"Cache-Control": "no-store"}
 STORED_ONLY = {"Cache-Control": "only-if-cached"}

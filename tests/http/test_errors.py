@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from tests.double import FAULTS, answer_for
-from tests.gunicorn_server import JSON, new_prompt, together, until
+from tests.support.double import FAULTS, answer_for
+from tests.support.gunicorn_server import JSON, new_prompt, together, until
 
 NOT_STORED = {"Cache-Control": "only-if-cached"}
 TIMEOUT = 1.0

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from llama_api.http import connection as wire
-from tests.double import answer_for
-from tests.gunicorn_server import new_prompt, together, until
+from tests.support.double import answer_for
+from tests.support.gunicorn_server import new_prompt, together, until
 
 GONE = 2.0  # seconds in which a generation that nobody wants must stop
 QUICK = 1.5  # seconds that no health endpoint may take longer than

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from tests.double import answer_for, pieces_for, prompt_tokens
-from tests.double_rules import STOPS
-from tests.gunicorn_server import JSON, new_prompt, until
+from tests.support.double import answer_for, pieces_for, prompt_tokens
+from tests.support.double.rules import STOPS
+from tests.support.gunicorn_server import JSON, new_prompt, until
 
 METRICS = {"inference_latency_ms", "input_tokens", "output_tokens", "cpu_usage_percent", "memory_usage_percent",
            "queue_ms", "time_to_first_token_ms", "tokens_per_second"}

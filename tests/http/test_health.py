@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from tests.gunicorn_server import new_prompt, together, until
+from tests.support.gunicorn_server import new_prompt, together, until
 
 FRESH = 2.0  # seconds that a probe may be old, and then another takes its time
 LONGEST = 1.5  # seconds that none of them may block

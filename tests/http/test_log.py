@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 
-from tests.gunicorn_server import JSON, new_prompt, together, until
-from tests.programs import needed
+from tests.support.gunicorn_server import JSON, new_prompt, together, until
+from tests.support.programs import needed
 
 ALWAYS = {"time", "level", "message", "request_id", "method", "path", "status", "duration_ms", "client"}
 OF_GENERATIONS = {"model", "cache", "inference_latency_ms", "queue_ms", "input_tokens", "output_tokens",

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.gunicorn_server import JSON, new_prompt, together, until
+from tests.support.gunicorn_server import JSON, new_prompt, together, until
 
 NO_CACHE, NO_STORE = {"Cache-Control": "no-cache"}, {"Cache-Control": "no-store"}
 NAMES = """requests_total request_duration_seconds_bucket request_duration_seconds_count request_duration_seconds_sum

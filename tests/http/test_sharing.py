@@ -12,9 +12,9 @@ from collections import Counter
 import psutil
 import pytest
 
-from tests.double import answer_for
-from tests.gunicorn_server import new_prompt, together, until
-from tests.redis_server import RedisServer
+from tests.support.double import answer_for
+from tests.support.gunicorn_server import new_prompt, together, until
+from tests.support.redis_server import RedisServer
 
 MANY = 50
 TAKEOVER = 5.0  # seconds in which the work of a killed process is taken over

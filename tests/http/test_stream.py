@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.double import answer_for, pieces_for
-from tests.gunicorn_server import new_prompt, until
+from tests.support.double import answer_for, pieces_for
+from tests.support.gunicorn_server import new_prompt, until
 
 GONE = 2.0  # seconds in which a generation that nobody wants must stop
 NOT_STORED = {"Cache-Control": "only-if-cached"}

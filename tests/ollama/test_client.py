@@ -21,8 +21,8 @@ from llama_api.ollama.connection import Call
 from llama_api.ollama.protocol import (Completion, LineReader, ModelNotFound, OllamaBusy, OllamaError, OllamaTimeout,
                                        OllamaUnavailable, PromptTooLong)
 from llama_api.settings import Settings
-from tests.double import OllamaDouble, answer_for
-from tests.fakes import in_threads, question, until
+from tests.support.double import OllamaDouble, answer_for
+from tests.support.fakes import in_threads, question, until
 
 BASE = "http://127.0.0.1:11434"
 GENERATE, SHOW, TAGS, VERSION = (BASE + path for path in ("/api/generate", "/api/show", "/api/tags", "/api/version"))

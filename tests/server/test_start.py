@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from tests.double import answer_for
-from tests.gunicorn_server import new_prompt, until
+from tests.support.double import answer_for
+from tests.support.gunicorn_server import new_prompt, until
 
 WRONG = {
     "bind": "8000", "ollama_url": "ftp://x", "model": "gpt:cloud", "parallel": "0", "queue": "-1", "queue_timeout": "0",

@@ -11,7 +11,7 @@ from llama_api.upstreams.queue import GateClosed
 from llama_api.upstreams.monitor import HANG_TIMEOUTS, RECENT_SECONDS, Breaker, Monitor
 from llama_api.ollama.protocol import (ModelNotFound, OllamaBusy, OllamaError, OllamaTimeout, OllamaUnavailable,
                                        PromptTooLong)
-from tests.fakes import Clock, in_threads, until
+from tests.support.fakes import Clock, in_threads, until
 
 
 class Client:

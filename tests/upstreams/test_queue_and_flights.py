@@ -16,7 +16,7 @@ from llama_api.core import flights as flights_module
 from llama_api.waiting import Cancellation, Cancelled, Watchdog
 from llama_api.core.flights import Flight, Flights, ReaderGone, Shared
 from llama_api.upstreams.queue import Gate, GateClosed, SlotFiles
-from tests.fakes import in_threads, until
+from tests.support.fakes import in_threads, until
 
 LONG = 30.0  # seconds that no test takes
 

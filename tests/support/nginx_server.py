@@ -5,9 +5,9 @@ import os
 import subprocess
 import threading
 
-from tests.double import answer_for
-from tests.gunicorn_server import ROOT, Server, until
-from tests.programs import find
+from tests.support.double import answer_for
+from tests.support.gunicorn_server import ROOT, Server, until
+from tests.support.programs import find
 
 CLIENTS = 12
 PROGRAM = find("nginx")

@@ -1,27 +1,24 @@
 """A double of Ollama that misbehaves on demand: real sockets, the grammar of the wire, text computed from the prompt.
 
 In a test:     with OllamaDouble(slots=2, ttft=0.1) as double: ... double.url ... double.fail('busy', times=3)
-As a process:  python -m tests.double --port 11434 --gap 0.02     (then DoubleRemote('http://127.0.0.1:11434'))
+As a process:  python -m tests.support.double --port 11434 --gap 0.02     (then DoubleRemote('http://127.0.0.1:11434'))
 In a prompt:   'Why? [[fault=eof]] [[after=3]]' overrides the knobs named in PER_PROMPT, for that call alone
 
 Both classes have the methods of Control; each is a POST of a JSON object to /_double/<verb> too, for other languages.
-`python -m tests.double --faults` lists the faults, `--help` the knobs. answer_for(prompt) is the text to expect.
+`python -m tests.support.double --faults` lists the faults, `--help` the knobs; answer_for(prompt) is what to expect.
 """
-import argparse
 import asyncio
 import http.client
 import json
-import signal
 import threading
 import time
 from collections import Counter
-from dataclasses import fields
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
-from tests.double_faults import FAULTS
-from tests.double_rules import PER_PROMPT, answer_for, pieces_for, prompt_tokens
-from tests.double_server import Knobs, Server
+from tests.support.double.faults import FAULTS
+from tests.support.double.rules import PER_PROMPT, answer_for, pieces_for, prompt_tokens
+from tests.support.double.server import Knobs, Server
 
 __all__ = ['FAULTS', 'PER_PROMPT', 'DoubleRemote', 'Knobs', 'OllamaDouble', 'answer_for', 'pieces_for', 'prompt_tokens']
 
@@ -146,33 +143,3 @@ class DoubleRemote(Control):
         if response.status != 200:
             raise ValueError(result['error'])
         return result
-
-
-async def serve(port, knobs):
-    """Run until SIGTERM or SIGINT."""
-    server, end = Server(port, **knobs), asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, end.set)
-    await server.start()
-    print(f'http://127.0.0.1:{server.port}', flush=True)
-    await end.wait()
-    await server.close()
-
-
-def main():
-    """Run the double as a process of its own."""
-    parser = argparse.ArgumentParser(prog='python -m tests.double', description=__doc__.partition('\n')[0])
-    parser.add_argument('--port', type=int, default=0)
-    parser.add_argument('--faults', action='store_true', help='list the faults and end')
-    for knob in fields(Knobs):
-        parser.add_argument(f'--{knob.name.replace("_", "-")}', type=knob.type, default=knob.default,
-                            help=f'default {knob.default!r}')
-    knobs = vars(parser.parse_args())
-    port = knobs.pop('port')
-    if knobs.pop('faults'):
-        return print('\n'.join(f'{name:20} {run.__doc__}' for name, run in FAULTS.items()))
-    asyncio.run(serve(port, knobs))
-
-
-if __name__ == '__main__':
-    main()

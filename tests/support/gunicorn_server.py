@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 JSON = {"Content-Type": "application/json"}
 PATIENCE = 20.0  # seconds that a test waits for what must come
 _numbers = itertools.count(1)

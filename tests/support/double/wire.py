@@ -8,8 +8,8 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 
-from tests.double_faults import ABSENT, JSON
-from tests.double_rules import Refused, dump, timestamp
+from tests.support.double.faults import ABSENT, JSON
+from tests.support.double.rules import Refused, dump, timestamp
 
 NDJSON = 'application/x-ndjson'
 PLAIN_LIMIT = 2048              # a larger plain body is chunked, as Go does

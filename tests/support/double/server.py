@@ -9,10 +9,10 @@ import time
 from collections import Counter, deque
 from dataclasses import asdict, dataclass, fields, replace
 
-from tests.double_faults import FAULTS, JSON, REPLIES, TEXT
-from tests.double_rules import (STOPS, Refused, check_length, check_modes, check_types, dump, markers, nanoseconds,
-                                normal, parsed, pieces_for, prompt_tokens, seconds_of, timestamp)
-from tests.double_wire import Answer, Connection, Slots
+from tests.support.double.faults import FAULTS, JSON, REPLIES, TEXT
+from tests.support.double.rules import (STOPS, Refused, check_length, check_modes, check_types, dump, markers,
+                                        nanoseconds, normal, parsed, pieces_for, prompt_tokens, seconds_of, timestamp)
+from tests.support.double.wire import Answer, Connection, Slots
 
 
 @dataclass

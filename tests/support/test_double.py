@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.double import FAULTS, DoubleRemote, OllamaDouble, answer_for, pieces_for, prompt_tokens
-from tests.double_faults import ABSENT, EDITS, INTRUDERS, REPLIES
+from tests.support.double import FAULTS, DoubleRemote, OllamaDouble, answer_for, pieces_for, prompt_tokens
+from tests.support.double.faults import ABSENT, EDITS, INTRUDERS, REPLIES
 
 PROMPT = 'Why is the sky blue?'
 
@@ -642,7 +642,7 @@ def test_a_restart_under_load_leaves_nobody_hanging(double):
 
 def test_a_process_of_its_own_is_steered_the_same_way():
     """It prints its URL, takes knobs as arguments, obeys DoubleRemote even while stopped, ends on SIGTERM."""
-    process = subprocess.Popen([sys.executable, '-m', 'tests.double', '--slots', '3', '--fault', 'busy'],
+    process = subprocess.Popen([sys.executable, '-m', 'tests.support.double', '--slots', '3', '--fault', 'busy'],
                                stdout=subprocess.PIPE, text=True)
     with process:
         try:

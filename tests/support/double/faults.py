@@ -5,7 +5,7 @@ The docstring of each says what goes over the wire; "valid" marks those that a g
 import asyncio
 from dataclasses import replace
 
-from tests.double_rules import TOO_LONG, dump, error
+from tests.support.double.rules import TOO_LONG, dump, error
 
 FAULTS = {}
 JSON, TEXT, HTML = 'application/json; charset=utf-8', 'text/plain; charset=utf-8', 'text/html'

@@ -13,7 +13,7 @@ import sys
 import time
 from contextlib import contextmanager
 
-from tests.programs import needed
+from tests.support.programs import needed
 
 PATIENCE = 30.0  # seconds that a page may take: the machine may be busy
 NAMES = ("chromium", "chromium-browser", "google-chrome")

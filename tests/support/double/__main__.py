@@ -1,0 +1,39 @@
+"""Run the double as a process of its own."""
+import argparse
+import asyncio
+import signal
+from dataclasses import fields
+
+from tests.support.double import FAULTS, Knobs
+from tests.support.double import __doc__ as package
+from tests.support.double.server import Server
+
+
+async def serve(port, knobs):
+    """Run until SIGTERM or SIGINT."""
+    server, end = Server(port, **knobs), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, end.set)
+    await server.start()
+    print(f'http://127.0.0.1:{server.port}', flush=True)
+    await end.wait()
+    await server.close()
+
+
+def main():
+    """Run the double as a process of its own."""
+    parser = argparse.ArgumentParser(prog='python -m tests.support.double', description=package.partition('\n')[0])
+    parser.add_argument('--port', type=int, default=0)
+    parser.add_argument('--faults', action='store_true', help='list the faults and end')
+    for knob in fields(Knobs):
+        parser.add_argument(f'--{knob.name.replace("_", "-")}', type=knob.type, default=knob.default,
+                            help=f'default {knob.default!r}')
+    knobs = vars(parser.parse_args())
+    port = knobs.pop('port')
+    if knobs.pop('faults'):
+        return print('\n'.join(f'{name:20} {run.__doc__}' for name, run in FAULTS.items()))
+    asyncio.run(serve(port, knobs))
+
+
+if __name__ == '__main__':
+    main()
