@@ -6,7 +6,7 @@ import click
 from flask import Flask
 from flask_caching import Cache
 
-from . import errors
+from . import errors, page
 from .api import docs
 from .api import generate as routes
 from .commands import cache as cli
@@ -37,6 +37,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     security.init_app(app, settings)
     errors.init_app(app)
     app.register_blueprint(routes.bp)
+    app.register_blueprint(page.blueprint())
     docs.init_app(app, parts)
     cli.init_app(app)
     if click.get_current_context(silent=True) is None:  # else a command runs, whose output they would spoil

@@ -7,6 +7,7 @@ import orjson
 from flask import Blueprint, Flask, Response, abort, current_app, request
 
 from .openapi import document
+from ..http.security import PAGE_POLICY
 from ..parts import Parts
 
 # Found without importing the package, which would bring in what it has for other frameworks.
@@ -46,6 +47,8 @@ window.ui = SwaggerUIBundle({
 });
 """
 
+POLICY = PAGE_POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'")  # Swagger UI sets styles
+
 bp = Blueprint("documentation", __name__)
 
 
@@ -66,7 +69,7 @@ def openapi_document() -> Response:
 @bp.get("/docs")
 def docs() -> Response:
     """Show the documentation as a page to read and try."""
-    return _kept(Response(PAGE, mimetype="text/html"))
+    return _kept(Response(PAGE, mimetype="text/html", headers={"Content-Security-Policy": POLICY}))
 
 
 @bp.get("/docs/<asset>")

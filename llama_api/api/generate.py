@@ -1,8 +1,7 @@
 """The endpoints: each view parses, calls and presents."""
 
-from flask import Blueprint, Response, current_app, g, jsonify, redirect, request
+from flask import Blueprint, Response, current_app, g, jsonify, request
 from prometheus_client import CONTENT_TYPE_LATEST
-from werkzeug.wrappers import Response as BaseResponse
 
 from ..parts import Parts
 from .exchange import directives_of, plain, stream
@@ -70,9 +69,3 @@ def metrics() -> Response:
     """Expose all figures as Prometheus text."""
     parts = _parts()
     return Response(parts.metrics.exposition(parts.cache, parts.monitor), content_type=CONTENT_TYPE_LATEST)
-
-
-@bp.get("/")
-def index() -> BaseResponse:
-    """Lead a browser to the documentation."""
-    return redirect("/docs")

@@ -15,7 +15,7 @@ from ..errors import HTTP_SLUGS, INTERNAL_ERROR, TABLE
 from .openapi_operations import DETAILS, FIELD_FAULTS, HEADERS, INFO, PARAMETERS, TAGS, Json, headers, operations, ref
 from .schemas import (MAX_STOPS, Alive, CacheStats, GenerateRequest, GenerateResponse, Health, Metrics,
                       OllamaHealth, Problem, QueueHealth, Ready, Stop)
-from ..http.security import DOCS_ASSETS, HEALTH_PATHS, OPEN_PATHS
+from ..http.security import PAGE_FILES, HEALTH_PATHS, OPEN_PATHS
 
 VERSION = "1.0.0"
 _UNKNOWN = ("not-found", "method-not-allowed")  # of any URL, so they stand under "default"
@@ -106,9 +106,9 @@ def _add_components(spec: APISpec, request_schema: GenerateRequest) -> None:
 def _operation(spec: APISpec, text: Json, path: str, method: str, view: Any, keyed: bool, limited: bool) -> Json:
     """The description of one method of one path; ``text`` is what operations() says of it."""
     head = method == "HEAD"
-    limitable = path not in HEALTH_PATHS | {"/metrics"} and not path.startswith(DOCS_ASSETS)
+    limitable = path not in HEALTH_PATHS | {"/metrics"} and not path.startswith(PAGE_FILES)
     limit_headers = _LIMIT_HEADERS if limitable and limited else ()
-    guarded = path not in OPEN_PATHS and not path.startswith(DOCS_ASSETS)
+    guarded = path not in OPEN_PATHS and not path.startswith(PAGE_FILES)
     slugs = {slug for slug in problems() if slug not in _GENERAL and path == "/generate"}
     slugs |= {INTERNAL_ERROR[1], *_UNKNOWN, *(["rate-limited"] if limitable else []),
               *(["unauthorized"] if guarded else []), *(["untrusted-host"] if path not in HEALTH_PATHS else [])}

@@ -19,6 +19,7 @@ TAGS = {
     "cache": "Look at the stored answers, or remove them.",
     "health": "For load balancers, orchestrators and people. Always fast, never limited, never a generation.",
     "monitoring": "Figures for Prometheus.",
+    "page": "A prompt and the service at a glance, for people.",
     "documentation": "This document, and a page to read and try it.",
 }
 
@@ -91,7 +92,6 @@ HEADERS: dict[str, Json] = {
     "RateLimit-Remaining": {"description": f"Requests left in the window. {_LIMITED}", "schema": _COUNT},
     "RateLimit-Reset": {"description": f"Seconds until the window ends. {_LIMITED}", "schema": _COUNT},
     "ETag": {"description": "Names this version of the body.", "required": True, "schema": {"type": "string"}},
-    "Location": {"description": "Where it is.", "required": True, "schema": {"type": "string"}},
 }
 
 # What the example of each problem says; a slug that is missing here fails the start.
@@ -198,23 +198,29 @@ def _generate(known: Json) -> Json:
 
 
 def _documentation() -> dict[tuple[str, str], Json]:
-    """The operations that serve the documentation."""
+    """The operations that serve the documentation and the page."""
     def kept(description: str, content: Json) -> Json:
         return {"200": {"description": description, "headers": headers("ETag"), "content": content},
                 "304": {"description": "The copy at hand is still good.", "headers": headers("ETag")}}
 
     text = {"schema": {"type": "string"}}
-    asset = {"name": "asset", "in": "path", "required": True, "schema": {
-        "type": "string", "examples": ["swagger-ui.css"]}}
     known_copy = "If-None-Match"
     return {
         ("/openapi.json", "GET"): _plain("documentation", kept(
             "An OpenAPI 3.1 document.", {"application/json": {"schema": {"type": "object"}}}), known_copy),
         ("/docs", "GET"): _plain("documentation", kept("Swagger UI.", {"text/html": text}), known_copy),
         ("/docs/{asset}", "GET"): _plain("documentation", kept("The file.", {
-            "text/css": text, "text/javascript": text, "image/png": {}}), asset, known_copy),
-        ("/", "GET"): _plain("documentation", {"302": {
-            "description": "To the documentation.", "headers": headers("Location"), "content": {"text/html": text}}})}
+            "text/css": text, "text/javascript": text, "image/png": {}}), _path("asset", "swagger-ui.css"), known_copy),
+        ("/", "GET"): _plain("page", kept("The page, for a client that names text/html in `Accept`; else a word.", {
+            "text/html": text, "text/plain": {**text, "example": "Ollama is running"}}), known_copy),
+        ("/page/{version}/{name}", "GET"): _plain("page", kept("The file.", {
+            "text/css": text, "text/javascript": text, "image/svg+xml": text}),
+            _path("version", "0123456789abcdef"), _path("name", "style.css"), known_copy)}
+
+
+def _path(name: str, example: str) -> Json:
+    """A parameter in the path."""
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string", "examples": [example]}}
 
 
 def _plain(tag: str, responses: Json, *parameters: str | Json) -> Json:

@@ -19,12 +19,12 @@ from ..settings import Settings
 
 HEALTH_PATHS = frozenset({"/livez", "/readyz", "/health"})
 OPEN_PATHS = HEALTH_PATHS | {"/", "/docs", "/openapi.json"}  # an unknown URL wants a key as well
-DOCS_ASSETS = "/docs/"
+PAGE_FILES = ("/docs/", "/page/")  # what pages load: open to all and never limited
 RESET = "RateLimit-Reset"
 _SPARE = "RateLimit-Retry-After"  # where the limiter puts what it would put over every response's own Retry-After
 EXPOSED_HEADERS = ["Age", "Cache-Status", "RateLimit-Limit", "RateLimit-Remaining", RESET, "Retry-After",
                    "X-Request-ID"]
-PAGE_POLICY = ("default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:;"
+PAGE_POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
                " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 
 
@@ -70,7 +70,7 @@ def _host_name(host: str) -> str:
 
 
 def _check_key(keys: list[bytes]) -> None:
-    if request.path in OPEN_PATHS or request.path.startswith(DOCS_ASSETS) or _is_preflight(request):
+    if request.path in OPEN_PATHS or request.path.startswith(PAGE_FILES) or _is_preflight(request):
         return
     if _key_used(keys) is None:
         raise Unauthorized("Send a valid API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`.")
@@ -111,7 +111,7 @@ def _limit(app: Flask, settings: Settings, keys: list[bytes]) -> None:
     @limiter.request_filter
     def _exempt() -> bool:
         return (request.path in HEALTH_PATHS or request.path == "/metrics" or _is_preflight(request)
-                or request.path.startswith(DOCS_ASSETS))
+                or request.path.startswith(PAGE_FILES))
 
 
 def _client_of(keys: list[bytes]) -> str:
@@ -134,7 +134,7 @@ def _harden(response: Response) -> Response:
     if request.method in ("GET", "HEAD"):
         response.headers.setdefault("Cache-Control", "no-store")  # the state of a service is not to be kept by proxies
     if response.mimetype == "text/html":
-        response.headers["Content-Security-Policy"] = PAGE_POLICY
+        response.headers.setdefault("Content-Security-Policy", PAGE_POLICY)
         response.headers["X-Frame-Options"] = "DENY"
         response.headers["Referrer-Policy"] = "no-referrer"
     return response

@@ -330,7 +330,7 @@ def test_guards_are_as_documented(double):
     key = {"Authorization": "Bearer a-key-of-some-length"}
     api.problem("unauthorized", 401)
     assert api.ask(200, headers=key).headers["RateLimit-Limit"] == "4"
-    api.send("GET", "/", 302)
+    api.send("GET", "/", 200)
     busy = api.ask(503, {"prompt": "[[fault=busy]]"}, headers=key)
     assert int(busy.headers["Retry-After"]) < 60, "the window's end stands in the place of the model's"
     for _ in range(2):
@@ -358,8 +358,12 @@ def test_every_other_endpoint_is_as_documented(double):
     api.send("GET", "/cache", 200)
     api.send("DELETE", "/cache", 204)
     api.send("GET", "/metrics", 200)
-    api.send("GET", "/", 302)
-    for path, template in (("/openapi.json", None), ("/docs", None), ("/docs/initializer.js", "/docs/{asset}"),
-                           ("/docs/swagger-ui.css", "/docs/{asset}"), ("/docs/favicon-32x32.png", "/docs/{asset}")):
+    html = api.send("GET", "/", 200, headers={"Accept": "text/html"}).text
+    files = re.search(r'href="(page/\w+)/style.css"', html)[1]
+    file, asset = "/page/{version}/{name}", "/docs/{asset}"
+    for path, template in (("/", None), (f"/{files}/style.css", file), (f"/{files}/main.js", file),
+                           (f"/{files}/icon.svg", file), ("/openapi.json", None), ("/docs", None),
+                           ("/docs/initializer.js", asset), ("/docs/swagger-ui.css", asset),
+                           ("/docs/favicon-32x32.png", asset)):
         tag = api.send("GET", path, 200, template).headers["ETag"]
         api.send("GET", path, 304, template, headers={"If-None-Match": tag})

@@ -21,6 +21,8 @@ FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage
          "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-breakpad",
          "--disable-features=OptimizationHints,Translate", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
          "--window-size=1280,1600", "--remote-debugging-pipe")
+KEY_CODES = {"Tab": 9, "Enter": 13, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowRight": 39}
+SHIFT, CTRL = 8, 2  # the protocol's numbers of modifiers
 # Puts the two ends of our pipes where the browser looks for them: first out of the way, as they may be 3 or 4.
 LAUNCHER = ("import fcntl, os, sys; ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]];"
             "os.dup2(ends[0], 3); os.dup2(ends[1], 4); os.execv(sys.argv[3], sys.argv[3:])")
@@ -74,6 +76,22 @@ class Page:
             assert time.monotonic() < end, f"within {PATIENCE:g} s this did not come to be: {script}"
             time.sleep(0.05)
         return value
+
+    def type(self, text):
+        """Put text in where the focus is."""
+        self.call("Input.insertText", text=text)
+
+    def press(self, key, modifiers=0):
+        """Press a key of KEY_CODES and let it go."""
+        event = {"key": key, "code": key, "windowsVirtualKeyCode": KEY_CODES[key], "modifiers": modifiers}
+        text = {"text": "\r"} if key == "Enter" else {}
+        self.call("Input.dispatchKeyEvent", type="keyDown", **event, **text)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **event)
+
+    def resize(self, width, height, scheme="light"):
+        """Have a window of this size in CSS pixels, and a user who prefers ``scheme``."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
     def told(self, method):
         """The parameters of all events of a name."""

@@ -1,0 +1,80 @@
+/** The page: one look at the service every few seconds, and what it brings shown. */
+
+import { init } from "./ask.js";
+import { byId, prose, say } from "./dom.js";
+import { showGlance } from "./glance.js";
+import { showSeries } from "./plots.js";
+import { demand, Failure, keyed, send, useKey } from "./service.js";
+import { every } from "./timer.js";
+import { clock } from "./words.js";
+
+const SECONDS = 5; // between two looks: as often as /stats has something new
+let figuresWanted = true; // not while the service has said that it has none, or none without a key
+let figuresOf = null; // when the figures shown came
+
+async function lookAtHealth(signal) {
+  try {
+    const response = await send("health", { signal });
+    const health = await response.json();
+    figuresWanted ||= document.body.dataset.state === "down"; // another service may have come in its place
+    showState(health.status, sentence(health));
+    if (health.model) document.forms.ask.elements.model.placeholder = health.model;
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    const known = error instanceof Failure ? error : new Failure("The service cannot be reached", error.message);
+    showState("down", `${known.title}. ${known.detail}`);
+    if (figuresOf) say(byId("figures-note"), `These figures are of ${clock(figuresOf)}.`);
+  }
+}
+
+function sentence({ status, reason, model, cache_size: stored, queue = {} }) {
+  if (reason) return `${status[0].toUpperCase()}${status.slice(1)}: ${reason}`;
+  return `Healthy: ${model} answers. ${queue.running} of ${queue.slots} slots taken, ${queue.waiting} waiting,`
+    + ` ${stored} answers stored.`;
+}
+
+function showState(state, text) {
+  document.body.dataset.state = state;
+  document.title = state === "healthy" ? "llama_api" : `${state} · llama_api`;
+  if (byId("state").textContent !== text.replaceAll("`", "")) byId("state").replaceChildren(...prose(text));
+}
+
+async function lookAtFigures(signal) {
+  if (!figuresWanted) return;
+  try {
+    const response = await demand("stats", { signal, cache: "no-cache" }); // the browser asks with its ETag
+    const stats = await response.json();
+    figuresOf = Date.now();
+    say(byId("figures-note"), "");
+    showSeries(stats);
+    showGlance(stats, look);
+  } catch (error) {
+    if (error.name === "AbortError" || (error instanceof Failure && !error.status)) return; // told by the state
+    if (!(error instanceof Failure)) throw error;
+    figuresWanted = ![401, 404].includes(error.status);
+    say(byId("figures-note"), error.status === 404 ? "Figures are not available from this service."
+      : `No figures: ${error.title}. ${error.detail}`);
+  }
+}
+
+byId("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  useKey(byId("key").value);
+  byId("key").value = "";
+  byId("key-form").hidden = true;
+});
+document.addEventListener("key-wanted", () => {
+  say(byId("key-note"), keyed() ? "The service did not accept this key; is it another one?"
+    : "This service wants a key. It is kept for this tab alone.");
+  byId("key-form").hidden = false;
+});
+document.addEventListener("key-given", () => {
+  figuresWanted = true;
+  look();
+});
+
+const look = every(SECONDS, (signal) => {
+  lookAtHealth(signal);
+  lookAtFigures(signal);
+});
+init(look);

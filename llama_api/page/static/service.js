@@ -1,0 +1,64 @@
+/** Calls to the service, with the key of this tab, and their failures in words. */
+
+const STORED = "llama_api.key";
+
+/** A failure to show: a title, a sentence that says what to do, and what belongs to it. */
+export class Failure extends Error {
+  constructor(title, detail, { status = 0, slug = "", notes = [] } = {}) {
+    super(detail);
+    Object.assign(this, { title, detail, status, slug, notes });
+  }
+}
+
+export const UNREACHABLE = "It does not answer. Start it again (`make run`) or look at its log;"
+  + " this page keeps what it has and asks again by itself.";
+
+/** Whether this tab has a key. */
+export const keyed = () => sessionStorage.getItem(STORED) !== null;
+
+/** Keep a key for this tab, and tell the page. */
+export function useKey(key) {
+  sessionStorage.setItem(STORED, key);
+  document.dispatchEvent(new Event("key-given"));
+}
+
+/** Send a request and return its response, whatever its status. Throws a Failure when there is none. */
+export async function send(path, options = {}) {
+  const headers = new Headers(options.headers);
+  if (keyed()) headers.set("Authorization", `Bearer ${sessionStorage.getItem(STORED)}`);
+  let response;
+  try {
+    response = await fetch(path, { ...options, headers });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Failure("The service cannot be reached", UNREACHABLE);
+  }
+  if (response.status === 401) document.dispatchEvent(new Event("key-wanted"));
+  return response;
+}
+
+/** Send a request and return its response. Throws a Failure when that is not a success. */
+export async function demand(path, options) {
+  const response = await send(path, options);
+  if (!response.ok) throw await failureOf(response);
+  return response;
+}
+
+/** The failure that a response tells of: a problem (RFC 9457), or whatever a proxy in between made of it. */
+async function failureOf(response) {
+  const text = await response.text();
+  const json = response.headers.get("Content-Type")?.includes("json");
+  return json ? failureFrom(JSON.parse(text), response) : new Failure(
+    `Status ${response.status}`, "This answer is not the service's own; a proxy in between may have sent it.",
+    { status: response.status });
+}
+
+/** The failure that a problem object describes. */
+export function failureFrom(problem, response) {
+  const notes = Object.entries(problem.errors || {}).map(([field, faults]) => `${field}: ${[faults].flat().join(" ")}`);
+  const pause = response.headers.get("Retry-After");
+  if (pause) notes.push(`Try again in ${pause} s.`);
+  if (problem.request_id) notes.push(`Request ${problem.request_id}`);
+  const slug = String(problem.type || "").replace(/^\/problems\//, "");
+  return new Failure(problem.title || "The service failed", problem.detail || "", { status: problem.status, slug, notes });
+}
