@@ -1,6 +1,8 @@
 """What deploy/ promises, with a real nginx before two services: no request is lost, streams flow, nobody is spoofed."""
 
+import json
 import signal
+import subprocess
 
 import pytest
 
@@ -9,11 +11,24 @@ from tests.support.nginx_server import Load, Nginx
 from tests.support.programs import needed
 
 
-@pytest.fixture
-def pair(double, serve):
+@pytest.fixture(scope="module")
+def services(shared_double, shared_serve):
     """Two services on one Ollama."""
-    double.set(slots=32, ttft=0.02)
-    return [serve(double, parallel=8, queue=100, trusted_proxies=1) for _ in range(2)]
+    return [shared_serve(shared_double, parallel=8, queue=100, trusted_proxies=1) for _ in range(2)]
+
+
+@pytest.fixture
+def double(shared_double):
+    """Their Ollama as it was at first, for this test."""
+    shared_double.reset()
+    shared_double.set(slots=32, ttft=0.02)
+    return shared_double
+
+
+@pytest.fixture
+def pair(double, services):
+    """The two services."""
+    return services
 
 
 @pytest.fixture
@@ -70,3 +85,43 @@ def test_the_service_itself_refuses_what_is_too_large(nginx):
     """A body over MAX_BODY_BYTES gets the problem of the contract, not a page of nginx's."""
     reply = nginx.ask_raw(b'{"prompt": "' + b"a" * 1_100_000 + b'"}', JSON)
     assert (reply.status, reply.slug) == (413, "body-too-large")
+
+
+def test_a_browser_stays_with_one_server_for_what_it_watches(nginx, pair):
+    """The page's data is one server's own; what the page asks is balanced."""
+    for _ in range(6):
+        nginx.get("/stats", headers={"X-Request-ID": "watching"})
+
+    def shares():
+        return sorted(sum(record.get("request_id") == "watching" for record in server.records) for server in pair)
+
+    until(lambda: sum(shares()) == 6)
+    assert shares() == [0, 6]
+
+
+@pytest.fixture
+def curl(pair, tmp_path):
+    """curl over HTTP/2 to nginx with TLS before the two: a call gives its body, and starts with what ``write`` asks."""
+    needed("nginx")
+    program = needed("curl")
+    with Nginx(tmp_path / "nginx", pair, front="tls.conf") as nginx:
+        def curl(path, *options, write=""):
+            return subprocess.run(
+                [program, "-sSN", "--http2", "--cacert", nginx.certificate, "-w", write, "--noproxy", "*", *options,
+                 "--connect-to", f"localhost:443:127.0.0.1:{nginx.tls_port}",
+                 "--connect-to", f"localhost:80:127.0.0.1:{nginx.port}", path],
+                check=True, capture_output=True, text=True).stdout
+
+        yield curl
+
+
+def test_tls_and_http_2(curl, pair):
+    """The certificate holds, HTTP/2 is spoken, a plain request is sent there, and a stream comes whole."""
+    assert curl("http://localhost/docs", "-o", "/dev/null", write="%{http_code} %{redirect_url}") == (
+        "308 https://localhost/docs")
+    body = json.dumps({"prompt": new_prompt("[[tokens=12]]"), "stream": True})
+    text = curl("http://localhost/generate", "-L", "-H", "Content-Type: application/json", "-d", body,
+                write="%{http_version} %{http_code}")
+    events, end = text.rsplit("\n\n", 1)
+    assert end == "2 200" and json.loads(events.rsplit("data: ", 1)[1])["done"]
+    assert curl("https://localhost/readyz", "-o", "/dev/null", write="%header{x-request-id}")

@@ -2,12 +2,13 @@
 
 import itertools
 import os
+import socket
 import subprocess
 import threading
 
 from tests.support.double import answer_for
-from tests.support.gunicorn_server import ROOT, Server, until
-from tests.support.programs import find
+from tests.support.gunicorn_server import ROOT, Server, free_port, until
+from tests.support.programs import find, needed
 
 CLIENTS = 12
 PROGRAM = find("nginx")
@@ -18,36 +19,59 @@ http {{
     access_log {home}/access.log;
     client_body_temp_path {home}/body; proxy_temp_path {home}/proxy; fastcgi_temp_path {home}/fastcgi;
     uwsgi_temp_path {home}/uwsgi; scgi_temp_path {home}/scgi;
-    include {home}/llama-api.conf;
+    include {home}/llama-api*.conf;
 }}
 """
 
 
 class Nginx(Server):
-    """nginx on a free loopback port, with deploy/nginx.conf before two services; requests are sent as to a Server."""
+    """nginx on free loopback ports, with the files of deploy/nginx before two services; requests go as to a Server.
 
-    def __init__(self, directory, services):
+    ``front`` is the file that says how it listens: plain.conf, or tls.conf with a certificate for localhost.
+    """
+
+    def __init__(self, directory, services, front="plain.conf"):
         super().__init__(directory, {})
         first, second = services
-        text = (ROOT / "deploy" / "nginx.conf").read_text()
-        for shipped, ours in (("listen 80;", f"listen 127.0.0.1:{self.port};"), (":8001", f":{first.port}"),
-                              (":8002", f":{second.port}")):
-            assert text.count(shipped) == 1, shipped
-            text = text.replace(shipped, ours)
-        (self.directory / "llama-api.conf").write_text(text)
+        self.tls_port = free_port()
+        self.certificate = self.directory / "fullchain.pem"
+        (self.directory / "snippets").mkdir()
+        moved = {"listen 80;": f"listen 127.0.0.1:{self.port};", "listen 443 ": f"listen 127.0.0.1:{self.tls_port} ",
+                 "/etc/ssl/llama-api": str(self.directory), ":8001": f":{first.port}", ":8002": f":{second.port}"}
+        for name, place in (("upstream.conf", "llama-api-upstream.conf"), ("proxy.conf", "snippets/llama-api.conf"),
+                            (front, "llama-api.conf")):
+            text = (ROOT / "deploy" / "nginx" / name).read_text()
+            for shipped, ours in moved.items():
+                text = text.replace(shipped, ours)
+            (self.directory / place).write_text(text)
+        if front == "tls.conf":
+            self._certify()
         user = "user root;" if os.geteuid() == 0 else ""  # its workers write to our directory
         (self.directory / "nginx.conf").write_text(MAIN.format(home=self.directory, user=user))
+
+    def _certify(self):
+        """Sign a certificate for localhost by itself."""
+        subprocess.run([needed("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
+                        "-nodes", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "2",
+                        "-keyout", self.directory / "privkey.pem", "-out", self.certificate],
+                       check=True, capture_output=True)
 
     def __enter__(self):
         with open(self.directory / "stderr", "ab") as err:
             self.process = subprocess.Popen([PROGRAM, "-p", self.directory, "-c", self.directory / "nginx.conf",
                                              "-e", self.directory / "error.log"], stderr=err, start_new_session=True)
-        until(self._answers, what="nginx")
+        until(self._listens, what="nginx")
+        assert not self.stderr, self.stderr  # no warning about the configuration either
         return self
 
     def __exit__(self, *details):
         self.process.terminate()
         self.wait()
+
+    def _listens(self):
+        assert self.process.poll() is None, self.stderr
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
 
 class Load:
@@ -80,7 +104,7 @@ class Load:
             except Exception as error:
                 self.failures.append(repr(error))
 
-    def goes_on(self, count=100):
+    def goes_on(self, count=40):
         """Wait until ``count`` more answers have come."""
         wanted = self.answers + count
         until(lambda: self.answers >= wanted or self.failures, what=f"answer {wanted}")
