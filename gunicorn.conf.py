@@ -46,7 +46,7 @@ def post_request(worker, req, environ, resp):
 
 def post_worker_init(worker):
     """Look at Ollama before the first request does."""
-    worker.wsgi.extensions["llama_api"].monitor.latest()
+    worker.wsgi.extensions["llama_api"].fleet.state()
     # A Ctrl-C reaches the whole terminal's group; the master tells its workers what to do about it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

@@ -1,49 +1,121 @@
-"""What is asked of the model and what it answered: the two values that every other module hands on."""
+"""What Ollama gave: the pieces as they come, and the whole answer that is stored and handed on."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+import base64
+import sys
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import orjson
 
+FORMAT = 2  # of a stored answer; raise it with every change that an older version would misread
+_STRINGS = ("text", "thinking", "model")
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """All that can change an answer, each with its effective value. Every field is part of the cache key."""
 
-    prompt: str
-    max_tokens: int
-    temperature: float
-    system: str | None = None
-    stop: tuple[str, ...] = ()
-    seed: int | None = None
-    top_p: float | None = None
-    top_k: int | None = None
+class Piece(NamedTuple):
+    """A part of an answer, as it came in one record; joined in order, pieces of one kind are the answer's."""
+
+    text: str = ""
+    thinking: str = ""
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    logprobs: tuple[dict[str, Any], ...] = ()
+
+
+class Completion(NamedTuple):
+    """How a generation ended, as Ollama tells it in its last record; None where it tells nothing.
+
+    ``finish_reason`` is stop, length or None. Durations are in nanoseconds.
+    """
+
+    finish_reason: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_input_tokens: int | None = None
+    total_duration: int | None = None
+    load_duration: int | None = None
+    prompt_eval_duration: int | None = None
+    eval_duration: int | None = None
+    context: tuple[int, ...] | None = None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Speed of the generation by Ollama's own clock."""
+        tokens, nanoseconds = self.output_tokens, self.eval_duration
+        return round(tokens / nanoseconds * 1e9, 2) if tokens and nanoseconds else None
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer. ``finish_reason`` is stop, length or None; token counts are Ollama's own, None when it gave none.
+    """A whole answer: of a generation text, thinking, tool calls and logprobs; of an embedding the ``vector``.
 
-    ``digest`` is the build of the model that wrote it, ``created`` its time as seconds since the epoch.
+    ``model`` is the configured name of the model that answered, ``digest`` its build, ``host`` the Ollama that
+    generated, ``created`` the time as seconds since the epoch. ``vector`` is little-endian float32.
     """
 
-    text: str
     model: str
-    finish_reason: str | None
-    input_tokens: int | None
-    output_tokens: int | None
-    tokens_per_second: float | None
-    digest: str | None
-    created: float
-
-    def to_bytes(self) -> bytes:
-        """The answer as JSON, for a shared store."""
-        return orjson.dumps(asdict(self))
+    text: str = ""
+    thinking: str = ""
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    logprobs: tuple[dict[str, Any], ...] = ()
+    vector: bytes | None = None
+    completion: Completion = Completion()
+    digest: str | None = None
+    host: str | None = None
+    created: float = 0.0
 
     @classmethod
-    def from_json(cls, fields: Any) -> "Answer":
-        """The answer out of parsed JSON. Raises TypeError when that is none."""
-        answer = cls(**fields)
-        if not (isinstance(answer.text, str) and isinstance(answer.created, (int, float))):
+    def of(cls, pieces: list[Piece], completion: Completion, **known: Any) -> "Answer":
+        """The answer that ``pieces`` make; ``known`` are model, digest, host and created."""
+        return cls(text="".join([piece.text for piece in pieces]),
+                   thinking="".join([piece.thinking for piece in pieces if piece.thinking]),
+                   tool_calls=tuple(call for piece in pieces for call in piece.tool_calls),
+                   logprobs=tuple(token for piece in pieces for token in piece.logprobs),
+                   completion=completion, **known)
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """The answer as pieces, for those who stream it: none when it is empty."""
+        found = [Piece(thinking=self.thinking)] if self.thinking else []
+        if self.text or self.tool_calls or self.logprobs:
+            found.append(Piece(self.text, "", self.tool_calls, self.logprobs))
+        return found
+
+    @property
+    def weight(self) -> int:
+        """Bytes that it takes in memory beside its fixed parts, nearly."""
+        size = sys.getsizeof(self.text) + len(self.thinking) + len(self.vector or b"")
+        if self.tool_calls or self.logprobs:
+            size += 4 * len(orjson.dumps([self.tool_calls, self.logprobs]))  # objects take more than their text
+        return size + 40 * len(self.completion.context or ())
+
+    def to_json(self) -> dict[str, Any]:
+        """The answer as values of JSON, for another process of the service; what is empty is left out."""
+        values: dict[str, Any] = {"format": FORMAT}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value or field.name in _STRINGS:
+                values[field.name] = value
+        values["completion"] = {name: value for name, value in self.completion._asdict().items() if value is not None}
+        if self.vector is not None:
+            values["vector"] = base64.b64encode(self.vector).decode()
+        return values
+
+    def to_bytes(self) -> bytes:
+        """The answer as JSON text, for a shared store."""
+        return orjson.dumps(self.to_json())
+
+    @classmethod
+    def from_json(cls, values: Any) -> "Answer":
+        """The answer out of parsed JSON. Raises ValueError or TypeError when it is not one of this format."""
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise ValueError("not an answer of this format")
+        known = {name: value for name, value in values.items() if name != "format"}
+        known["completion"] = Completion(**known.get("completion", {}))
+        for name in ("tool_calls", "logprobs"):
+            known[name] = tuple(known.get(name, ()))
+        if "vector" in known:
+            known["vector"] = base64.b64decode(known["vector"], validate=True)
+        answer = cls(**known)
+        if not all(isinstance(getattr(answer, name), str) for name in _STRINGS) or not isinstance(
+                answer.created, (int, float)):
             raise TypeError("not an answer")
         return answer

@@ -1,24 +1,35 @@
 """The application, put together as a straight list."""
 
+import os
+from dataclasses import dataclass
 from typing import cast
 
 import click
 from flask import Flask
 from flask_caching import Cache
 
-from . import errors, page
-from .api import docs
-from .api import generate as routes
-from .commands import cache as cli
-from .http import connection as wire
-from .http import security
-from .cache.lru import LRUCache
-from .http.flask_app import LeanFlask
-from .logs import JsonLog
-from .parts import Parts
-from .settings import Settings, SettingsError, in_force
 
-__all__ = ["Settings", "SettingsError", "create_app"]
+from . import page
+from .api import admin, docs, exchange, generate, health, schemas
+from .cache import AnswerCache, GuardedStore, LRUCache, open_store
+from .commands import cache as cache_commands
+from .core import Flights, Models, Service
+from .http import LeanFlask, Recorder, bound_sending, problems, security
+from .logs import JsonLog
+from .metrics import Machine, Metrics
+from .ollama import OllamaClient
+from .settings import Settings, in_force
+from .upstreams import Breaker, Fleet, Gate, Monitor, Upstream
+from .waiting import Watchdog
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What gunicorn's hooks and the commands reach of an application: ``app.extensions["llama_api"]``."""
+
+    settings: Settings
+    recorder: Recorder
+    fleet: Fleet
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -27,20 +38,50 @@ def create_app(settings: Settings | None = None) -> Flask:
     log = JsonLog(settings.log_file, settings.log_level)
     app = LeanFlask(__name__)
     app.json.sort_keys = False  # type: ignore[attr-defined]
-    cache = Cache(app, config={
-        "CACHE_TYPE": "llama_api.cache.lru.LRUCache", "CACHE_DEFAULT_TIMEOUT": 0,
-        "CACHE_OPTIONS": {"max_entries": settings.cache_max_entries, "max_bytes": settings.cache_max_bytes}})
-    parts = Parts.assemble(settings, log, cast(LRUCache, cache.cache))
-    app.extensions["llama_api"] = parts
-    parts.metrics.init_app(app)
-    app.before_request(wire.bound_sending)
+    metrics = Metrics(settings)
+    machine, watchdog, flights = Machine(), Watchdog(), Flights()
+    fleet = _fleet(settings, metrics, watchdog)
+    cache = _cache(app, settings, metrics)
+    models = Models(fleet, settings.model, settings.models, settings.model_aliases)
+    service = Service(fleet, cache, flights, settings.cache_ttl, settings.cache_stale_if_error)
+    exchanges = exchange.Exchanges(settings, service, machine, watchdog)
+    request_schema = schemas.GenerateRequest(models, settings.max_tokens_limit, settings.num_ctx)
+
+    recorder = Recorder(metrics, log)
+    app.extensions["llama_api"] = Running(settings, recorder, fleet)
+    recorder.init_app(app)
+    app.before_request(bound_sending)
     security.init_app(app, settings)
-    errors.init_app(app)
-    app.register_blueprint(routes.bp)
+    problems.init_app(app, {})
+    app.register_blueprint(generate.blueprint(exchanges, request_schema))
+    app.register_blueprint(health.blueprint(fleet, cache, settings.model))
+    app.register_blueprint(admin.blueprint(settings, service, cache, fleet, metrics))
     app.register_blueprint(page.blueprint())
-    docs.init_app(app, parts)
-    cli.init_app(app)
+    docs.init_app(app, settings, request_schema)
+    app.cli.add_command(cache_commands)
     if click.get_current_context(silent=True) is None:  # else a command runs, whose output they would spoil
         for warning in settings.warnings():
             app.logger.warning(warning)
     return app
+
+
+def _fleet(settings: Settings, metrics: Metrics, watchdog: Watchdog) -> Fleet:
+    upstreams = []
+    for host in settings.ollamas:
+        client = OllamaClient(host.url, settings, watchdog)
+        upstreams.append(Upstream(host.name, client, Monitor(client, settings.model), Breaker()))
+    gate = Gate(settings.parallel, settings.queue, settings.queue_timeout,
+                directory=os.environ.get("PROMETHEUS_MULTIPROC_DIR"), peers=settings.workers > 1)
+    return Fleet(upstreams, gate, metrics)
+
+
+def _cache(app: Flask, settings: Settings, metrics: Metrics) -> AnswerCache:
+    front = Cache(app, config={
+        "CACHE_TYPE": "llama_api.cache.LRUCache", "CACHE_DEFAULT_TIMEOUT": 0,
+        "CACHE_OPTIONS": {"max_entries": settings.cache_max_entries, "max_bytes": settings.cache_max_bytes}}).cache
+    store = None
+    if settings.cache_url != "memory://" and settings.cache_max_entries:
+        store = GuardedStore(open_store(settings.cache_url, settings.cache_max_entries, settings.cache_max_bytes),
+                             on_error=metrics.store_failed)
+    return AnswerCache(cast(LRUCache, front), store, settings.cache_ttl, settings.cache_stale_if_error,
+                       on_write=metrics.cache_written)

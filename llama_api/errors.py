@@ -1,132 +1,316 @@
-"""Every error's way to the client: one table from exception to RFC 9457 problem."""
+"""Every failure the service knows, and the one table from each to its status and slug.
 
-import logging
-from http import HTTPStatus
+An error builds its own sentence from typed arguments, which are its ``args``; whoever writes a response, an event or a
+line of a terminal asks ``fault_of`` and puts the Fault into the grammar of its own API.
+
+    LlamaApiError
+    ├── what is wrong with a request: MalformedJSON, InvalidRequest, NotJSON, BodyTooLarge, BodyTimeout, ...
+    ├── QueueFull, QueueTimeout      no slot, and no room or no time left to wait
+    ├── NotCached, GenerationCancelled, ClientGone
+    └── OllamaError                  Ollama answered with an error, garbage or a partial answer
+        ├── OllamaUnavailable        nobody listens there
+        │   └── OllamaHangs          its last generations timed out
+        ├── OllamaBusy               it stayed busy over a few tries
+        ├── OllamaTimeout            the deadline passed
+        ├── ModelNotFound            it lacks the model
+        └── PromptTooLong            the prompt does not fit the context window
+"""
+
+from dataclasses import dataclass
 from typing import Any
 
-import orjson
-from flask import Flask, Response, g, request
-from marshmallow import ValidationError
-from werkzeug.exceptions import HTTPException, NotFound
 
-from .core.flights import ReaderGone
-from .upstreams.queue import GateClosed
-from .ollama.protocol import ModelNotFound, OllamaBusy, OllamaError, OllamaTimeout, OllamaUnavailable, PromptTooLong
-from .api.schemas import MalformedJSON
-from .http.security import Unauthorized, UntrustedHost
-from .core.service import NotCached
-from .http.connection import BodyTimeout, BodyTooLarge, ClientGone, NotJSON
+class LlamaApiError(Exception):
+    """A failure with a sentence for whoever asked. ``retry_after`` is in whole seconds, None where it does not help."""
 
-logger = logging.getLogger(__name__)
+    retry_after: int | None = None
+
+
+# What is wrong with a request
+
+
+class MalformedJSON(LlamaApiError):
+    """The body is not one JSON object; the argument completes the sentence ``..., but <reason>.``"""
+
+    def __str__(self) -> str:
+        return f"The body must be one JSON object, but {self.args[0]}."
+
+
+class InvalidRequest(LlamaApiError):
+    """One or more fields are wrong: the argument maps each to its messages."""
+
+    def __init__(self, errors: dict[str, list[str]]):
+        super().__init__(errors)
+        self.errors = errors
+
+    def __str__(self) -> str:
+        return f"Correct what `errors` says of: {', '.join(list(self.errors)[:3])}."
+
+
+class UntrustedHost(LlamaApiError):
+    """The Host header is not one of TRUSTED_HOSTS."""
+
+    def __str__(self) -> str:
+        return "The Host header names no host of this service; call it by its configured name."
+
+
+class Unauthorized(LlamaApiError):
+    """The API key is missing or wrong."""
+
+    def __str__(self) -> str:
+        return "Send a valid API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`."
+
+
+class BodyTooLarge(LlamaApiError):
+    """The body is longer than the argument, MAX_BODY_BYTES."""
+
+    def __str__(self) -> str:
+        return (f"The body may have at most {self.args[0]} bytes (LLAMA_API_MAX_BODY_BYTES); images count with their"
+                " base64 text.")
+
+
+class BodyTimeout(LlamaApiError):
+    """The body did not come within the argument, in seconds."""
+
+    def __str__(self) -> str:
+        return f"The body was not complete after {self.args[0]:g} s."
+
+
+class NotJSON(LlamaApiError):
+    """The Content-Type is not JSON."""
+
+    def __str__(self) -> str:
+        return "Send JSON with the header `Content-Type: application/json`."
+
+
+class ClientGone(LlamaApiError):
+    """The client closed its connection before it had its answer."""
+
+    def __str__(self) -> str:
+        return "The client closed the connection."
+
+
+# What keeps an answer from coming
+
+
+class NotCached(LlamaApiError):
+    """The caller wanted a stored answer only, and there is none."""
+
+    def __str__(self) -> str:
+        return "only-if-cached forbids to generate and no fresh answer is stored; send the request without it."
+
+
+class GenerationCancelled(LlamaApiError):
+    """An operator ended the generation."""
+
+    def __str__(self) -> str:
+        return "An operator ended this generation; ask again if the answer is still wanted."
+
+
+class QueueFull(LlamaApiError):
+    """No slot is free and no room is left to wait: the arguments are ``limit`` and ``retry_after`` in seconds."""
+
+    def __init__(self, limit: int, retry_after: int):
+        super().__init__(limit, retry_after)
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return (f"The model is busy: every slot is busy and {self.args[0]} others wait already."
+                f" Try again in {self.retry_after} s.")
+
+
+class QueueTimeout(LlamaApiError):
+    """No slot became free in time: the arguments are the ``seconds`` waited and ``retry_after`` in seconds."""
+
+    def __init__(self, seconds: float, retry_after: int):
+        super().__init__(seconds, retry_after)
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return (f"The model is busy: no slot became free within {self.args[0]:g} s."
+                f" Try again in {self.retry_after} s.")
+
+
+class OllamaError(LlamaApiError):
+    """Ollama answered with an error, garbage or a partial answer."""
+
+    def __str__(self) -> str:
+        return "Ollama failed; its log and ours say why."
+
+
+class OllamaBrokeOff(OllamaError):
+    """The answer ended before it was complete."""
+
+    def __str__(self) -> str:
+        return "Ollama broke off before the answer was complete; its log says why."
+
+
+class OllamaReset(OllamaError):
+    """The connection broke."""
+
+    def __str__(self) -> str:
+        return "Ollama broke the connection off; it may have crashed or been restarted. Try again."
+
+
+class OllamaReported(OllamaError):
+    """Ollama reported an error in the midst of an answer."""
+
+    def __str__(self) -> str:
+        return "Ollama reported an error while generating; its log says why."
+
+
+class OllamaGarbled(OllamaError):
+    """What came is not Ollama's protocol; the argument says what came, such as ``a line longer than any answer``."""
+
+    def __str__(self) -> str:
+        return f"Ollama sent {self.args[0]}; check OLLAMA_URL and Ollama's log."
+
+
+class NotOllama(OllamaError):
+    """Something else answers at OLLAMA_URL, with the status in the argument."""
+
+    def __str__(self) -> str:
+        return (f"What answers at OLLAMA_URL (status {self.args[0]}) does not speak Ollama's protocol; check the URL,"
+                " its path and the host names that Ollama accepts.")
+
+
+class OllamaRefused(OllamaError):
+    """Ollama answered with an error ``status`` and ``text``, its own words, which may hold paths."""
+
+    def __init__(self, status: int, text: str = ""):
+        super().__init__(status, text)
+        self.status, self.text = status, text
+
+    def __str__(self) -> str:
+        return f"Ollama refused or failed to generate (status {self.status}); its log and ours say why."
+
+
+class OllamaUnavailable(OllamaError):
+    """Nobody accepts connections at OLLAMA_URL."""
+
+    retry_after = 5
+
+    def __str__(self) -> str:
+        return "Nobody accepts connections at OLLAMA_URL; start Ollama with `ollama serve`."
+
+
+class OllamaHangs(OllamaUnavailable):
+    """As many generations in a row as the argument says timed out, so only one at a time is tried."""
+
+    def __str__(self) -> str:
+        return (f"The last {self.args[0]} generations timed out, so only one at a time is tried until Ollama answers"
+                " again; restart Ollama (`ollama serve`) if this lasts.")
+
+
+class OllamaBusy(OllamaError):
+    """Ollama answered 503 to every try."""
+
+    retry_after = 5
+
+    def __str__(self) -> str:
+        return "Ollama is busy and refused the request; try again later."
+
+
+class OllamaTimeout(OllamaError):
+    """The deadline passed and the call was closed. The argument tells whether a piece of the answer had come."""
+
+    def __init__(self, flowing: bool = False):
+        super().__init__(flowing)
+        self.flowing = flowing
+
+    def __str__(self) -> str:
+        return "Ollama did not finish in time; ask for fewer tokens or try again later."
+
+
+class ModelNotFound(OllamaError):
+    """Ollama has no such model as the argument names."""
+
+    retry_after = 60
+
+    def __str__(self) -> str:
+        model = self.args[0]
+        return f"Ollama does not have the model {model}; run `ollama pull {model}` on its host."
+
+
+class PromptTooLong(OllamaError):
+    """The prompt does not fit the context window: ``tokens`` and ``window`` where Ollama told them, else None."""
+
+    def __init__(self, tokens: int | None = None, window: int | None = None):
+        super().__init__(tokens, window)
+        self.tokens, self.window = tokens, window
+
+    def __str__(self) -> str:
+        known = self.tokens is not None and self.window is not None
+        size = f" ({self.tokens} tokens, room for {self.window})" if known else ""
+        return f"The prompt does not fit the model's context window{size}; shorten it."
+
 
 # Exception, status, slug, title. A subclass that is not listed takes its parent's row.
-TABLE: tuple[tuple[type[Exception], int, str, str], ...] = (
+TABLE: tuple[tuple[type[LlamaApiError], int, str, str], ...] = (
     (MalformedJSON, 400, "malformed-json", "The body is not one JSON object"),
     (UntrustedHost, 400, "untrusted-host", "The Host header is not one of this service's"),
     (Unauthorized, 401, "unauthorized", "The API key is missing or wrong"),
     (BodyTimeout, 408, "request-timeout", "The request's body came too slowly"),
     (BodyTooLarge, 413, "body-too-large", "The request's body is too large"),
     (NotJSON, 415, "unsupported-media-type", "The Content-Type is not JSON"),
-    (ValidationError, 422, "invalid-request", "A field is wrong"),
+    (InvalidRequest, 422, "invalid-request", "A field is wrong"),
     (PromptTooLong, 422, "prompt-too-long", "The prompt does not fit the model's context window"),
-    (ReaderGone, 499, "client-closed-request", "The client closed the connection"),
     (ClientGone, 499, "client-closed-request", "The client closed the connection"),
     (OllamaError, 502, "ollama-error", "Ollama failed"),
     (OllamaUnavailable, 503, "ollama-unavailable", "Ollama cannot be reached"),
     (ModelNotFound, 503, "model-not-found", "Ollama does not have the model"),
     (OllamaBusy, 503, "overloaded", "The model is busy"),
-    (GateClosed, 503, "overloaded", "The model is busy"),
+    (QueueFull, 503, "overloaded", "The model is busy"),
+    (QueueTimeout, 503, "overloaded", "The model is busy"),
+    (GenerationCancelled, 503, "cancelled", "An operator ended the generation"),
     (OllamaTimeout, 504, "ollama-timeout", "Ollama took too long"),
     (NotCached, 504, "not-cached", "There is no stored answer"),
 )
 _ROWS = {row[0]: row for row in TABLE}
 HTTP_SLUGS = {404: "not-found", 405: "method-not-allowed", 413: "body-too-large", 429: "rate-limited"}
 INTERNAL_ERROR = (500, "internal-error", "A fault of this service")  # whatever nobody foresaw
-ERRORS_SHOWN = 20  # faults listed in one answer: a hostile body can have thousands
-NAME_SHOWN = 100  # characters of a field's name
+SLUGS = tuple(sorted({row[2] for row in TABLE} | {INTERNAL_ERROR[1], *HTTP_SLUGS.values()}))
 
 
-def init_app(app: Flask) -> None:
-    """Answer every exception of ``app`` with a problem."""
-    app.register_error_handler(Exception, respond)
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is told of a failure, before it is put into the grammar of an API. ``retry_after`` is in seconds."""
+
+    status: int
+    slug: str
+    title: str
+    detail: str
+    retry_after: int | None = None
+    errors: dict[str, list[str]] | None = None
 
 
-def respond(error: Exception) -> Response:
-    """The problem response of ``error``; the headers that belong to it (Allow, Retry-After …) are kept."""
-    problem = describe(error)
-    status = problem["status"]
-    response = Response(orjson.dumps(problem), status, mimetype="application/problem+json")
-    if isinstance(error, HTTPException):
-        for name, value in error.get_headers(request.environ):
-            if name.lower() not in ("content-type", "content-length"):
-                response.headers[name] = value
-    if status == 401:
-        response.headers["WWW-Authenticate"] = "Bearer"
-    if (retry_after := getattr(error, "retry_after", None)) is not None and status == 503:
-        response.headers["Retry-After"] = str(retry_after)
-    return response
-
-
-def describe(error: Exception) -> dict[str, Any]:
-    """The problem object of ``error``; its slug is noted for the request's record."""
-    status, slug, title, detail = _classify(error)
-    g.record["error"] = slug
-    problem: dict[str, Any] = {
-        "type": f"/problems/{slug}", "title": title, "status": status, "detail": detail,
-        "instance": _clean(request.path), "request_id": g.record["request_id"]}
-    if isinstance(error, ValidationError):
-        problem["errors"] = _faults(error)
-    return problem
-
-
-def slug_of(error: Exception) -> str:
-    """The slug of an exception."""
-    return _classify(error)[1]
-
-
-def _classify(error: Exception) -> tuple[int, str, str, str]:
+def fault_of(error: BaseException) -> Fault:
+    """What to tell of ``error``; of one that nobody foresaw, that the service failed."""
     for kind in type(error).__mro__:
         if kind in _ROWS:
             _, status, slug, title = _ROWS[kind]
-            return status, slug, title, _detail(error, title)
-    if isinstance(error, HTTPException) and error.code is not None and error.code >= 400:
-        title = HTTPStatus(error.code).phrase
-        return error.code, HTTP_SLUGS.get(error.code, title.lower().replace(" ", "-")), title, _http_detail(error)
-    logger.error("internal error", exc_info=error, extra={"fields": {"request_id": g.record["request_id"]}})
-    return (*INTERNAL_ERROR,
-            "The service failed; its log has the details under this request_id. Try again, and report it if it lasts.")
+            return Fault(status, slug, title, str(error), getattr(error, "retry_after", None),
+                         getattr(error, "errors", None))
+    return Fault(*INTERNAL_ERROR, "The service failed; its log has the details under this request_id. Try again, and"
+                                  " report it if it lasts.")
 
 
-def _detail(error: Exception, title: str) -> str:
-    if isinstance(error, MalformedJSON):
-        return f"The body must be one JSON object, but {error}."
-    if isinstance(error, ValidationError):
-        names = ", ".join(list(_faults(error))[:3])
-        return f"Correct what `errors` says of: {names}."
-    if isinstance(error, GateClosed):
-        return f"The model is busy: {error}. Try again in {error.retry_after} s."
-    if isinstance(error, NotCached):
-        return "only-if-cached forbids to generate and no fresh answer is stored; send the request without it."
-    return str(error) or f"{title}."
+def to_wire(error: LlamaApiError) -> dict[str, Any]:
+    """``error`` as values of JSON, for another process of the service."""
+    return {"error": type(error).__name__, "args": list(error.args)}
 
 
-def _http_detail(error: HTTPException) -> str:
-    if isinstance(error, NotFound):
-        return "There is nothing at this URL; /docs lists what there is."
-    if error.code == 405:
-        allowed = ", ".join(sorted(getattr(error, "valid_methods", None) or []))
-        return f"This URL does not take {_clean(request.method)}; it takes {allowed}."
-    if error.code == 429:
-        return f"More than {error.description} came from you; wait for as long as Retry-After says."
-    return f"{error.description or HTTPStatus(error.code or 400).phrase}"
+def from_wire(fields: dict[str, Any]) -> LlamaApiError | None:
+    """The error in ``fields``; None for one that this version does not know."""
+    kind = _BY_NAME.get(str(fields.get("error")))
+    try:
+        return kind(*fields["args"]) if kind is not None else None
+    except (TypeError, KeyError):
+        return None
 
 
-def _faults(error: ValidationError) -> dict[str, list[str]]:
-    messages = error.messages_dict
-    return {_clean(str(name))[:NAME_SHOWN]: [str(text) for text in (faults if isinstance(faults, list) else [faults])]
-            for name, faults in list(messages.items())[:ERRORS_SHOWN]}
+def _tree(kind: type[LlamaApiError]) -> list[type[LlamaApiError]]:
+    return [kind, *(below for child in kind.__subclasses__() for below in _tree(child))]
 
 
-def _clean(text: str) -> str:
-    """``text`` without lone surrogates, which no response can carry."""
-    return text.encode("utf-8", "replace").decode()
+_BY_NAME = {kind.__name__: kind for kind in _tree(LlamaApiError)}

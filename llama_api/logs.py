@@ -4,6 +4,7 @@ import atexit
 import json
 import logging
 import os
+import random
 import time
 from collections import deque
 from collections.abc import Callable
@@ -185,3 +186,8 @@ class JsonLog(logging.Handler):
 
     def _complain(self, sentence: str) -> None:
         self._writers[0].put(encode("WARNING", {"message": sentence, "logger": "llama_api.logs"}))
+
+
+def new_request_id() -> str:
+    """An id that no other request has, under which the log tells of it."""
+    return f"{random.getrandbits(64):016x}"

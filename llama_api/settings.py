@@ -8,8 +8,10 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
+
+from .model_names import is_cloud, normal
 
 PREFIX = "LLAMA_API_"
 _TRUE, _FALSE = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
@@ -25,6 +27,20 @@ class SettingsError(ValueError):
     def __init__(self, faults: list[str]):
         self.faults = faults
         super().__init__("\n".join(["the settings are wrong:", *(f"  {fault}" for fault in faults)]))
+
+
+class OllamaHost(NamedTuple):
+    """One Ollama: its base URL, and its number of slots where it has one of its own (else PARALLEL)."""
+
+    url: str
+    slots: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What names it in the log and in metrics, such as ``a:11434``; equal for URLs of one Ollama."""
+        parts = urlsplit(self.url)
+        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+        return f"{host}:{parts.port or (443 if parts.scheme == 'https' else 80)}{parts.path}"
 
 
 def _integer(least: int) -> Callable[[str], int]:
@@ -77,6 +93,23 @@ def _url(schemes: tuple[str, ...]) -> Callable[[str], str]:
     return parse
 
 
+_http_url = _url(("http", "https"))
+
+
+def _ollamas(text: str) -> tuple[OllamaHost, ...]:
+    hosts = []
+    for item in _items(text):
+        url, star, slots = item.partition("*")
+        if star and not (re.fullmatch(r"[0-9]{1,6}", slots) and int(slots)):
+            raise ValueError("one URL or several, separated by commas, each with its own number of slots or none, as in"
+                             " http://a:11434*4,http://b:11434")
+        hosts.append(OllamaHost(_http_url(url.strip()), int(slots) if star else None))
+    names = [host.name for host in hosts]
+    if len(set(names)) < len(names):
+        raise ValueError("a list in which no Ollama appears twice")
+    return tuple(hosts)
+
+
 def _cache_url(text: str) -> str:
     if text == "memory://":
         return text
@@ -96,10 +129,25 @@ def _cache_url(text: str) -> str:
 def _model(text: str) -> str:
     if not _MODEL.fullmatch(text):
         raise ValueError("a model name such as llama3:8b")
-    tag = text.rpartition(":")[2].lower()
-    if tag == "cloud" or tag.endswith("-cloud"):
+    if is_cloud(text):
         raise ValueError("a local model: a cloud tag would send the prompts to another host")
     return text
+
+
+def _models(text: str) -> tuple[str, ...]:
+    return tuple(name if name == "*" else _model(name) for name in _items(text))
+
+
+def _aliases(text: str) -> tuple[tuple[str, str], ...]:
+    found = []
+    for item in _items(text):
+        alias, equals, model = (part.strip() for part in item.partition("="))
+        if not equals:
+            raise ValueError("a list of NAME=MODEL, separated by commas")
+        found.append((_model(alias), _model(model)))
+    if len({normal(alias) for alias, _ in found}) < len(found):
+        raise ValueError("a list of NAME=MODEL in which no name appears twice")
+    return tuple(found)
 
 
 def _keep_alive(text: str) -> str | int | float:
@@ -165,8 +213,9 @@ def _log_level(text: str) -> str:
     return text.upper()
 
 
-def _var(default: Any, parse: Callable[[str], Any], variable: str = "", secret: bool = False) -> Any:
-    return field(default=default, metadata={"parse": parse, "variable": variable, "secret": secret})
+def _var(default: Any, parse: Callable[[str], Any], variable: str = "", prefix: str = PREFIX,
+         secret: bool = False) -> Any:
+    return field(default=default, metadata={"parse": parse, "variable": variable, "prefix": prefix, "secret": secret})
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,9 +223,13 @@ class Settings:
     """All that an operator can set. Each field is the variable ``LLAMA_API_<FIELD>``; times are seconds."""
 
     bind: str = _var("127.0.0.1:8000", _bind)
-    ollama_url: str = _var("http://127.0.0.1:11434", _url(("http", "https")))
+    ollamas: tuple[OllamaHost, ...] = _var((OllamaHost("http://127.0.0.1:11434"),), _ollamas, variable="OLLAMA_URL")
     model: str = _var("llama3:8b", _model)
+    models: tuple[str, ...] = _var((), _models)
+    model_aliases: tuple[tuple[str, str], ...] = _var((), _aliases)
     parallel: int = _var(1, _integer(1))
+    preload: bool = _var(False, _boolean)
+    heartbeat: float = _var(10.0, _seconds(zero=True))
     queue: int = _var(64, _integer(0))
     queue_timeout: float = _var(60.0, _seconds())
     connect_timeout: float = _var(3.0, _seconds())
@@ -199,7 +252,7 @@ class Settings:
     log_file: str = _var("api.log", str)
     log_level: str = _var("INFO", _log_level)
     log_prompts: bool = _var(False, _boolean)
-    workers: int = _var(1, _integer(1), variable="WEB_CONCURRENCY")
+    workers: int = _var(1, _integer(1), variable="WEB_CONCURRENCY", prefix="")
     unknown: tuple[str, ...] = ()
 
     @classmethod
@@ -216,6 +269,7 @@ class Settings:
                 values[spec.name] = spec.metadata["parse"](text)
             except ValueError as error:
                 faults.append(f"{name}={_masked(text, spec.metadata['secret'])!r} must be {error}")
+        faults += _alias_faults(values)
         if faults:
             raise SettingsError(faults)
         if environ.get(PREFIX + "LOG_FILE") == "":  # here alone an empty value says something: no file
@@ -246,6 +300,20 @@ class Settings:
         return found
 
 
+def _alias_faults(values: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the aliases beside the models that are served."""
+    served = {normal(name) for name in (values.get("model", "llama3:8b"), *values.get("models", ()))}
+    everything = "*" in values.get("models", ())
+    faults = []
+    for alias, model in values.get("model_aliases", ()):
+        if normal(alias) in served:
+            faults.append(f"{PREFIX}MODEL_ALIASES={alias}={model!r} must be another name than that of a served model")
+        elif not everything and normal(model) not in served:
+            faults.append(f"{PREFIX}MODEL_ALIASES={alias}={model!r} must stand for a model of {PREFIX}MODEL or"
+                          f" {PREFIX}MODELS")
+    return faults
+
+
 _in_force: Settings | None = None
 
 
@@ -268,7 +336,7 @@ def in_force() -> Settings:
 
 def variable(spec: Any) -> str:
     """The environment variable of a field of Settings."""
-    return spec.metadata["variable"] or PREFIX + spec.name.upper()
+    return str(spec.metadata["prefix"] + (spec.metadata["variable"] or spec.name.upper()))
 
 
 def _masked(text: str, secret: bool) -> str:

@@ -1,10 +1,12 @@
-"""How a wait ends early: a time limit that passes, a generation that nobody wants any more."""
+"""How a generation waits: what it tells meanwhile, and how a wait ends early, by a limit or for want of readers."""
 
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 logger = logging.getLogger(__name__)
 
@@ -13,6 +15,28 @@ WATCH_TICK = 0.05  # seconds: how late a time limit may strike
 
 class Cancelled(Exception):
     """Nobody waits for this generation any more."""
+
+
+class Wait(NamedTuple):
+    """What a waiting caller is told: how many wait before it, and about how many seconds it will take, where known."""
+
+    before: int | None = None
+    seconds: float | None = None
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where a generation is, told by whoever moves it along. Times are on the monotonic clock.
+
+    ``state`` is waiting (for a slot), loading (the model) or writing; ``host`` is the Ollama that took it, ``slot_at``
+    when. ``wait`` tells what a caller may be told of the wait; the queue puts its own there.
+    """
+
+    state: str = "waiting"
+    host: str | None = None
+    slot_at: float | None = None
+    first_piece_at: float | None = None
+    wait: Callable[[], Wait] = Wait
 
 
 class Watchdog:
@@ -70,11 +94,12 @@ class Cancellation:
 
     def __init__(self) -> None:
         self.requested = False
+        self.reason: Exception | None = None  # what the readers are to be told, where there is something to tell
         self._interrupt: Callable[[], None] | None = None
 
-    def request(self) -> None:
+    def request(self, reason: Exception | None = None) -> None:
         """Stop: interrupt the wait that is under way; the next one will not begin."""
-        self.requested = True
+        self.reason, self.requested = reason, True
         if interrupt := self._interrupt:
             interrupt()
 
@@ -88,3 +113,27 @@ class Cancellation:
             yield
         finally:
             self._interrupt = None
+
+
+class SingleFlight:
+    """Lets all who ask for one key at the same time share one call."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._under_way: dict[str, list[Any]] = {}  # by key: the event of its end, then its result
+
+    def call(self, key: str, function: Callable[[], Any]) -> Any:
+        """What ``function`` returns, called here or by whoever asked for ``key`` first. It must not raise."""
+        with self._lock:
+            mine = key not in self._under_way
+            call = self._under_way.setdefault(key, [threading.Event(), None])
+        if not mine:
+            call[0].wait()
+            return call[1]
+        try:
+            call[1] = function()
+        finally:
+            with self._lock:
+                del self._under_way[key]
+            call[0].set()
+        return call[1]

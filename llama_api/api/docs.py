@@ -6,9 +6,10 @@ from pathlib import Path
 import orjson
 from flask import Blueprint, Flask, Response, abort, current_app, request
 
+from ..http import PAGE_POLICY
+from ..settings import Settings
 from .openapi import document
-from ..http.security import PAGE_POLICY
-from ..parts import Parts
+from .schemas import GenerateRequest
 
 # Found without importing the package, which would bring in what it has for other frameworks.
 STATIC = Path(str(distribution("swagger-ui-py").locate_file("swagger_ui/static")))
@@ -52,11 +53,10 @@ POLICY = PAGE_POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inlin
 bp = Blueprint("documentation", __name__)
 
 
-def init_app(app: Flask, parts: Parts) -> None:
+def init_app(app: Flask, settings: Settings, request_schema: GenerateRequest) -> None:
     """Serve the documentation of all routes that ``app`` has by now."""
     app.register_blueprint(bp)
-    found = document(app, parts.generate_request, keyed=bool(parts.settings.keys),
-                     limited=bool(parts.settings.rate_limit))
+    found = document(app, request_schema, keyed=bool(settings.keys), limited=bool(settings.rate_limit))
     app.extensions["llama_api_openapi"] = orjson.dumps(found)
 
 

@@ -1,20 +1,127 @@
-"""An answer as HTTP: the JSON body, the event stream, and the standard headers of a cache."""
+"""One question of one client on its way through the service, whatever grammar it was asked in.
 
+A door makes a ModelCall of the request and hands it to ``Exchanges.respond`` with a Grammar, which writes the answer.
+"""
+
+import hashlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
-import orjson
-from flask import Response, stream_with_context
+from flask import Response, current_app, g, request, stream_with_context
 from werkzeug.datastructures import RequestCacheControl
 from werkzeug.http import parse_cache_control_header
 
-from ..errors import describe, slug_of
-from ..answer import Answer
-from ..http.flask_app import LeanResponse
-from ..metrics.prometheus import Metrics
-from ..core.service import Directives, Reply, Service
+from ..answer import Answer, Piece
+from ..core import Directives, Reply, Service
+from ..errors import Fault, fault_of
+from ..http import gone_check, note, read_json_body
+from ..metrics import Machine
+from ..model_call import ModelCall
+from ..settings import Settings
+from ..waiting import Wait, Watchdog
 
 CACHE_NAME = "llama-api"
+Json = dict[str, Any]
+
+
+class Grammar(Protocol):
+    """How one API writes an answer; an object of its own for each answer, so it may count what it has written."""
+
+    content_type: str  # of a streamed answer
+
+    def whole(self, answer: Answer, reply: Reply, figures: Json) -> bytes:
+        """The body of a plain answer; ``figures`` are those of contract §2, ``metrics``."""
+
+    def pieces(self, pieces: list[Piece]) -> bytes:
+        """The pieces that came together, as a part of a stream."""
+
+    def waiting(self, wait: Wait) -> bytes:
+        """What is sent when nothing has been for HEARTBEAT seconds."""
+
+    def end(self, answer: Answer, reply: Reply, figures: Json) -> bytes:
+        """The end of a stream."""
+
+    def failed(self, fault: Fault, error: Exception) -> bytes:
+        """The end of a stream that broke off."""
+
+
+class Exchanges:
+    """Answers the requests of all doors: reads them, asks the service, and tells the log what became of them."""
+
+    def __init__(self, settings: Settings, service: Service, machine: Machine, watchdog: Watchdog):
+        self._settings, self._service, self._machine, self._watchdog = settings, service, machine, watchdog
+        self._silence = settings.heartbeat or None
+
+    def body(self) -> bytes:
+        """The current request's body. Raises BodyTooLarge, NotJSON, BodyTimeout or ClientGone."""
+        return read_json_body(request, self._settings.max_body_bytes, self._watchdog)
+
+    @property
+    def directives(self) -> Directives:
+        """What the current request's Cache-Control asks for."""
+        return directives_of(request.headers.get("Cache-Control"))
+
+    def respond(self, call: ModelCall, grammar: Grammar, streamed: bool) -> Response:
+        """Answer the current request, which asks for ``call``. Raises what kept the answer from coming."""
+        g.record.update(model=call.model, cache="miss",
+                        prompt_sha256=hashlib.sha256(call.question.encode()).hexdigest()[:12])
+        if self._settings.log_prompts:
+            g.record["prompt"] = call.question
+        reply = self._service.ask(call, self.directives, gone_check(request.environ))
+        g.record["cache"] = reply.result
+        return self._stream(reply, grammar) if streamed else self._plain(reply, grammar)
+
+    def _plain(self, reply: Reply, grammar: Grammar) -> Response:
+        try:
+            answer = reply.answer()
+        finally:
+            reply.close()
+        body = grammar.whole(answer, reply, self._ended(reply, answer))
+        headers = cache_headers(reply, self._service, reply.stored)
+        return current_app.response_class(body, headers=headers, content_type="application/json")
+
+    def _stream(self, reply: Reply, grammar: Grammar) -> Response:
+        try:
+            reply.start(self._silence)
+        except BaseException:
+            reply.close()
+            raise
+        headers = cache_headers(reply, self._service, stored=False)
+        headers += [("Cache-Control", "no-store"), ("X-Accel-Buffering", "no")]
+        parts = stream_with_context(self._parts(reply, grammar))
+        response = current_app.response_class(parts, headers=headers, content_type=grammar.content_type)
+        response.call_on_close(reply.close)
+        return response
+
+    def _parts(self, reply: Reply, grammar: Grammar) -> Iterator[bytes]:
+        try:
+            for event in reply.events(self._silence):
+                yield grammar.waiting(event) if isinstance(event, Wait) else grammar.pieces(event)
+            answer = reply.answer()
+            end = grammar.end(answer, reply, self._ended(reply, answer))
+        except Exception as error:
+            self._ended(reply, None)
+            yield grammar.failed(note(error), error)
+            return
+        yield end
+
+    def _ended(self, reply: Reply, answer: Answer | None) -> Json:
+        """Note what became of the question; returns its figures. ``answer`` is None on failure."""
+        cpu, memory = self._machine.sample()
+        times, completion = reply.figures, answer.completion if answer else None
+        figures: Json = {
+            "inference_latency_ms": milliseconds(times.inference),
+            "input_tokens": completion.input_tokens if completion else None,
+            "output_tokens": completion.output_tokens if completion else None,
+            "cpu_usage_percent": cpu, "memory_usage_percent": memory, "queue_ms": milliseconds(times.queue),
+            "time_to_first_token_ms": None if reply.cached else milliseconds(times.first_token),
+            "tokens_per_second": None if reply.cached or completion is None else completion.tokens_per_second}
+        g.record.update(figures, cache=reply.result)
+        if reply.host is not None:
+            g.record["host"] = reply.host
+        if answer and self._settings.log_prompts:
+            g.record["answer"] = answer.text
+        return figures
 
 
 def directives_of(header: str | None) -> Directives:
@@ -27,59 +134,11 @@ def directives_of(header: str | None) -> Directives:
                       only_if_cached="only-if-cached" in found, max_age=max_age if type(max_age) is int else None)
 
 
-def plain(reply: Reply, service: Service, metrics: Metrics) -> Response:
-    """The whole answer as JSON."""
-    try:
-        answer = reply.answer()
-    finally:
-        reply.close()
-    body = orjson.dumps({"response": answer.text, **_ending(reply, answer, metrics)})
-    headers = _cache_headers(reply, service, stored=reply.stored)
-    return LeanResponse(body, headers=headers, content_type="application/json")
-
-
-def stream(reply: Reply, service: Service, metrics: Metrics) -> Response:
-    """The answer as server-sent events (WHATWG HTML §9.2), once there is something to send."""
-    try:
-        reply.start()
-    except BaseException:
-        reply.close()
-        raise
-    headers = _cache_headers(reply, service, stored=False)
-    headers += [("Cache-Control", "no-store"), ("X-Accel-Buffering", "no")]
-    events = stream_with_context(_events(reply, metrics))
-    response = LeanResponse(events, headers=headers, content_type="text/event-stream; charset=utf-8")
-    response.call_on_close(reply.close)
-    return response
-
-
-def _events(reply: Reply, metrics: Metrics) -> Iterator[bytes]:
-    try:
-        for piece in reply.pieces():
-            yield _event({"response": piece, "done": False})
-        answer = reply.answer()
-        ending = _ending(reply, answer, metrics)
-    except Exception as error:
-        metrics.replied(reply, None)
-        yield b"event: error\n" + _event(describe(error))
-        return
-    yield _event({"response": "", "done": True, **ending})
-
-
-def _event(data: dict[str, Any]) -> bytes:
-    return b"data: " + orjson.dumps(data) + b"\n\n"
-
-
-def _ending(reply: Reply, answer: Answer, metrics: Metrics) -> dict[str, Any]:
-    return {"model": answer.model, "finish_reason": answer.finish_reason, "cached": reply.cached,
-            "metrics": metrics.replied(reply, answer)}
-
-
-def _cache_headers(reply: Reply, service: Service, stored: bool) -> list[tuple[str, str]]:
+def cache_headers(reply: Reply, service: Service, stored: bool) -> list[tuple[str, str]]:
     """Cache-Status (RFC 9211) and Age (RFC 9111 §5.1): what the cache did."""
     status = f"{CACHE_NAME}; hit" if reply.forwarded is None else f"{CACHE_NAME}; fwd={reply.forwarded}"
     if reply.failure is not None:
-        status += f"; detail={slug_of(reply.failure)}"
+        status += f"; detail={fault_of(reply.failure).slug}"
     elif reply.result == "collapsed":
         status += "; collapsed"
     elif reply.entry is not None and (ttl := service.ttl(reply.entry)) is not None:
@@ -90,3 +149,8 @@ def _cache_headers(reply: Reply, service: Service, stored: bool) -> list[tuple[s
     if reply.entry is not None:
         headers.append(("Age", str(int(service.age(reply.entry)))))
     return headers
+
+
+def milliseconds(seconds: float | None) -> float | None:
+    """``seconds`` in milliseconds, to the microsecond."""
+    return None if seconds is None else round(seconds * 1000, 3)

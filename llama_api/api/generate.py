@@ -1,71 +1,64 @@
-"""The endpoints: each view parses, calls and presents."""
+"""POST /generate: the service's own API, plain or as server-sent events (WHATWG HTML §9.2)."""
 
-from flask import Blueprint, Response, current_app, g, jsonify, request
-from prometheus_client import CONTENT_TYPE_LATEST
+from typing import Any
 
-from ..parts import Parts
-from .exchange import directives_of, plain, stream
-from ..http.connection import gone_check, read_json_body
+import orjson
+from flask import Blueprint, Response
 
-bp = Blueprint("api", __name__)
-
-
-def _parts() -> Parts:
-    parts: Parts = current_app.extensions["llama_api"]
-    return parts
-
-
-@bp.post("/generate")
-def generate() -> Response:
-    """Answer a prompt, from the cache or from the model."""
-    parts, req = _parts(), request._get_current_object()  # type: ignore[attr-defined]
-    body = read_json_body(req, parts.settings.max_body_bytes, parts.watchdog)
-    question, streamed = parts.generate_request.read(body)
-    parts.metrics.asked(question)
-    directives = directives_of(req.headers.get("Cache-Control"))
-    reply = parts.service.generate(question, directives, gone_check(req.environ))
-    g.record["cache"] = reply.result
-    present = stream if streamed else plain
-    return present(reply, parts.service, parts.metrics)
+from ..answer import Answer, Piece
+from ..core import Reply
+from ..errors import Fault
+from ..http import problem_of
+from ..waiting import Wait
+from .exchange import Exchanges, Json
+from .schemas import GenerateRequest
 
 
-@bp.get("/livez")
-def livez() -> Response:
-    """Say that the process answers; look at nothing."""
-    return jsonify(status="alive")
+class GenerateGrammar:
+    """The answer to POST /generate."""
+
+    content_type = "text/event-stream; charset=utf-8"
+
+    def whole(self, answer: Answer, reply: Reply, figures: Json) -> bytes:
+        return orjson.dumps({"response": answer.text, **_ending(answer, reply, figures)})
+
+    def pieces(self, pieces: list[Piece]) -> bytes:
+        return b"".join([_event({"response": piece.text, "done": False}) for piece in pieces if piece.text])
+
+    def waiting(self, wait: Wait) -> bytes:
+        return comment(wait)
+
+    def end(self, answer: Answer, reply: Reply, figures: Json) -> bytes:
+        return _event({"response": "", "done": True, **_ending(answer, reply, figures)})
+
+    def failed(self, fault: Fault, error: Exception) -> bytes:
+        return b"event: error\n" + _event(problem_of(fault))
 
 
-@bp.get("/readyz")
-def readyz() -> tuple[Response, int]:
-    """Say whether requests can be served."""
-    reason = _parts().monitor.latest().reason
-    return (jsonify(status="not ready", reason=reason), 503) if reason else (jsonify(status="ready"), 200)
+def comment(wait: Wait) -> bytes:
+    """A comment of an event stream that tells a waiting caller how it stands."""
+    before = "" if wait.before is None else f", {wait.before} before you"
+    seconds = "" if wait.seconds is None else f", about {wait.seconds:.0f} s"
+    return f": waiting{before}{seconds}\n\n".encode()
 
 
-@bp.get("/health")
-def health() -> tuple[Response, int]:
-    """Tell the state of the service."""
-    state = _parts().health()
-    return jsonify(state), 503 if state["status"] == "unhealthy" else 200
+def blueprint(exchanges: Exchanges, schema: GenerateRequest) -> Blueprint:
+    """The door POST /generate."""
+    bp = Blueprint("generate", __name__)
+
+    @bp.post("/generate")
+    def generate() -> Response:
+        """Answer a prompt, from the cache or from the model."""
+        call, streamed = schema.read(exchanges.body())
+        return exchanges.respond(call, GenerateGrammar(), streamed)
+
+    return bp
 
 
-@bp.get("/cache")
-def cache_stats() -> Response:
-    """Tell what is in the cache and what it was good for."""
-    return jsonify(_parts().cache_stats())
+def _event(data: dict[str, Any]) -> bytes:
+    return b"data: " + orjson.dumps(data) + b"\n\n"
 
 
-@bp.delete("/cache")
-def cache_clear() -> Response:
-    """Remove every answer."""
-    _parts().cache.clear()
-    response = Response(status=204)
-    del response.headers["Content-Type"]
-    return response
-
-
-@bp.get("/metrics")
-def metrics() -> Response:
-    """Expose all figures as Prometheus text."""
-    parts = _parts()
-    return Response(parts.metrics.exposition(parts.cache, parts.monitor), content_type=CONTENT_TYPE_LATEST)
+def _ending(answer: Answer, reply: Reply, figures: Json) -> Json:
+    return {"model": answer.model, "finish_reason": answer.completion.finish_reason, "cached": reply.cached,
+            "metrics": figures}

@@ -11,13 +11,13 @@ from apispec.ext.marshmallow import MarshmallowPlugin
 from flask import Flask
 from marshmallow import Schema, fields, validate
 
+from .. import __version__
 from ..errors import HTTP_SLUGS, INTERNAL_ERROR, TABLE
 from .openapi_operations import DETAILS, FIELD_FAULTS, HEADERS, INFO, PARAMETERS, TAGS, Json, headers, operations, ref
 from .schemas import (MAX_STOPS, Alive, CacheStats, GenerateRequest, GenerateResponse, Health, Metrics,
                       OllamaHealth, Problem, QueueHealth, Ready, Stop)
-from ..http.security import PAGE_FILES, HEALTH_PATHS, OPEN_PATHS
+from ..http import PAGE_FILES, HEALTH_PATHS, OPEN_PATHS
 
-VERSION = "1.0.0"
 _UNKNOWN = ("not-found", "method-not-allowed")  # of any URL, so they stand under "default"
 _GENERAL = {"untrusted-host", "unauthorized", "rate-limited", INTERNAL_ERROR[1], *_UNKNOWN}
 _LIMIT_HEADERS = ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
@@ -52,7 +52,7 @@ def document(app: Flask, request_schema: GenerateRequest, keyed: bool, limited: 
     ``keyed`` tells whether API keys are configured, ``limited`` whether a rate limit is.
     """
     plugin = MarshmallowPlugin()
-    spec = APISpec("llama_api", VERSION, "3.1.0", plugins=[plugin], info={"description": INFO},
+    spec = APISpec("llama_api", __version__, "3.1.0", plugins=[plugin], info={"description": INFO},
                    tags=[{"name": name, "description": text} for name, text in TAGS.items()])
     assert plugin.converter is not None
     plugin.converter.add_attribute_function(_refine)

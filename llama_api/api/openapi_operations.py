@@ -2,6 +2,11 @@
 
 from typing import Any
 
+from werkzeug.exceptions import MethodNotAllowed, NotFound, TooManyRequests
+
+from .. import errors
+from ..http import problems
+
 Json = dict[str, Any]
 
 INFO = """\
@@ -94,29 +99,17 @@ HEADERS: dict[str, Json] = {
     "ETag": {"description": "Names this version of the body.", "required": True, "schema": {"type": "string"}},
 }
 
-# What the example of each problem says; a slug that is missing here fails the start.
-DETAILS = {
-    "malformed-json": "The body must be one JSON object, but Expecting value at line 1, column 1.",
-    "untrusted-host": "The Host header names no host of this service; call it by its configured name.",
-    "unauthorized": "Send a valid API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`.",
-    "not-found": "There is nothing at this URL; /docs lists what there is.",
-    "method-not-allowed": "This URL does not take PUT; it takes OPTIONS, POST.",
-    "request-timeout": "The body was not complete after 15 s.",
-    "body-too-large": "The body may have at most 1048576 bytes.",
-    "unsupported-media-type": "Send JSON with the header `Content-Type: application/json`.",
-    "invalid-request": "Correct what `errors` says of: prompt, max_tokens.",
-    "prompt-too-long": "The prompt does not fit the model's context window (9113 of 8192 tokens); shorten it.",
-    "rate-limited": "More than 60 per 1 minute came from you; wait for as long as Retry-After says.",
-    "client-closed-request": "The client closed the connection.",
-    "internal-error": "The service failed; its log has the details under this request_id.",
-    "ollama-error": "Ollama broke off before the answer was complete; its log says why.",
-    "ollama-unavailable": "Ollama cannot be reached; run `ollama serve` on its host.",
-    "model-not-found": "Ollama does not have the model llama3:8b; run `ollama pull llama3:8b` on its host.",
-    "overloaded": "The model is busy: every slot is busy and 64 others wait already. Try again in 30 s.",
-    "ollama-timeout": "The answer was not complete within 300 s.",
-    "not-cached": "only-if-cached forbids to generate and no fresh answer is stored; send the request without it.",
-}
 FIELD_FAULTS = {"prompt": ["Must not be empty or only white space."], "max_tokens": ["Not a valid integer."]}
+# An example of each problem, in the words that the service itself has for it; a slug that is missing fails the start.
+_EXAMPLES = (
+    errors.MalformedJSON("Expecting value at line 1, column 1"), errors.UntrustedHost(), errors.Unauthorized(),
+    errors.BodyTimeout(15.0), errors.BodyTooLarge(1048576), errors.NotJSON(), errors.InvalidRequest(FIELD_FAULTS),
+    errors.PromptTooLong(9113, 8192), errors.ClientGone(), errors.OllamaBrokeOff(), errors.OllamaUnavailable(),
+    errors.ModelNotFound("llama3:8b"), errors.QueueFull(64, 30), errors.GenerationCancelled(),
+    errors.OllamaTimeout(), errors.NotCached(), Exception(),
+    NotFound(), MethodNotAllowed(["OPTIONS", "POST"]), TooManyRequests("60 per 1 minute"))
+DETAILS = {fault.slug: fault.detail for fault in (problems.fault_for(error, "PUT") for error in _EXAMPLES)}
+
 
 HEALTH_EXAMPLES: dict[str, Json] = {
     "healthy": {"status": "healthy", "cache_size": 42, "model": "llama3:8b",

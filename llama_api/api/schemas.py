@@ -1,53 +1,19 @@
 """The shapes of requests and responses. They validate, and the OpenAPI document is made from them."""
 
-import json
 from functools import lru_cache
 from typing import Any
 
 from marshmallow import Schema, ValidationError, fields, post_load, validate
 
-from ..answer import Question
+from ..core import Models
+from ..errors import InvalidRequest
+from ..model_call import GENERATE, ModelCall
+from ..strict_json import parse_object
 
 MAX_STOPS = 16
 DEFAULT_TOKENS = 100
+ERRORS_SHOWN, NAME_SHOWN = 20, 100  # faults told of one body, and characters of a field's name
 REMEMBERED, REMEMBERED_BYTES = 1024, 2048  # bodies, and the size of the largest one: a few megabytes at most
-
-
-class MalformedJSON(ValueError):
-    """The body is not one JSON object."""
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise MalformedJSON("a key stands twice in one object")
-    return found
-
-
-def _no_constant(name: str) -> Any:
-    raise MalformedJSON(f"{name} is no JSON")
-
-
-_decoder = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant)
-
-
-def parse_object(body: bytes) -> dict[str, Any]:
-    """Parse one JSON object (RFC 8259: UTF-8, no duplicate keys, no NaN). Raises MalformedJSON with the reason."""
-    try:
-        found = _decoder.decode(body.decode())
-    except RecursionError:
-        raise MalformedJSON("it is nested too deeply") from None
-    except json.JSONDecodeError as error:
-        raise MalformedJSON(f"{error.msg} at line {error.lineno}, column {error.colno}") from None
-    except UnicodeDecodeError as error:
-        raise MalformedJSON(f"byte {error.start} is not UTF-8") from None
-    except MalformedJSON:
-        raise
-    except ValueError:
-        raise MalformedJSON("a number is too long") from None
-    if not isinstance(found, dict):
-        raise MalformedJSON("it is not an object")
-    return found
 
 
 class Text(fields.String):
@@ -116,7 +82,7 @@ def _optional(example: Any, description: str) -> dict[str, Any]:
 
 
 class GenerateRequest(Schema):
-    """The body of POST /generate. Loads to a pair of Question and whether to stream."""
+    """The body of POST /generate. Loads to a pair of ModelCall and whether to stream."""
 
     prompt = Text(required=True, validate=_not_blank, metadata={
         "example": "Why is the sky blue?", "minLength": 1, "pattern": r"\S", "description": "What the model answers."})
@@ -132,36 +98,58 @@ class GenerateRequest(Schema):
     stream = StrictBoolean(load_default=False, allow_none=True, metadata={
         "example": False, "description": "Send the answer as server-sent events while it is written."})
 
-    def __init__(self, max_tokens_limit: int = 8192, **kwargs: Any):
+    model = Text(**_optional("llama3:8b", "The model that answers, one of those served, under any of its names."))
+
+    def __init__(self, models: Models, max_tokens_limit: int = 8192, num_ctx: int | None = None, **kwargs: Any):
         super().__init__(**kwargs)
+        self._models, self._num_ctx = models, num_ctx
         field = self.fields["max_tokens"]
         field.load_default = min(DEFAULT_TOKENS, max_tokens_limit)
         field.validators = [validate.Range(1, max_tokens_limit)]
         self._remembered = lru_cache(REMEMBERED)(self._read)
 
-    def read(self, body: bytes) -> tuple[Question, bool]:
-        """Parse and validate a body. Raises MalformedJSON or ValidationError.
+    def read(self, body: bytes) -> tuple[ModelCall, bool]:
+        """Parse and validate a body. Raises MalformedJSON or InvalidRequest.
 
         What a small body means is remembered, which halves the work of a hit: a repeated question mostly comes in the
         same bytes (benchmarks/README.md, the profile).
         """
         return self._remembered(body) if len(body) <= REMEMBERED_BYTES else self._read(body)
 
-    def _read(self, body: bytes) -> tuple[Question, bool]:
-        loaded: tuple[Question, bool] = self.load(parse_object(body))
+    def _read(self, body: bytes) -> tuple[ModelCall, bool]:
+        try:
+            loaded: tuple[ModelCall, bool] = self.load(parse_object(body))
+        except ValidationError as error:
+            raise InvalidRequest(messages_of(error)) from None
         return loaded
 
     @post_load
-    def _to_question(self, data: dict[str, Any], **kwargs: Any) -> tuple[Question, bool]:
+    def _to_call(self, data: dict[str, Any], **kwargs: Any) -> tuple[ModelCall, bool]:
         def effective(name: str) -> Any:
             value = data[name]
             return self.fields[name].load_default if value is None else value
 
-        question = Question(
-            prompt=data["prompt"], max_tokens=effective("max_tokens"), temperature=effective("temperature"),
-            system=data["system"] or None, stop=data["stop"] or (), seed=data["seed"], top_p=data["top_p"],
-            top_k=data["top_k"])
-        return question, effective("stream")
+        model = self._models.default if data["model"] is None else self._models.resolve(data["model"])
+        if model is None:
+            raise ValidationError(f"Must be one of: {', '.join(self._models.served)}.", "model")
+        call = ModelCall.of(
+            GENERATE, model, prompt=data["prompt"], system=data["system"] or None, truncate=False, options={
+                "num_predict": effective("max_tokens"), "temperature": effective("temperature"), "seed": data["seed"],
+                "stop": list(data["stop"] or ()) or None, "top_p": data["top_p"], "top_k": data["top_k"],
+                "num_ctx": self._num_ctx})
+        return call, effective("stream")
+
+
+def messages_of(error: ValidationError) -> dict[str, list[str]]:
+    """The messages of ``error`` by field: bounded and encodable, for a hostile body can have thousands of faults."""
+    def clean(text: str) -> str:
+        return text.encode("utf-8", "replace").decode()  # no response can carry a lone surrogate
+
+    def texts(faults: object) -> list[str]:
+        return [clean(str(text)) for text in (faults if isinstance(faults, list) else [faults])]
+
+    return {clean(str(name))[:NAME_SHOWN]: texts(faults)
+            for name, faults in list(error.messages_dict.items())[:ERRORS_SHOWN]}
 
 
 def _figure(description: str, example: float | int, null: bool = False) -> fields.Float | fields.Integer:

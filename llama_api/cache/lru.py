@@ -1,6 +1,5 @@
 """The cache of answers: the key, an exact LRU as a flask-caching backend, and a shared store behind it."""
 
-import hashlib
 import math
 import sys
 import time
@@ -12,21 +11,12 @@ import orjson
 from flask_caching.backends.base import BaseCache
 from gevent.monkey import get_original
 
-from ..core.flights import Shared
-from ..answer import Answer, Question
+from ..answer import Answer
+from ..waiting import SingleFlight
 
-KEY_VERSION = 1  # of the format below; raise it with every change, so that old entries are never misread
 OVERHEAD = 640  # bytes that an entry takes beside its text, as measured by benchmarks/lru.py
 _NOTHING = object()
 TRUST_SECONDS = 1.0  # how long an entry of the in-process LRU is served without asking the shared store
-
-
-def key_for(question: Question, model: str, num_ctx: int | None) -> str:
-    """The key of an answer: a SHA-256 over all that can change it, in hexadecimal digits.
-
-    It takes every field of Question, so a new field is part of it by construction.
-    """
-    return hashlib.sha256(orjson.dumps([KEY_VERSION, model, num_ctx, question])).hexdigest()
 
 
 class Entry:
@@ -38,7 +28,7 @@ class Entry:
         self.answer, self.born, self.checked = answer, born, checked
 
     def __sizeof__(self) -> int:
-        return sys.getsizeof(self.answer.text)
+        return self.answer.weight
 
 
 class LRUCache(BaseCache):
@@ -158,7 +148,7 @@ class AnswerCache:
         self._timeout = ttl + stale_seconds if ttl else 0
         self._clock, self._wall_clock = clock, wall_clock
         self._touched: set[str] = set()
-        self._asking = Shared()  # a storm for one key is one look into the store
+        self._asking = SingleFlight()  # a storm for one key is one look into the store
         self._store_evictions = 0
 
     def get(self, key: str) -> Entry | None:

@@ -9,22 +9,16 @@ from typing import Any
 import click
 import requests
 import urllib3
-from flask import Flask, current_app
-from flask.cli import AppGroup
 
-from ..api.schemas import MalformedJSON, parse_object
-from ..settings import PREFIX, Settings
+from ..errors import MalformedJSON
+from ..strict_json import parse_object
+from ..settings import PREFIX, Settings, in_force
 
-cache = AppGroup("cache", help="Look after the cache of the running server.")
+cache = click.Group("cache", help="Look after the cache of the running server.")
 SHORT_SECONDS = 10.0
 NOTED_SECONDS = 5.0  # a wait longer than this is told
 INTERRUPTED = 130  # the exit status that shells expect after a Ctrl-C
 BUSY = {"/problems/rate-limited", "/problems/overloaded"}  # no fault of the line: it has its turn later
-
-
-def init_app(app: Flask) -> None:
-    """Add the commands to ``flask``."""
-    app.cli.add_command(cache)
 
 
 @cache.command()
@@ -118,7 +112,7 @@ def _warm_one(number: int, line: bytes) -> tuple[str, str | None]:
     except UnicodeDecodeError as error:
         return "failed", f"it is not UTF-8 ({error.reason} at byte {error.start})"
     except MalformedJSON as error:
-        return "failed", f"it is not JSON: {error}"
+        return "failed", str(error)
     settings = _settings()
     while True:
         try:
@@ -190,8 +184,7 @@ def _send(method: str, path: str, seconds: float, body: Any = None) -> requests.
 
 
 def _settings() -> Settings:
-    settings: Settings = current_app.extensions["llama_api"].settings
-    return settings
+    return in_force()
 
 
 def _url(settings: Settings) -> str:

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from ..waiting import Watchdog
-from ..ollama.client import OllamaClient
-from ..ollama.protocol import OllamaError
+from ..ollama import OllamaClient
+from ..errors import OllamaError
 from ..settings import PREFIX, Settings, SettingsError
 
 EMBEDDED_MODEL = "smollm2:135m"
@@ -49,7 +49,7 @@ def _require_free(bind: str) -> None:
 
 def _announce_ollama(settings: Settings) -> bool:
     """Tell whether an Ollama answers, and whether it has the model."""
-    client = OllamaClient(settings, Watchdog())
+    client = OllamaClient(settings.ollamas[0].url, settings, Watchdog())
     try:
         client.version(PROBE_SECONDS)
     except OllamaError:

@@ -1,1 +1,7 @@
-"""The way of a question: cache, flight, queue, Ollama."""
+"""The way of a call to its answer, through cache, flight and claim."""
+
+from .flights import Flights, Landing
+from .models import Models
+from .service import Directives, Figures, Reply, Service
+
+__all__ = ["Directives", "Figures", "Flights", "Landing", "Models", "Reply", "Service"]

@@ -13,12 +13,11 @@ from typing import Any
 
 import orjson
 
-from ..cache.lru import AnswerCache
+from ..cache import AnswerCache
 from ..waiting import Cancelled
-from .flights import Flight, Flights
-from ..upstreams.queue import GateClosed
+from .flights import Flight, Flights, Landing
+from ..errors import OllamaError, QueueFull, QueueTimeout, from_wire, to_wire
 from ..answer import Answer
-from ..ollama.protocol import ModelNotFound, OllamaBusy, OllamaError, OllamaTimeout, OllamaUnavailable, PromptTooLong
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +25,6 @@ CLAIM_SECONDS = 3.0  # that a claim outlives its last renewal
 KEEP_EVERY = 0.4  # seconds between two rounds of the keeper
 LINGER_SECONDS = 10.0  # that an outcome can be read by those who follow it
 POLL_SECONDS = 0.05
-_ERRORS = {error.__name__: error for error in (OllamaError, OllamaUnavailable, OllamaBusy, OllamaTimeout,
-                                               ModelNotFound, PromptTooLong)}
 
 
 class Claims:
@@ -38,8 +35,8 @@ class Claims:
         self._held: dict[Flight, str] = {}  # the flights whose claims are ours, and the claims' tokens
         self._keeper: threading.Thread | None = None
 
-    def fly(self, flight: Flight, generate: Callable[[], Answer], find: Callable[[], Answer | None]) -> Answer:
-        """The outcome of ``flight``: generated here, or followed where it is generated. Raises what the leader raised.
+    def fly(self, flight: Flight, generate: Callable[[], Landing], find: Callable[[], Landing | None]) -> Landing:
+        """The landing of ``flight``: generated here, or followed where it is generated. Raises what the leader raised.
 
         ``find`` looks into the cache once more: another process may have answered since the first look.
         """
@@ -49,21 +46,21 @@ class Claims:
             other = self._store.claim(key, token, CLAIM_SECONDS)
             if other is None:
                 return self._lead(flight, key, token, generate, find)
-            answer = self._follow(flight, key, other.token)
-            if answer is not None:
-                return answer
+            landing = self._follow(flight, key, other.token)
+            if landing is not None:
+                return landing
 
-    def _lead(self, flight: Flight, key: str, token: str, generate: Callable[[], Answer],
-              find: Callable[[], Answer | None]) -> Answer:
+    def _lead(self, flight: Flight, key: str, token: str, generate: Callable[[], Landing],
+              find: Callable[[], Landing | None]) -> Landing:
         self._held[flight] = token
-        flight.claimed = True
+        flight.shared = True
         published: bytes | None = None
         try:
-            answer = find() or generate()
-            published = orjson.dumps({"answer": answer})
-            return answer
-        except (OllamaError, GateClosed) as error:
-            published = _error_json(error)
+            landing = find() or generate()
+            published = orjson.dumps({"answer": landing.answer.to_json()})
+            return landing
+        except (OllamaError, QueueFull, QueueTimeout) as error:
+            published = orjson.dumps(to_wire(error))
             raise
         finally:
             del self._held[flight]
@@ -72,16 +69,15 @@ class Claims:
             else:
                 self._store.settle(key, token, published, LINGER_SECONDS)
 
-    def _follow(self, flight: Flight, key: str, token: str) -> Answer | None:
+    def _follow(self, flight: Flight, key: str, token: str) -> Landing | None:
         woken = threading.Event()
         with flight.cancellation.interrupts(woken.set):
             while (claim := self._store.peek(key, token)) is not None:
                 if claim.outcome is not None:
-                    flight.followed = True
                     answer = _read_outcome(claim.outcome)
-                    if answer.text:
-                        flight.publish(answer.text)
-                    return answer
+                    if pieces := answer.pieces:
+                        flight.publish(pieces)
+                    return Landing(answer, "followed", False, time.monotonic())
                 if woken.wait(POLL_SECONDS):
                     raise Cancelled
         return None
@@ -104,16 +100,9 @@ class Claims:
                 logger.exception("the keeper of the claims failed")
 
 
-def _error_json(error: Exception) -> bytes:
-    return orjson.dumps({"error": type(error).__name__, "detail": str(error),
-                         "retry_after": getattr(error, "retry_after", None)})
-
-
 def _read_outcome(outcome: bytes) -> Answer:
     """The answer in a published outcome. Raises the error in it."""
     fields: dict[str, Any] = orjson.loads(outcome)
     if "answer" in fields:
         return Answer.from_json(fields["answer"])
-    if fields["error"] == "GateClosed":
-        raise GateClosed(fields["detail"], fields["retry_after"])
-    raise _ERRORS[fields["error"]](fields["detail"])
+    raise from_wire(fields) or OllamaError()

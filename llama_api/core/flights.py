@@ -1,84 +1,67 @@
-"""A *flight* is one generation under way and the one shape of an answer: the pieces so far, then an outcome.
+"""A *flight* is one generation under way and the one shape of an answer: the pieces so far, then a landing.
 
 Whoever wants the answer is a reader of the flight; its producer never waits for a reader.
 """
 
 import _thread
+import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
-from ..waiting import Cancellation
+from ..answer import Answer, Piece
+from ..errors import ClientGone, GenerationCancelled
+from ..waiting import Cancellation, Cancelled, Progress, Wait
 
 READER_TICK = 0.5  # seconds between two looks whether a waiting client is still there
 
 
-class ReaderGone(Exception):
-    """The client of this reader has closed its connection."""
+class Landing(NamedTuple):
+    """What became of a flight: its answer, where that came from, and whether the cache has taken it.
 
+    ``source`` is ``generated`` here, ``followed`` where another process generated it, or ``found`` in the cache, with
+    ``born``, the answer's time on the monotonic clock. ``ended_at`` is on that clock too.
+    """
 
-class Shared:
-    """Lets all who ask for one key at the same time share one call."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._under_way: dict[str, list[Any]] = {}  # by key: the event of its end, then its result
-
-    def call(self, key: str, function: Callable[[], Any]) -> Any:
-        """What ``function`` returns, called here or by whoever asked for ``key`` first. It must not raise."""
-        with self._lock:
-            mine = key not in self._under_way
-            call = self._under_way.setdefault(key, [threading.Event(), None])
-        if not mine:
-            call[0].wait()
-            return call[1]
-        try:
-            call[1] = function()
-        finally:
-            with self._lock:
-                del self._under_way[key]
-            call[0].set()
-        return call[1]
+    answer: Answer
+    source: str
+    stored: bool
+    ended_at: float
+    born: float | None = None
 
 
 class Flight:
-    """One generation under way: the pieces so far, then its outcome."""
+    """One generation under way: the pieces so far, then its landing. ``progress`` tells where it is meanwhile."""
 
-    def __init__(self, key: str | None):
-        self.key = key
+    def __init__(self, key: str | None, model: str = ""):
+        self.key, self.model = key, model
+        self.id = secrets.token_hex(8)
         self.cancellation = Cancellation()
+        self.progress = Progress()
         self.readers = 0
-        # Times on the monotonic clock: the start, the end of its wait for a slot, the first piece, the landing.
+        self.shared = False  # other processes may be waiting for it
         self.started_at = time.monotonic()
-        self.slot_at: float | None = None
-        self.first_piece_at: float | None = None
-        self.landed_at: float | None = None
-        self.claimed = False  # other processes may be waiting for it
-        self.followed = False  # another process generates it
-        self.found: Any = None  # an answer that came into the cache just before the start
-        self.stored = False  # the cache has taken its answer
-        self.pieces: list[str] = []
-        self.outcome: Any = None
+        self.pieces: list[Piece] = []
+        self.landing: Landing | None = None
         self.error: BaseException | None = None
         self.landed = False
         self._lock = threading.Lock()
         self._piece_came = threading.Condition(self._lock)
         self._has_landed = threading.Condition(self._lock)
 
-    def publish(self, piece: str) -> None:
-        """Add a piece of text and wake those who stream."""
+    def publish(self, pieces: Sequence[Piece]) -> None:
+        """Add the pieces that came together and wake those who stream."""
         with self._lock:
-            if self.first_piece_at is None:
-                self.first_piece_at = time.monotonic()
-            self.pieces.append(piece)
+            if not self.pieces:
+                self.progress.first_piece_at = time.monotonic()
+            self.pieces += pieces
             self._piece_came.notify_all()
 
-    def land(self, outcome: Any = None, error: BaseException | None = None) -> None:
-        """End the flight with an outcome or an error, and wake everybody."""
+    def land(self, landing: Landing | None = None, error: BaseException | None = None) -> None:
+        """End the flight with a landing or an error, and wake everybody."""
         with self._lock:
-            self.outcome, self.error, self.landed = outcome, error, True
-            self.landed_at = self.landed_at or time.monotonic()
+            self.landing, self.error, self.landed = landing, error, True
             self._piece_came.notify_all()
             self._has_landed.notify_all()
 
@@ -99,33 +82,40 @@ class Reader:
     def __init__(self, flight: Flight, flights: "Flights", gone: Callable[[], bool], joined_at: float):
         self.flight, self.joined_at = flight, joined_at
         self._flights, self._gone, self._open = flights, gone, True
+        self._seen = 0
 
-    def start(self) -> None:
-        """Wait for the first piece or the end. Raises the flight's error when there is no piece, or ReaderGone."""
-        while not self.flight.wait_piece(0, READER_TICK):
-            self._check()
-        if not self.flight.pieces:
+    def start(self, silence: float | None = None) -> None:
+        """Wait for the first piece or the end, at most ``silence`` seconds.
+
+        Raises the flight's error when it ends without a piece, or ClientGone.
+        """
+        if self._wait_piece(silence) and not self.flight.pieces:
             self.outcome()
 
-    def pieces(self) -> Iterator[str]:
-        """Give the pieces so far at once, then each as it comes. Raises the flight's error, or ReaderGone."""
-        seen = 0
+    def events(self, silence: float | None = None) -> Iterator[list[Piece] | Wait]:
+        """Give the pieces so far at once, then those that come, and a Wait for each ``silence`` seconds without any.
+
+        Raises the flight's error, or ClientGone.
+        """
+        pieces = self.flight.pieces
         while True:
-            while not self.flight.wait_piece(seen, READER_TICK):
-                self._check()
-            if seen == len(self.flight.pieces):
+            if not self._wait_piece(silence):
+                yield self.flight.progress.wait()
+            elif self._seen == (there := len(pieces)):
                 break
-            yield self.flight.pieces[seen]
-            seen += 1
+            else:
+                batch, self._seen = pieces[self._seen:there], there
+                yield batch
         self.outcome()
 
-    def outcome(self) -> Any:
-        """Wait for the end and return the outcome. Raises the flight's error, or ReaderGone."""
+    def outcome(self) -> Landing:
+        """Wait for the end and return the landing. Raises the flight's error, or ClientGone."""
         while not self.flight.wait_landed(READER_TICK):
             self._check()
         if self.flight.error is not None:
             raise self.flight.error.with_traceback(None)  # one error, many readers: their stacks must not pile up
-        return self.flight.outcome
+        assert self.flight.landing is not None
+        return self.flight.landing
 
     def close(self) -> None:
         """Leave the flight; the last one to leave cancels it."""
@@ -133,32 +123,51 @@ class Reader:
             self._open = False
             self._flights.leave(self.flight)
 
+    def _wait_piece(self, silence: float | None) -> bool:
+        """Wait for a piece beyond those seen or the end; False when ``silence`` seconds passed first."""
+        until = None if silence is None else time.monotonic() + silence
+        while True:
+            left = READER_TICK if until is None else min(READER_TICK, max(0.0, until - time.monotonic()))
+            if self.flight.wait_piece(self._seen, left):
+                return True
+            self._check()
+            if until is not None and time.monotonic() >= until:
+                return False
+
     def _check(self) -> None:
         if self._gone():
-            raise ReaderGone
+            raise ClientGone
 
 
 class Flights:
-    """The flights under way in this process, by key: at most one a key."""
+    """The flights under way in this process, by key: at most one a key that can be joined."""
 
     def __init__(self) -> None:
-        self._flights: dict[str, Flight] = {}
+        self._joinable: dict[str, Flight] = {}
+        self._all: dict[str, Flight] = {}  # by id: those whose producer has not ended
         self._lock = threading.Lock()
-        self.count = 0  # of flights whose producer has not ended, those without a key too
 
-    def board(self, key: str | None, produce: Callable[[Flight], Any], gone: Callable[[], bool]) -> tuple[Reader, bool]:
+    @property
+    def count(self) -> int:
+        """How many producers have not ended."""
+        return len(self._all)
+
+    def under_way(self) -> list[Flight]:
+        """The flights whose producer has not ended, oldest first."""
+        with self._lock:
+            return list(self._all.values())
+
+    def board(self, key: str | None, produce: Callable[[Flight], Landing], gone: Callable[[], bool],
+              model: str = "") -> tuple[Reader, bool]:
         """Join the flight of ``key`` or start one; tells whether it was started. None as the key is never shared.
 
         ``produce`` runs in a thread of its own; what it returns or raises is the flight's outcome.
         """
         with self._lock:
-            flight = self._flights.get(key) if key is not None else None
+            flight = self._joinable.get(key) if key is not None else None
             started = flight is None
             if flight is None:
-                flight = Flight(key)
-                self.count += 1
-                if key is not None:
-                    self._flights[key] = flight
+                flight = self._begin(key, model)
             flight.readers += 1
         if started:
             _thread.start_new_thread(self._fly, (flight, produce))  # a Thread's handshake would cost the caller 0.1 ms
@@ -168,7 +177,7 @@ class Flights:
         """Count one reader less. A flight that other processes may wait for is left to ``cancel_if_unread``."""
         with self._lock:
             flight.readers -= 1
-        if not flight.claimed:
+        if not flight.shared:
             self.cancel_if_unread(flight)
 
     def cancel_if_unread(self, flight: Flight) -> bool:
@@ -176,21 +185,45 @@ class Flights:
         with self._lock:
             if flight.readers or flight.landed:
                 return False
-            self._remove(flight)
+            self._seal(flight)
         flight.cancellation.request()
         return True
 
-    def _remove(self, flight: Flight) -> None:
-        if flight.key is not None and self._flights.get(flight.key) is flight:
-            del self._flights[flight.key]
+    def cancel(self, flight_id: str) -> bool:
+        """End a flight by its id; its readers get GenerationCancelled. False when there is no such flight."""
+        with self._lock:
+            flight = self._all.get(flight_id)
+            if flight is None or flight.landed:
+                return False
+            self._seal(flight)
+        flight.cancellation.request(GenerationCancelled())
+        return True
 
-    def _fly(self, flight: Flight, produce: Callable[[Flight], Any]) -> None:
-        outcome, error = None, None
+    def seal(self) -> None:
+        """Let nobody join the flights under way any more: a purge is a line in time."""
+        with self._lock:
+            self._joinable.clear()
+
+    def _begin(self, key: str | None, model: str) -> Flight:
+        flight = Flight(key, model)
+        self._all[flight.id] = flight
+        if key is not None:
+            self._joinable[key] = flight
+        return flight
+
+    def _seal(self, flight: Flight) -> None:
+        if flight.key is not None and self._joinable.get(flight.key) is flight:
+            del self._joinable[flight.key]
+
+    def _fly(self, flight: Flight, produce: Callable[[Flight], Landing]) -> None:
+        landing, error = None, None  # type: Landing | None, BaseException | None
         try:
-            outcome = produce(flight)
+            landing = produce(flight)
+        except Cancelled as cancelled:
+            error = flight.cancellation.reason or cancelled
         except BaseException as raised:  # a reader must never wait for a producer that has died
             error = raised
         with self._lock:
-            self._remove(flight)
-            self.count -= 1
-        flight.land(outcome, error)
+            self._seal(flight)
+            del self._all[flight.id]
+        flight.land(landing, error)

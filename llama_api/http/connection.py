@@ -8,27 +8,11 @@ from flask import Request, request
 from gunicorn.http.errors import ParseException
 
 from ..waiting import Watchdog
-from ..api.schemas import MalformedJSON
+from ..errors import BodyTimeout, BodyTooLarge, ClientGone, MalformedJSON, NotJSON
 from ..sockets import quiet
 
 BODY_SECONDS = 15.0  # for a whole body: no worker bounds it
 SEND_SECONDS = 30.0  # that a client may leave what we send unread
-
-
-class BodyTooLarge(Exception):
-    """The body is longer than MAX_BODY_BYTES."""
-
-
-class BodyTimeout(Exception):
-    """The body did not come within BODY_SECONDS."""
-
-
-class NotJSON(Exception):
-    """The Content-Type is not JSON."""
-
-
-class ClientGone(Exception):
-    """The client closed its connection before its body was complete."""
 
 
 def read_json_body(request: Request, limit: int, watchdog: Watchdog) -> bytes:
@@ -36,9 +20,9 @@ def read_json_body(request: Request, limit: int, watchdog: Watchdog) -> bytes:
     environ = request.environ
     length = request.content_length  # None for a chunked body
     if length is not None and length > limit:
-        raise BodyTooLarge(f"The body may have at most {limit} bytes.")
+        raise BodyTooLarge(limit)
     if environ.get("CONTENT_TYPE") != "application/json" and not request.is_json:
-        raise NotJSON("Send JSON with the header `Content-Type: application/json`.")
+        raise NotJSON
     deadline = _Deadline(environ.get("gunicorn.socket"))
     handle = watchdog.watch(BODY_SECONDS, deadline.strike)
     try:
@@ -51,10 +35,9 @@ def read_json_body(request: Request, limit: int, watchdog: Watchdog) -> bytes:
     finally:
         watchdog.forget(handle)
     if length is not None and len(body) < length:
-        raise BodyTimeout(f"The body was not complete after {BODY_SECONDS:g} s.") if deadline.struck else ClientGone(
-            "The connection ended before the body was complete.")
+        raise BodyTimeout(BODY_SECONDS) if deadline.struck else ClientGone()
     if len(body) > limit:
-        raise BodyTooLarge(f"The body may have at most {limit} bytes.")
+        raise BodyTooLarge(limit)
     return body
 
 

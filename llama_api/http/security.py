@@ -15,6 +15,7 @@ from flask_limiter.util import get_remote_address
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.sansio.utils import host_is_trusted
 
+from ..errors import Unauthorized, UntrustedHost
 from ..settings import Settings
 
 HEALTH_PATHS = frozenset({"/livez", "/readyz", "/health"})
@@ -26,14 +27,6 @@ EXPOSED_HEADERS = ["Age", "Cache-Status", "RateLimit-Limit", "RateLimit-Remainin
                    "X-Request-ID"]
 PAGE_POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
                " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
-
-
-class UntrustedHost(Exception):
-    """The Host header is not one of TRUSTED_HOSTS."""
-
-
-class Unauthorized(Exception):
-    """The API key is missing or wrong."""
 
 
 def init_app(app: Flask, settings: Settings) -> None:
@@ -61,7 +54,7 @@ def _check_host(trusted: tuple[str, ...]) -> None:
     name = _host_name(host)
     if not (host_is_trusted(host) and any(  # without a list it looks at the characters alone
             name == known.removeprefix(".") or known[0] == "." and name.endswith(known) for known in trusted)):
-        raise UntrustedHost("The Host header names no host of this service; call it by its configured name.")
+        raise UntrustedHost
 
 
 def _host_name(host: str) -> str:
@@ -73,7 +66,7 @@ def _check_key(keys: list[bytes]) -> None:
     if request.path in OPEN_PATHS or request.path.startswith(PAGE_FILES) or _is_preflight(request):
         return
     if _key_used(keys) is None:
-        raise Unauthorized("Send a valid API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`.")
+        raise Unauthorized
 
 
 def _key_used(keys: list[bytes]) -> bytes | None:

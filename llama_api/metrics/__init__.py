@@ -1,1 +1,6 @@
 """What is counted and measured."""
+
+from .machine import Machine
+from .prometheus import CONTENT_TYPE_LATEST, Metrics
+
+__all__ = ["CONTENT_TYPE_LATEST", "Machine", "Metrics"]

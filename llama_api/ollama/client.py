@@ -17,17 +17,19 @@ import requests
 import urllib3
 
 from ..waiting import Cancellation, Cancelled, Watchdog
-from ..answer import Question
+from ..answer import Completion, Piece
 from .connection import Call, CuttingAdapter, current
-from .protocol import (LINE_LIMIT, Completion, LineReader, ModelNotFound, OllamaBusy, OllamaError,
-                       OllamaTimeout, OllamaUnavailable, PromptTooLong, completion_of, error_text,
-                       parse_record, stops_of, too_long)
+from ..errors import (ModelNotFound, NotOllama, OllamaBrokeOff, OllamaBusy, OllamaError, OllamaGarbled, OllamaRefused,
+                      OllamaReported, OllamaReset, OllamaTimeout, OllamaUnavailable)
+from ..model_call import ModelCall
+from .protocol import LINE_LIMIT, LineReader, completion_of, error_text, parse_record, stops_of, too_long
 from ..settings import Settings
 
 logger = logging.getLogger(__name__)
 
 TRIES = 3  # of a connect failure or a busy Ollama; nothing else is safe to repeat
 BACKOFF_SECONDS = 0.15
+SHOW_SECONDS = 5.0
 TEXT_LIMIT = 64 << 20  # characters of one answer
 ERROR_LIMIT = 64 << 10  # bytes of an error body that are read
 TURN_BYTES = 4096  # that are read of one answer before the others have their turn
@@ -38,8 +40,8 @@ _BROKEN = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
 class OllamaClient:
     """Speaks with one Ollama about one model. Safe to share between threads."""
 
-    def __init__(self, settings: Settings, watchdog: Watchdog):
-        self._settings = settings
+    def __init__(self, url: str, settings: Settings, watchdog: Watchdog):
+        self._url, self._settings = url, settings
         self._watchdog = watchdog
         self._session = requests.Session()
         self._session.trust_env = False  # a proxy from the environment is no way to a local server
@@ -47,21 +49,24 @@ class OllamaClient:
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, adapter)
         self._prepared: dict[tuple[str, str], requests.PreparedRequest] = {}
-        self._model_stops: tuple[str | None, list[str]] | None = None
+        self._model_stops: dict[str, tuple[str | None, list[str]]] = {}  # by model: its build and its own stops
 
-    def generate(self, question: Question, digest: str | None, cancellation: Cancellation,
-                 publish: Callable[[str], None]) -> Completion:
-        """Generate the answer to ``question``, handing each piece of text to ``publish`` as it comes.
+    def generate(self, call: ModelCall, digest: str | None, cancellation: Cancellation,
+                 publish: Callable[[list[Piece]], None]) -> Completion:
+        """Generate the answer to ``call``, handing the pieces of it to ``publish`` as they come.
 
         ``digest`` is the model's build, by which its own stops are remembered. Raises OllamaError, or Cancelled.
         """
         deadline = time.monotonic() + self._settings.timeout
-        payload = self._payload(question)
+        payload = dict(call.body) | {"stream": True}
+        if self._settings.keep_alive is not None:
+            payload["keep_alive"] = self._settings.keep_alive
         for attempt in range(1, TRIES + 1):
             try:
-                if question.stop:
-                    payload["options"]["stop"] = self._all_stops(question.stop, digest, deadline, cancellation)
-                return self._generate_once(orjson.dumps(payload), deadline, cancellation, publish)
+                if stops := call.options.get("stop"):
+                    payload["options"] = call.options | {
+                        "stop": self._all_stops(call.model, stops, digest, deadline, cancellation)}
+                return self._generate_once(call, orjson.dumps(payload), deadline, cancellation, publish)
             except (OllamaUnavailable, OllamaBusy) as error:
                 delay = BACKOFF_SECONDS * 2 ** attempt * random.uniform(0.5, 1.5)
                 if attempt == TRIES or time.monotonic() + delay >= deadline:
@@ -74,48 +79,44 @@ class OllamaClient:
         """The models of ``/api/tags``, within ``seconds``. Raises OllamaError."""
         models = self._json("GET", "/api/tags", None, seconds).get("models")
         if not isinstance(models, list):
-            raise OllamaError("Ollama's list of models is no list; check OLLAMA_URL.")
+            raise OllamaGarbled("a list of models that is not a list")
         return [model for model in models if isinstance(model, dict)]
+
+    def show(self, model: str) -> dict[str, Any]:
+        """What /api/show tells of ``model``. Raises OllamaError."""
+        return self._json("POST", "/api/show", orjson.dumps({"model": model}), SHOW_SECONDS)
 
     def version(self, seconds: float) -> str | None:
         """The version of ``/api/version``, within ``seconds``. Raises OllamaError."""
         version = self._json("GET", "/api/version", None, seconds).get("version")
         return version if isinstance(version, str) else None
 
-    def _payload(self, question: Question) -> dict[str, Any]:
-        options = {"num_predict": question.max_tokens, "temperature": question.temperature, "seed": question.seed,
-                   "top_p": question.top_p, "top_k": question.top_k, "num_ctx": self._settings.num_ctx}
-        payload = {"model": self._settings.model, "prompt": question.prompt, "system": question.system,
-                   "stream": True, "truncate": False, "keep_alive": self._settings.keep_alive,
-                   "options": {name: value for name, value in options.items() if value is not None}}
-        return {name: value for name, value in payload.items() if value is not None}
-
-    def _all_stops(self, stops: tuple[str, ...], digest: str | None, deadline: float,
+    def _all_stops(self, model: str, stops: list[str], digest: str | None, deadline: float,
                    cancellation: Cancellation) -> list[str]:
         """The model's own stops and the caller's: a list that is sent replaces the model's (ollama issue 3629)."""
-        known = self._model_stops
+        known = self._model_stops.get(model)
         if known is None or known[0] is None or known[0] != digest:
-            shown = self._json("POST", "/api/show", orjson.dumps({"model": self._settings.model}),
+            shown = self._json("POST", "/api/show", orjson.dumps({"model": model}),
                                deadline - time.monotonic(), cancellation)
-            known = self._model_stops = (digest, stops_of(shown.get("parameters")))
+            known = self._model_stops[model] = (digest, stops_of(shown.get("parameters")))
         return list(dict.fromkeys([*known[1], *stops]))
 
-    def _generate_once(self, body: bytes, deadline: float, cancellation: Cancellation,
-                       publish: Callable[[str], None]) -> Completion:
+    def _generate_once(self, asked: ModelCall, body: bytes, deadline: float, cancellation: Cancellation,
+                       publish: Callable[[list[Piece]], None]) -> Completion:
         call = Call()
-        with self._exchange(call, "POST", "/api/generate", body, deadline - time.monotonic(), cancellation) as response:
+        with self._exchange(call, "POST", asked.endpoint, body, deadline - time.monotonic(), cancellation) as response:
             self._check_status(response)
             last = self._read_answer(response.raw, call, publish)
             _drain(call.detach(), response.raw)
             return completion_of(last)
 
-    def _read_answer(self, raw: Any, call: Call, publish: Callable[[str], None]) -> dict[str, Any]:
+    def _read_answer(self, raw: Any, call: Call, publish: Callable[[list[Piece]], None]) -> dict[str, Any]:
         reader = LineReader()
         size = unyielded = 0
         while True:
             data = raw.read1(65536)
             if call.cut_by is not None:  # what lies in the socket's buffer can be read even then
-                raise OllamaError("The exchange was cut off.")
+                raise OllamaReset
             unyielded += len(data)
             if unyielded > TURN_BYTES:  # under gevent a read of what is there already lets nobody else run
                 unyielded = 0
@@ -123,19 +124,19 @@ class OllamaClient:
             for record in reader.feed(data) if data else reader.end():
                 if record.get("error") is not None:
                     self._log_upstream(200, record["error"])
-                    raise OllamaError("Ollama reported an error while generating; its log says why.")
+                    raise OllamaReported
                 piece = record.get("response", "")
                 if not isinstance(piece, str):
-                    raise OllamaError("Ollama sent a piece of text that is no text.")
+                    raise OllamaGarbled("a piece of text that is not text")
                 if piece:
-                    publish(piece)
+                    publish([Piece(piece)])
                     size += len(piece)
                 if record.get("done") is True:
                     return record
                 if size > TEXT_LIMIT:
-                    raise OllamaError("Ollama sent an answer longer than any model can write.")
+                    raise OllamaGarbled("an answer longer than any model can write")
             if not data:
-                raise OllamaError("Ollama broke off before the answer was complete; its log says why.")
+                raise OllamaBrokeOff
 
     def _json(self, method: str, path: str, body: bytes | None, seconds: float,
               cancellation: Cancellation | None = None) -> dict[str, Any]:
@@ -146,7 +147,7 @@ class OllamaClient:
             while chunk := response.raw.read1(65536):
                 data += chunk
                 if len(data) > LINE_LIMIT:
-                    raise OllamaError("Ollama sent an endless reply.")
+                    raise OllamaGarbled("an endless reply")
             call.detach()
             return parse_record(data)
 
@@ -161,7 +162,7 @@ class OllamaClient:
                 current.call = call
                 seconds = max(seconds, 0.001)
                 # The session's own send() adds cookies and redirects, which are not wanted from Ollama.
-                response = self._session.get_adapter(self._settings.ollama_url).send(
+                response = self._session.get_adapter(self._url).send(
                     self._request(method, path, body), stream=True,
                     timeout=(min(self._settings.connect_timeout, seconds), seconds + 1))
                 yield response
@@ -181,7 +182,7 @@ class OllamaClient:
         """A request made from a template: preparing one anew costs as much as sending it."""
         if (method, path) not in self._prepared:
             headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
-            request = requests.Request(method, self._settings.ollama_url + path, headers)
+            request = requests.Request(method, self._url + path, headers)
             self._prepared[method, path] = request.prepare()
         prepared = self._prepared[method, path].copy()
         prepared.body = body
@@ -195,29 +196,27 @@ class OllamaClient:
         text = error_text(_beginning(response.raw, ERROR_LIMIT))
         self._log_upstream(status, text)
         if status == 404 and text is not None:
-            model = self._settings.model
-            raise ModelNotFound(f"Ollama does not have the model {model}; run `ollama pull {model}` on its host.")
+            raise ModelNotFound(self._settings.model)
         if status == 503:
-            raise OllamaBusy("Ollama is busy and refused the request; try again later.")
-        if status == 400 and text is not None and (size := too_long(text)) is not None:
-            raise PromptTooLong(f"The prompt does not fit the model's context window{size}; shorten it.")
+            raise OllamaBusy
+        if status == 400 and text is not None and (error := too_long(text)) is not None:
+            raise error
         if text is None:
-            raise OllamaError(f"What answers at OLLAMA_URL (status {status}) does not speak Ollama's protocol;"
-                              " check the URL, its path and the host names that Ollama accepts.")
-        raise OllamaError(f"Ollama refused or failed to generate (status {status}); its log and ours say why.")
+            raise NotOllama(status)
+        raise OllamaRefused(status, text)
 
     def _translated(self, error: Exception, call: Call) -> Exception:
         if call.cut_by is Cancelled:
             return Cancelled()
         timeouts = (requests.ReadTimeout, urllib3.exceptions.ReadTimeoutError)
         if call.cut_by is OllamaTimeout or isinstance(error, timeouts):
-            return OllamaTimeout("Ollama did not finish in time; ask for fewer tokens or try again later.")
+            return OllamaTimeout()
         if isinstance(error, OllamaError):
             return error
         reason = getattr(error.args[0], "reason", None) if error.args else None
         if isinstance(error, requests.ConnectTimeout) or isinstance(reason, urllib3.exceptions.NewConnectionError):
-            return OllamaUnavailable("Nobody accepts connections at OLLAMA_URL; start Ollama with `ollama serve`.")
-        return OllamaError("Ollama broke the connection off; it may have crashed or been restarted. Try again.")
+            return OllamaUnavailable()
+        return OllamaReset()
 
     def _log_upstream(self, status: int, text: Any) -> None:
         logger.warning("Ollama answered %d: %.500s", status, text if isinstance(text, str) else "(no error text)")

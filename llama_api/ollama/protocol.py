@@ -1,64 +1,20 @@
-"""What Ollama says: the records of its wire protocol, and its faults as a tree of typed errors.
-
-    OllamaError            it answered with an error, garbage or a partial answer
-    ├── OllamaUnavailable  nobody listens there
-    ├── OllamaBusy         it stayed busy over a few retries
-    ├── OllamaTimeout      the deadline passed
-    ├── ModelNotFound      it lacks the model
-    └── PromptTooLong      the prompt does not fit the context window
+"""The records of Ollama's wire protocol, read.
 
 Its side is ``api/types.go``, ``server/routes.go`` and ``llm/llama_server.go``.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
+from ..answer import Completion
+from ..errors import OllamaGarbled, PromptTooLong
+
+# What Ollama says of a prompt beyond the window: since 0.30; with shift off; 0.12.6 to 0.29; /api/embed before 0.12.
+TOO_LONG = ("exceed_context_size", "longer than the context length", "input length exceeds the context length",
+            "input length exceeds maximum context length")
 LINE_LIMIT = 32 << 20  # bytes: the longest line that is believed (a `context` of 262,144 tokens is 2 MB)
-
-
-class OllamaError(Exception):
-    """Ollama answered with an error, garbage or a partial answer."""
-
-    retry_after: int | None = None
-
-
-class OllamaUnavailable(OllamaError):
-    """Nobody accepts connections at OLLAMA_URL."""
-
-    retry_after = 5
-
-
-class OllamaBusy(OllamaError):
-    """Ollama answered 503 to every try."""
-
-    retry_after = 5
-
-
-class OllamaTimeout(OllamaError):
-    """The deadline passed; the call was closed."""
-
-
-class ModelNotFound(OllamaError):
-    """Ollama has no such model."""
-
-    retry_after = 60
-
-
-class PromptTooLong(OllamaError):
-    """The prompt does not fit the model's context window."""
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """How a generation ended; counts are None when Ollama gave none."""
-
-    finish_reason: str | None
-    input_tokens: int | None
-    output_tokens: int | None
-    tokens_per_second: float | None
 
 
 class LineReader:
@@ -68,7 +24,7 @@ class LineReader:
         self._rest = bytearray()
 
     def feed(self, data: bytes) -> Iterator[dict[str, Any]]:
-        """Give the records that ``data`` completes. Raises OllamaError on what is no JSON object."""
+        """Give the records that ``data`` completes. Raises OllamaGarbled on what is not a JSON object."""
         searched = len(self._rest)
         self._rest += data
         start = 0
@@ -78,7 +34,7 @@ class LineReader:
             start = end + 1
         del self._rest[:start]
         if len(self._rest) > LINE_LIMIT:
-            raise OllamaError("Ollama sent a line longer than any answer.")
+            raise OllamaGarbled("a line longer than any answer")
 
     def end(self) -> Iterator[dict[str, Any]]:
         """Give the record that had no line break after it, if any."""
@@ -93,17 +49,20 @@ def parse_record(line: bytearray) -> dict[str, Any]:
     except ValueError:
         record = None
     if not isinstance(record, dict):
-        raise OllamaError("Ollama sent something that is not its protocol; check OLLAMA_URL and its log.")
+        raise OllamaGarbled("something that is not its protocol")
     return record
 
 
 def completion_of(record: dict[str, Any]) -> Completion:
-    reason = record.get("done_reason")
-    tokens, nanoseconds = _count(record, "eval_count"), _count(record, "eval_duration")
+    """How the generation ended, from the last record of its answer."""
+    reason, context = record.get("done_reason"), record.get("context")
     return Completion(
         finish_reason=reason if reason in ("stop", "length") else None,
-        input_tokens=_count(record, "prompt_eval_count"), output_tokens=tokens,
-        tokens_per_second=round(tokens / nanoseconds * 1e9, 2) if tokens and nanoseconds else None)
+        input_tokens=_count(record, "prompt_eval_count"), output_tokens=_count(record, "eval_count"),
+        cached_input_tokens=_count(record, "prompt_eval_cached_count"),
+        total_duration=_count(record, "total_duration"), load_duration=_count(record, "load_duration"),
+        prompt_eval_duration=_count(record, "prompt_eval_duration"), eval_duration=_count(record, "eval_duration"),
+        context=tuple(context) if isinstance(context, list) and all(type(token) is int for token in context) else None)
 
 
 def _count(record: dict[str, Any], name: str) -> int | None:
@@ -135,16 +94,16 @@ def error_text(body: bytes) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def too_long(text: str) -> str | None:
-    """Whether an error says that the prompt is too long: its size as a phrase (maybe empty), else None.
+def too_long(text: str) -> PromptTooLong | None:
+    """The error that says so when Ollama's ``text`` means that the prompt does not fit the window, else None.
 
-    The engine's error is JSON inside the string (llama.cpp ``exceed_context_size_error``); older ones are a sentence.
+    Since 0.30 it is JSON inside the string (llama.cpp ``exceed_context_size_error``); older ones are sentences.
     """
     try:
         inner = orjson.loads(text)["error"]
         if inner.get("type") != "exceed_context_size_error":
             return None
         asked, room = inner.get("n_prompt_tokens"), inner.get("n_ctx")
-        return f" ({asked} tokens, room for {room})" if isinstance(asked, int) and isinstance(room, int) else ""
+        return PromptTooLong(asked, room) if isinstance(asked, int) and isinstance(room, int) else PromptTooLong()
     except (ValueError, TypeError, KeyError, AttributeError):
-        return "" if "exceed_context_size" in text or "longer than the context length" in text else None
+        return PromptTooLong() if any(phrase in text for phrase in TOO_LONG) else None

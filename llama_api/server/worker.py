@@ -12,7 +12,7 @@ from gevent.server import StreamServer
 from gunicorn import util
 from gunicorn.workers.ggevent import GeventWorker
 
-from ..metrics.prometheus import new_request_id
+from ..logs import new_request_id
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +91,6 @@ class Worker(GeventWorker):
         """At SIGTERM say what the stop waits for, and accept no more; gunicorn's own loop sees it a second later."""
         super().handle_exit(sig, frame)
         if self._server is not None:
-            under_way = self.wsgi.extensions["llama_api"].metrics.under_way
+            under_way = self.wsgi.extensions["llama_api"].recorder.under_way
             self.log.info("Worker %s stops and waits for %s requests", self.pid, under_way)
             gevent.spawn(self._server.close)

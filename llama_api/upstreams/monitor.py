@@ -1,15 +1,15 @@
-"""What is known of Ollama: a probe shared by all callers, and a breaker for the hang that no probe can see."""
+"""What is known of one Ollama: a probe shared by all callers."""
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from ..waiting import Cancelled
-from ..ollama.client import OllamaClient
-from ..ollama.protocol import OllamaError, OllamaTimeout, OllamaUnavailable
+from ..model_names import normal
+from ..ollama import OllamaClient
+from ..errors import OllamaError, OllamaTimeout
 
 logger = logging.getLogger(__name__)
 
@@ -17,8 +17,6 @@ PROBE_EVERY = 1.0  # seconds between the starts of two probes
 PROBE_SECONDS = 0.9  # for one probe: with the period, what is reported is at most 2 s old
 IDLE_SECONDS = 30.0  # after which an unasked monitor leaves Ollama in peace
 FIRST_PROBE_SECONDS = 1.2  # longest wait of a caller for the first probe
-HANG_TIMEOUTS = 3  # generations in a row that time out before callers are turned away
-RECENT_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +29,7 @@ class Probe:
     model_present: bool
     digest: str | None
     reason: str | None
+    models: tuple[dict[str, Any], ...] = ()  # as /api/tags tells them
 
 
 class Monitor:
@@ -60,14 +59,14 @@ class Monitor:
             self._probed.wait(FIRST_PROBE_SECONDS)
         return self._latest or Probe(self._clock(), False, None, False, None, "Ollama has not answered yet")
 
-    def digest(self) -> str | None:
+    def digest(self, model: str) -> str | None:
         """The build of the model as last seen, None when it was never seen."""
         self.latest()
         return self._digest
 
-    def stale_since(self, digest: str | None) -> float | None:
+    def stale_since(self, model: str, digest: str | None) -> float | None:
         """When (monotonic) another build than ``digest`` was first seen; None when ``digest`` is the current one."""
-        current = self.digest()
+        current = self.digest(model)
         return None if current is None or current == digest else self._digest_since
 
     def probe(self) -> Probe:
@@ -79,14 +78,15 @@ class Monitor:
             return self._note(Probe(started, False, None, False, None, "Ollama does not answer; restart it"))
         except OllamaError as error:
             return self._note(Probe(started, False, None, False, None, str(error)))
-        wanted = _normal(self._model)
-        digest = next((model.get("digest") for model in models if _normal(str(model.get("name"))) == wanted), "")
+        wanted = normal(self._model)
+        digest = next((model.get("digest") for model in models if normal(str(model.get("name"))) == wanted), "")
         try:
             version = self._client.version(max(0.1, PROBE_SECONDS - (self._clock() - started)))
         except OllamaError:
             version = None
         missing = f"Ollama does not have the model; run `ollama pull {self._model}`" if digest == "" else None
-        return self._note(Probe(started, True, version, digest != "", str(digest) if digest else None, missing))
+        return self._note(Probe(started, True, version, digest != "", str(digest) if digest else None, missing,
+                                tuple(models)))
 
     def _note(self, probe: Probe) -> Probe:
         if probe.digest and probe.digest != self._digest:
@@ -109,72 +109,3 @@ class Monitor:
             if self._clock() - self._asked > IDLE_SECONDS:
                 with self._lock:
                     self._wanted.clear()
-
-
-class Breaker:
-    """Stops piling requests on an Ollama that hangs (its other endpoints stay green; ollama issue 15950).
-
-    After HANG_TIMEOUTS generations in a row timed out, one at a time is let through as a trial and the others fail at
-    once; any answer of Ollama's, even an error, closes it again.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._timeouts = 0
-        self._last_timeout = 0.0
-        self._trial: object | None = None
-
-    @property
-    def open(self) -> bool:
-        """Whether only a trial at a time is let through."""
-        return self._timeouts >= HANG_TIMEOUTS
-
-    @property
-    def reason(self) -> str | None:
-        """Why the service is degraded, None when it is not."""
-        recent = self._timeouts and self._clock() - self._last_timeout < RECENT_SECONDS
-        if not (self.open or recent):
-            return None
-        return f"generations in a row that timed out: {self._timeouts}; Ollama may hang: restart it if this lasts"
-
-    @contextmanager
-    def admission(self) -> Iterator[Callable[[], None]]:
-        """Let one generation through. The block calls what it is given once more after its wait for a slot.
-
-        Raises OllamaUnavailable when the breaker is open and a trial is under way.
-        """
-        mine = object()
-
-        def admit() -> None:
-            with self._lock:
-                if self.open and self._trial not in (None, mine):
-                    raise OllamaUnavailable(f"The last {self._timeouts} generations timed out, so only one at a time is"
-                                            " tried until Ollama answers again; restart Ollama if this lasts.")
-                if self.open:
-                    self._trial = mine
-
-        try:
-            admit()
-            yield admit
-        except OllamaTimeout:
-            with self._lock:
-                self._timeouts, self._last_timeout = self._timeouts + 1, self._clock()
-            raise
-        except (OllamaUnavailable, Cancelled):
-            raise
-        except OllamaError:
-            self._timeouts = 0
-            raise
-        else:
-            self._timeouts = 0
-        finally:
-            with self._lock:
-                if self._trial is mine:
-                    self._trial = None
-
-
-def _normal(name: str) -> str:
-    """A model's name as Ollama compares it: with its tag, lower case (``types/model/name.go``)."""
-    name = name.strip().lower().removeprefix("registry.ollama.ai/").removeprefix("library/")
-    return name if ":" in name.rpartition("/")[2] else name + ":latest"

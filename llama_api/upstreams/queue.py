@@ -9,17 +9,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..errors import QueueFull, QueueTimeout
 from ..waiting import Cancellation, Cancelled
 
 SLOT_POLL = 0.02  # seconds between two tries for a slot that other processes hold
-
-
-class GateClosed(Exception):
-    """No slot, and no room or no time left to wait. ``retry_after`` is in whole seconds."""
-
-    def __init__(self, reason: str, retry_after: int):
-        self.retry_after = retry_after
-        super().__init__(reason)
 
 
 class SlotFiles:
@@ -103,7 +96,7 @@ class Gate:
 
     @contextmanager
     def slot(self, cancellation: Cancellation) -> Iterator[float]:
-        """Hold a slot for the block; gives the seconds waited for it. Raises GateClosed or Cancelled."""
+        """Hold a slot for the block; gives the seconds waited for it. Raises QueueFull, QueueTimeout or Cancelled."""
         arrived = time.monotonic()
         slot = self._enter(cancellation, arrived)
         handle, taken = object(), time.monotonic()
@@ -132,7 +125,7 @@ class Gate:
             if slot is not None:
                 return slot
             if len(self._queue) >= self.limit:
-                raise GateClosed(f"every slot is busy and {self.limit} others wait already", self.retry_after())
+                raise QueueFull(self.limit, self.retry_after())
             turn = threading.Event()
             self._queue[turn] = None
         try:
@@ -154,7 +147,7 @@ class Gate:
                 raise Cancelled
             remaining = deadline - time.monotonic()
             if remaining <= 0:
-                raise GateClosed(f"no slot became free within {self._wait_seconds:g} s", self.retry_after())
+                raise QueueTimeout(self._wait_seconds, self.retry_after())
             # Other processes cannot wake us. The jitter gives each of them its turn.
             turn.wait(min(remaining, SLOT_POLL * random.uniform(0.5, 1.5)) if self._shared else remaining)
 

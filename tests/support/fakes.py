@@ -3,7 +3,8 @@
 import threading
 import time
 
-from llama_api.answer import Answer, Question
+from llama_api.answer import Answer, Completion
+from llama_api.model_call import GENERATE, ModelCall
 
 
 class Clock:
@@ -28,16 +29,17 @@ def until(condition, seconds=10.0):
     return value
 
 
-def question(prompt="Why is the sky blue?", **fields):
-    """A question with the defaults of the contract."""
-    return Question(**{"prompt": prompt, "max_tokens": 100, "temperature": 0.7, **fields})
+def call(prompt="Why is the sky blue?", model="llama3:8b", options=None, **fields):
+    """The call that POST /generate makes of a prompt, by the defaults of the contract."""
+    return ModelCall.of(GENERATE, model, {"num_predict": 100, "temperature": 0.7, **(options or {})}, prompt=prompt,
+                        truncate=False, **fields)
 
 
-def answer(text="Because.", **fields):
-    """A whole answer."""
-    return Answer(**{"text": text, "model": "llama3:8b", "finish_reason": "stop", "input_tokens": 7,
-                     "output_tokens": 3, "tokens_per_second": 50.0, "digest": "build-1", "created": time.time(),
-                     **fields})
+def answer(text="Because.", finish_reason="stop", input_tokens=7, output_tokens=3, **fields):
+    """A whole answer, by default at 50 tokens a second."""
+    completion = Completion(finish_reason, input_tokens, output_tokens, eval_duration=output_tokens * 20_000_000)
+    return Answer(**{"model": "llama3:8b", "text": text, "completion": completion, "digest": "build-1",
+                     "created": time.time(), **fields})
 
 
 def in_threads(count, work):

@@ -1,0 +1,59 @@
+"""Which models are served, under what names, and what each can do."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..model_names import is_cloud, normal
+from ..upstreams import Fleet
+
+EVERYTHING = "*"
+
+
+class Models:
+    """The served models: ``default``, ``further`` ones (or ``*``, all that Ollama has) and ``aliases`` of these."""
+
+    def __init__(self, fleet: Fleet, default: str, further: Sequence[str] = (),
+                 aliases: Sequence[tuple[str, str]] = ()):
+        self._fleet, self.default = fleet, default
+        self._everything = EVERYTHING in further
+        configured = [default, *(name for name in further if name != EVERYTHING)]
+        self._configured = {normal(name): name for name in reversed(configured)}
+        self._aliases = {normal(alias): (alias, model) for alias, model in aliases}
+
+    @property
+    def served(self) -> list[str]:
+        """The names of the served models, the default first; with ``*`` all that Ollama has as it lists them."""
+        names = dict.fromkeys(reversed(self._configured.values()))
+        if self._everything:
+            for model in self._fleet.inventory():
+                if normal(name := str(model["name"])) not in self._configured and not is_cloud(name):
+                    names[name] = None
+        return list(names)
+
+    @property
+    def aliases(self) -> list[tuple[str, str]]:
+        """Pairs of an alias and the name of the served model that it stands for."""
+        return [(alias, name) for alias, model in self._aliases.values() if (name := self._named(normal(model)))]
+
+    def resolve(self, name: str) -> str | None:
+        """The configured name of the model that a caller calls ``name``; None when it is not served."""
+        wanted = normal(name)
+        if wanted in self._aliases:
+            wanted = normal(self._aliases[wanted][1])
+        return self._named(wanted)
+
+    def capabilities(self, model: str) -> frozenset[str]:
+        """What a served ``model`` can do (``completion``, ``tools``, ...), by /api/show. Raises OllamaError."""
+        return frozenset(str(one) for one in self._fleet.show(model).get("capabilities") or ())
+
+    def inventory(self) -> list[dict[str, Any]]:
+        """The entries of /api/tags of the served models that Ollama has, as of the newest probes."""
+        return [model for model in self._fleet.inventory() if self._named(normal(str(model["name"])))]
+
+    def _named(self, wanted: str) -> str | None:
+        if wanted in self._configured:
+            return self._configured[wanted]
+        if not self._everything or is_cloud(wanted):
+            return None
+        return next((str(model["name"]) for model in self._fleet.inventory()
+                     if normal(str(model["name"])) == wanted), None)

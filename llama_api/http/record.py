@@ -1,0 +1,58 @@
+"""The record of each request, which the log and the metrics are told at its end, whatever happened."""
+
+import logging
+import re
+import time
+from typing import Any
+
+from flask import Flask, Response, g, request
+
+from ..logs import JsonLog, new_request_id
+from ..metrics import Metrics
+
+LONGEST = 500  # characters of a caller's text in one field of the log
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
+
+
+class Recorder:
+    """The before/after-request pair around every request; views add to ``g.record`` what they know."""
+
+    def __init__(self, metrics: Metrics, log: JsonLog):
+        self._metrics, self._log = metrics, log
+        self.under_way = 0  # requests of this process that have begun and not ended
+
+    def init_app(self, app: Flask) -> None:
+        """Record every request of ``app``."""
+        app.before_request(self._begin)
+        app.after_request(self._finish)
+
+    def _begin(self) -> None:
+        environ = request.environ
+        sent = environ.get("HTTP_X_REQUEST_ID", "")
+        g.record = {"request_id": sent if _REQUEST_ID.fullmatch(sent) else new_request_id()}
+        if trace := _TRACEPARENT.fullmatch(environ.get("HTTP_TRACEPARENT", "")):
+            g.record["trace_id"] = trace[1]
+        self.under_way += 1
+        g.began = time.perf_counter()
+
+    def _finish(self, response: Response) -> Response:
+        record, began, req = g.record, g.began, request._get_current_object()  # type: ignore[attr-defined]
+        response.headers["X-Request-ID"] = record["request_id"]
+        facts = (req.method, req.path, req.remote_addr, req.url_rule.rule if req.url_rule is not None else "(unknown)")
+        if response.is_streamed:
+            response.call_on_close(lambda: self._end(record, began, response.status_code, facts))
+        else:
+            self._end(record, began, response.status_code, facts)
+        return response
+
+    def _end(self, record: dict[str, Any], began: float, status: int, facts: tuple[Any, ...]) -> None:
+        """Count one request and log it."""
+        self.under_way -= 1
+        seconds = time.perf_counter() - began
+        method, path, client, endpoint = facts
+        self._metrics.request_ended(record, method, endpoint, status, seconds)
+        path = (path if path.isascii() and path.isprintable() else ascii(path)[1:-1])[:LONGEST]
+        self._log.write(logging.ERROR if status >= 500 else logging.INFO, {
+            "message": f"{method} {path} {status}", **record, "method": method, "path": path, "status": status,
+            "duration_ms": round(seconds * 1000, 3), "client": client and client[:LONGEST]})

@@ -1,0 +1,75 @@
+"""What is asked of Ollama: one request exactly as it will get it, and the key that is a hash of just that."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+KEY_VERSION = 2  # of the key's format; raise it with every change, so that old entries are never misread
+GENERATE, CHAT, EMBED = "/api/generate", "/api/chat", "/api/embed"
+# Ollama reads these as fractions, all others as integers (api/types.go, Options), so 1 and 1.0 are one value.
+_FLOATS = frozenset({"temperature", "top_p", "min_p", "typical_p", "repeat_penalty", "presence_penalty",
+                     "frequency_penalty", "tfs_z", "mirostat_tau", "mirostat_eta"})
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCall:
+    """One request as Ollama will get it, made by ``of``.
+
+    ``body`` lacks what never changes an answer (``stream``, ``keep_alive``), and its ``stop`` the model's own stops,
+    which the client adds: a list that is sent replaces them.
+    """
+
+    endpoint: str
+    body: Mapping[str, Any]
+    key: str = field(compare=False)
+
+    @classmethod
+    def of(cls, endpoint: str, model: str, options: Mapping[str, Any] | None = None, **fields: Any) -> "ModelCall":
+        """The call to ``endpoint`` of ``model``; fields and options that are None are absent.
+
+        The order of fields and of options does not matter; the order inside a schema, a message or a list of tools
+        does, for it is printed into the prompt.
+        """
+        chosen = {name: _number(name, value) for name, value in sorted((options or {}).items()) if value is not None}
+        given = {"model": model, **fields, **({"options": chosen} if chosen else {})}
+        body = {name: given[name] for name in sorted(given) if given[name] is not None}
+        return cls(endpoint, body, hashlib.sha256(orjson.dumps([KEY_VERSION, endpoint, body])).hexdigest())
+
+    @property
+    def model(self) -> str:
+        """The configured name of the model."""
+        return str(self.body["model"])
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Ollama's options, with their effective values."""
+        return dict(self.body.get("options", {}))
+
+    @property
+    def texts(self) -> list[str]:
+        """What the caller wrote, in order: it must not appear in a log."""
+        messages = self.body.get("messages") or []
+        given = [self.body.get("system"), self.body.get("prompt"), self.body.get("suffix"), self.body.get("template"),
+                 *(value for message in messages if isinstance(message, dict) for value in (
+                     message.get("content"), message.get("thinking"))),
+                 *(self.body["input"] if isinstance(self.body.get("input"), list) else [self.body.get("input")])]
+        return [text for text in given if isinstance(text, str) and text]
+
+    @property
+    def question(self) -> str:
+        """The text that names this call in a log: the prompt, or the conversation or the input as JSON."""
+        if isinstance(prompt := self.body.get("prompt"), str):
+            return prompt
+        return orjson.dumps(self.body.get("messages", self.body.get("input"))).decode()
+
+
+def _number(name: str, value: Any) -> Any:
+    """``value`` as the one form of its number, so that equal requests have equal keys."""
+    if type(value) is int and name in _FLOATS:
+        return float(value)
+    if type(value) is float:
+        return int(value) if name not in _FLOATS and value.is_integer() else value + 0.0  # so that -0.0 is 0.0
+    return value
