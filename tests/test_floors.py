@@ -1,4 +1,4 @@
-"""The floors of the house: imports go down only, across wings only by their names, each foreign library in its place."""
+"""The floors of the house: imports go down only, across wings by their names alone, each library in its place."""
 
 import ast
 from pathlib import Path
