@@ -2,6 +2,6 @@
 
 A process of its own (`python -m llama_api.embedded --port 11434`), built as Ollama is since 0.30: routes in front of a
 llama-server, here the one inside xllamacpp, on a loopback port that only this process has the key of. It is for trying
-things out and for tests; the model answers under its own name, so that it is never taken for Llama 3. What is left out
+things out and for tests; the model answers under its own name, so that it is never taken for Llama 3. What it cannot do
 (`template`, `suffix`, images, tools, thinking) is refused. Load-time options are checked, and change nothing.
 """

@@ -10,7 +10,8 @@ import sys
 import threading
 import time
 
-from .server import Handler, Listener, find_model
+from .model import Model, find_file
+from .server import Handler, Listener
 
 
 def read_arguments() -> argparse.Namespace:
@@ -35,13 +36,13 @@ def main() -> None:
     except OSError as error:
         sys.exit(f"Cannot listen on {arguments.host}:{arguments.port} ({error.strerror}): choose another --port.")
     try:
-        listener.load(arguments.model_file or find_model(), arguments.parallel, arguments.threads)
+        listener.model = Model(arguments.model_file or find_file(), arguments.parallel, arguments.threads)
     except (OSError, RuntimeError) as error:
         sys.exit(f"No model to answer with: {error}. `make clean setup` installs what is needed.")
     threading.Thread(target=listener.serve_forever, daemon=True).start()
     address = f"http://{arguments.host}:{listener.server_address[1]}"
     with contextlib.suppress(BrokenPipeError):  # whoever wanted to know may have ended meanwhile
-        print(f"{address} {listener.name} is ready, a small stand-in and not Llama 3", flush=True)
+        print(f"{address} {listener.model.name} is ready, a small stand-in and not Llama 3", flush=True)
     while arguments.parent in (None, os.getppid()):
         time.sleep(0.5)
     os._exit(0)

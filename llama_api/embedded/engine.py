@@ -1,16 +1,18 @@
-"""llama.cpp for the embedded Ollama: the model loaded, its parallel slots, and options in the engine's words."""
+"""llama.cpp for the embedded Ollama: the model loaded, spoken to as Ollama speaks to its llama-server."""
 from __future__ import annotations
 
-import collections
 import contextlib
 import http.client
 import json
 import os
 import pathlib
 import secrets
-import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
+
+from . import go_json
+from .errors import ClientGone, Gone, Refused
+from .options import OPTIONS
 
 try:
     import xllamacpp
@@ -18,37 +20,13 @@ except ImportError:
     xllamacpp = None
 
 PIECE = 64  # prompt tokens per call, about 0.5 s: the engine notices a closed connection only when it writes
-STOPS = ["<|im_start|>", "<|im_end|>"]
-# DefaultOptions in api/types.go; a given option must have the type of its default.
-OPTIONS: dict[str, Any] = {
-    "num_predict": -1, "temperature": 0.8, "seed": -1, "top_k": 40, "top_p": 0.9, "min_p": 0.0, "typical_p": 1.0,
-    "repeat_penalty": 1.0, "repeat_last_n": 64, "presence_penalty": 0.0, "frequency_penalty": 0.0, "num_keep": 4,
-    "num_ctx": 4096, "num_batch": 512, "num_gpu": -1, "main_gpu": 0, "num_thread": 0, "draft_num_predict": 0,
-    "use_mmap": True, "stop": STOPS}
-OPTION_TYPES = {int: "integer", float: "float32", bool: "boolean", list: "array"}
-GO_ESCAPES = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}
-Gone = Callable[[], bool]
-
-
-class Refused(Exception):
-    """The request ends with this HTTP status and `{"error": text}`."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
-
-
-class ClientGone(Exception):
-    """The client closed its connection; nobody would read the answer."""
-
-
-def to_json(value: Any) -> bytes:
-    """Encode as Go's encoder does: compact, raw UTF-8, with <, > and & escaped."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).translate(GO_ESCAPES).encode(errors="replace")
+NOT_JSON = "X"  # no JSON value begins with it
+BAD_SCHEMA = {"error": {"code": 400, "type": "invalid_request_error",
+                        "message": "Failed to initialize samplers: failed to parse grammar"}}
 
 
 class Engine:
-    """llama.cpp with the model loaded, spoken to over a loopback port that only this process has the key of.
+    """llama.cpp with the model loaded, on a loopback port that only this process has the key of.
 
     RuntimeError if it cannot be loaded. There is no way back: freed while it generates, it hangs for half a minute.
     """
@@ -78,7 +56,7 @@ class Engine:
         connection = http.client.HTTPConnection(self.address)
         headers = {"Authorization": f"Bearer {self.key}"}
         try:
-            connection.request("GET" if body is None else "POST", path, body and to_json(body), headers)
+            connection.request("GET" if body is None else "POST", path, body and go_json.encode(body), headers)
             response = connection.getresponse()
             if response.status != 200:
                 raise Refused(response.status, response.read().decode())
@@ -93,9 +71,31 @@ class Engine:
     def tokenize(self, text: str) -> list[int]:
         return self.call("/tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"]
 
-    def render(self, turns: list[Any]) -> str:
-        """Put messages into the model's chat template, which adds a system message of its own if there is none."""
+    def render(self, turns: list[dict[str, Any]]) -> str:
+        """Put messages into the model's chat template, which adds a system message of its own if there is none.
+
+        A last message of the assistant is left open, for the answer to continue it; an empty one would leave out even
+        the beginning of the answer.
+        """
+        if turns[-1] == {"role": "assistant", "content": ""}:
+            turns = turns[:-1]
         return self.call("/apply-template", {"messages": turns})["prompt"]
+
+    def look_at(self, images: list[str]) -> None:
+        """Hand base64 images to the engine, whose refusal is what Ollama would pass on: no model here can see."""
+        self.call("/completion", {"prompt": {"prompt_string": "", "multimodal_data": images}, "n_predict": 0})
+
+    def require_binding(self, settings: dict[str, Any]) -> None:
+        """Refused if the schema in the settings would not bind the answer: the engine drops a bad one without a word.
+
+        A token that no JSON begins with is made irresistible, so that it comes if, and only if, nothing forbids it.
+        """
+        if "json_schema" in settings:
+            token = self.tokenize(NOT_JSON)[-1]
+            probe = {key: settings[key] for key in ("json_schema", "id_slot")} | {
+                "prompt": [token], "n_predict": 1, "temperature": 0, "logit_bias": [[token, 1000.0]]}
+            if self.call("/completion", probe)["content"] == NOT_JSON:
+                raise Refused(400, go_json.encode(BAD_SCHEMA).decode())
 
     def complete(self, prompt: list[int], settings: dict[str, Any],
                  gone: Gone) -> Generator[dict[str, Any], None, None]:
@@ -105,6 +105,7 @@ class Engine:
         and so the last digits of the logits, and greedy answers would not repeat.
         """
         spent, settings = 0.0, settings | {"cache_prompt": False}
+        self.require_binding(settings)
         for end in range(PIECE, len(prompt) if len(prompt) < self.window else 0, PIECE):
             piece = self.call("/completion", settings | {"prompt": prompt[:end], "n_predict": 0})
             spent += piece["timings"]["prompt_ms"]
@@ -120,64 +121,3 @@ class Engine:
                     if chunk.get("stop"):
                         chunk["timings"]["prompt_ms"] += spent
                     yield chunk
-
-
-class Slots:
-    """The engine's parallel slots and the unbounded FIFO before them (the semaphore in llm/llama_server.go)."""
-
-    def __init__(self, count: int) -> None:
-        self.free, self.changed = list(range(count)), threading.Condition()
-        self.waiting: collections.deque[object] = collections.deque()
-
-    @contextlib.contextmanager
-    def take(self, gone: Gone) -> Iterator[int]:
-        """Wait for a slot, oldest request first, and yield its number; ClientGone leaves the queue."""
-        ticket = object()
-        with self.changed:
-            self.waiting.append(ticket)
-            try:
-                while not self.free or self.waiting[0] is not ticket:
-                    if gone():
-                        raise ClientGone
-                    self.changed.wait(0.1)
-                slot = self.free.pop()
-            finally:
-                self.waiting.remove(ticket)
-                self.changed.notify_all()
-        try:
-            yield slot
-        finally:
-            with self.changed:
-                self.free.append(slot)
-                self.changed.notify_all()
-
-
-def read_options(given: dict[str, Any], window: int) -> dict[str, Any]:
-    """Return what the engine is to do; a wrong type is a 500, an unknown option ignored (FromMap in api/types.go)."""
-    options = dict(OPTIONS)
-    for key, value in given.items():
-        if value is None or key not in OPTIONS:
-            continue
-        kind = type(OPTIONS[key])
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not (is_number if kind in (int, float) else isinstance(value, kind)):
-            raise Refused(500, f'option "{key}" must be of type {OPTION_TYPES[kind]}')
-        if kind is list and not all(isinstance(text, str) for text in value):
-            raise Refused(500, f'option "{key}" must be of type an array of strings')
-        if is_number:
-            bound = 2**31 - 1 if kind is int else 1e38  # what the engine's own types hold
-            value = kind(max(-bound, min(value, bound)))
-        options[key] = value
-    limit = 10 * window  # llm/llama_server.go: no answer is unbounded, and neither is 0 here
-    wanted = options["num_predict"]
-    return options | {"n_predict": wanted if 0 < wanted <= limit else limit, "n_keep": max(0, options["num_keep"])}
-
-
-def read_format(value: Any) -> dict[str, Any]:
-    """Return the engine's setting for a `format` (llm/llama_server.go)."""
-    if value in (None, ""):
-        return {}
-    if value != "json" and not isinstance(value, dict):
-        text = to_json(value).decode()
-        raise Refused(500, f'invalid format: {text}; expected "json" or a valid JSON Schema object')
-    return {"json_schema": {"type": "object"} if value == "json" else value}

@@ -1,4 +1,4 @@
-"""The embedded Ollama as a process of its own: the real model, a real socket."""
+"""The embedded Ollama as a server: its process, its inventory, /api/generate."""
 
 import contextlib
 import hashlib
@@ -8,54 +8,20 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import threading
-import time
 
 import pytest
 import requests
 
-pytest.importorskip("xllamacpp", reason="requirements-embedded.txt is not installed")
+from llama_api.embedded.errors import ClientGone
+from llama_api.embedded.model import find_file
+from llama_api.embedded.slots import Slots
+from tests.embedded.conftest import COMMAND, MODEL, address_of, process
+from tests.support.fakes import until
 
-from llama_api.embedded.engine import ClientGone, Slots  # noqa: E402
-from llama_api.embedded.server import find_model  # noqa: E402
-
-MODEL = "smollm2:135m"
-COMMAND = [sys.executable, "-m", "llama_api.embedded", "--port", "0"]
 CAPITAL = "The capital of France is"  # to be sent raw: a few tokens are read sooner than a whole template
 TOO_LONG = "word " * 5000
-
-
-@contextlib.contextmanager
-def process(*command, **kwargs):
-    """Start a command with its output in pipes; kill it at the end if it still runs."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs) as started:
-        try:
-            yield started
-        finally:
-            started.kill()
-
-
-def address_of(started):
-    return started.stdout.readline().split()[0].removeprefix("http://")
-
-
-@pytest.fixture(scope="module")
-def server():
-    """The address of one process for all tests that leave it as it was."""
-    with process(*COMMAND) as started:
-        yield address_of(started)
-
-
-@pytest.fixture
-def ask(server):
-    """`ask(prompt, options={}, **fields)` posts to /api/generate: plain, greedy and short unless told otherwise."""
-    def ask(prompt, timeout=20, options=(), **fields):
-        body = {"model": MODEL, "prompt": prompt, "stream": False} | fields
-        body["options"] = {"temperature": 0, "num_predict": 8} | dict(options)
-        return requests.post(f"http://{server}/api/generate", json=body, timeout=timeout)
-    return ask
 
 
 @contextlib.contextmanager
@@ -65,13 +31,6 @@ def generation(address, prompt="Tell me a long story.", **fields):
         body = {"model": MODEL, "prompt": prompt, "options": {"num_predict": 4000, "repeat_penalty": 1.3}} | fields
         connection.request("POST", "/api/generate", json.dumps(body))
         yield connection
-
-
-def wait_until(condition, timeout=10):
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 def test_it_says_that_it_runs(server):
@@ -88,7 +47,7 @@ def test_the_model_goes_by_its_own_name_and_digest(server):
     loaded, = requests.get(f"http://{server}/api/ps", timeout=5).json()["models"]
     shown = requests.post(f"http://{server}/api/show", json={"model": MODEL}, timeout=5)
     assert tag["name"] == tag["model"] == loaded["name"] == MODEL
-    assert tag["digest"] == loaded["digest"] == hashlib.sha256(find_model().read_bytes()).hexdigest()
+    assert tag["digest"] == loaded["digest"] == hashlib.sha256(find_file().read_bytes()).hexdigest()
     assert loaded["context_length"] == 4096
     assert re.findall(r'^stop\s+"(.*)"$', shown.json()["parameters"], re.M) == ["<|im_start|>", "<|im_end|>"]
     assert shown.json()["capabilities"] == ["completion"]
@@ -174,6 +133,13 @@ def test_raw_text_goes_in_verbatim(ask):
     assert ask("hi there", raw=True, options={"num_predict": 1}).json()["prompt_eval_count"] == 2
 
 
+def test_a_character_of_many_tokens_keeps_the_context_whole(ask):
+    """The engine streams only the last token of such a character; the context has them all."""
+    answer = ask("Hi", format={"enum": ["🦙🦙🦙"]}, options={"num_predict": 40}).json()
+    assert answer["response"] == '"🦙🦙🦙"'
+    assert len(answer["context"]) == answer["prompt_eval_count"] + answer["eval_count"] - 1  # the end token
+
+
 def test_json_can_be_asked_for(ask):
     """A schema binds the answer."""
     schema = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]}
@@ -227,6 +193,51 @@ def test_bad_requests(server, body, status, error):
     answer = requests.post(f"http://{server}/api/generate", data=body, timeout=5)
     assert (answer.status_code, answer.json()) == (status, {"error": error})
     assert answer.headers["Content-Type"] == "application/json; charset=utf-8"
+
+
+REQUEST = b'{"model": "smollm2:135m", "prompt": "Hi", "raw": true, "stream": false, "options": {"num_predict": 1}, %b}'
+
+
+@pytest.mark.parametrize("field, statuses", [
+    (b'"prompt": "\\ud800 \xff"', {200}),
+    (b'"context": [null]', {400}),
+    (b'"context": [49152]', {400}),
+    (b'"context": [99999999999999999999]', {400}),
+    (b'"format": {"minimum": 1e999}', {400}),
+    (b'"format": ' + b'{"properties":{"a":' * 300 + b"{}" + b"}}" * 300, {200, 400}),
+    (b'"format": ' + b'{"a":' * 940 + b"{}" + b"}" * 940, {200, 400}),
+    (b'"options": {"temperature": 1e999, "num_predict": 1, "seed": -1e999, "top_k": 1e99}', {200}),
+    (b'"keep_alive": 1e999', {200}),
+    (b'"top_logprobs": 1e999', {400})])
+def test_odd_values_are_answered_and_leave_no_trace(post, field, statuses):
+    """A status of Ollama's, soon, and the next request as ever."""
+    body = REQUEST.replace(b'"raw": true', b'"raw": false') if b"context" in field else REQUEST
+    assert post("/api/generate", body % field).status_code in statuses
+    assert post("/api/generate", REQUEST % b'"x": 0').ok
+
+
+@pytest.mark.parametrize("length", [b"-1", b"ten", b"9" * 30])
+def test_a_length_that_is_none_is_refused(server, length):
+    """The connection ends there, for nobody knows where the next request would begin."""
+    host, port = server.split(":")
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        connection.sendall(b"POST /api/chat HTTP/1.1\r\nHost: x\r\nContent-Length: %b\r\n\r\n" % length)
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 400 ") and answer.endswith(b"400 Bad Request")
+
+
+def test_two_stand_side_by_side(server, ask):
+    """As one build on two hosts: equal digests, equal answers, and neither waits for the other."""
+    with process(*COMMAND) as started, generation(server) as busy:
+        other = address_of(started)
+        busy.getresponse().readline()
+        answer = requests.post(f"http://{other}/api/generate", timeout=20, json={
+            "model": MODEL, "prompt": CAPITAL, "raw": True, "stream": False,
+            "options": {"temperature": 0, "num_predict": 8}}).json()["response"]
+        digests = {requests.get(f"http://{host}/api/tags", timeout=5).json()["models"][0]["digest"]
+                   for host in (server, other)}
+    assert len(digests) == 1
+    assert ask(CAPITAL, raw=True).json()["response"] == answer
 
 
 @pytest.mark.parametrize("method, path, status, text", [
@@ -287,9 +298,9 @@ def test_slots_are_given_first_come_first_served():
         for name, gone in (("first", lambda: False), ("leaver", leaving.is_set), ("last", lambda: False)):
             threads.append(threading.Thread(target=wait, args=(name, gone)))
             threads[-1].start()
-            wait_until(lambda: len(slots.waiting) == len(threads))
+            until(lambda: len(slots.waiting) == len(threads))
         leaving.set()
-        wait_until(lambda: len(slots.waiting) == 2)
+        until(lambda: len(slots.waiting) == 2)
     for thread in threads:
         thread.join()
     assert order == ["first", "last"]
@@ -315,7 +326,7 @@ def test_it_ends_with_its_parent():
         def is_closed():
             with socket.socket() as probe:
                 return probe.connect_ex((host, int(port))) != 0
-        wait_until(is_closed)
+        until(is_closed)
 
 
 def test_a_taken_port_is_one_sentence(server):

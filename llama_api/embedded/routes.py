@@ -1,0 +1,136 @@
+"""The routes: each takes a request and returns one object, or a stream of them (server/routes.go)."""
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Generator
+from typing import Any
+
+from . import fields, generation
+from .errors import Gone, Refused
+from .generation import Piece, Prompt
+from .go_json import rfc3339
+from .model import Model, normal
+from .options import engine_settings
+
+Record = dict[str, Any]
+Reply = Record | Generator[Record, None, None]
+
+
+@dataclasses.dataclass
+class Call:
+    """One request as it came in."""
+
+    model: Model
+    body: bytes
+    arrived: int  # on the monotonic clock, ns
+    gone: Gone
+
+    def read(self, kind: str, nameless: tuple[int, str] = (400, "model is required"),
+             unknown: str = "model '{sent}' not found") -> dict[str, Any]:
+        """Decode the body; Refused if it names no model, or another one."""
+        request = fields.read(self.body, kind)
+        sent = request.get("model") or request.get("name", "")
+        if not sent.strip():
+            raise Refused(*nameless)
+        if (name := normal(sent)) != self.model.name:
+            raise Refused(404, unknown.format(sent=sent, name=name))
+        return request
+
+
+def version(call: Call) -> Record:
+    return {"version": "0.33.0+embedded"}
+
+
+def tags(call: Call) -> Record:
+    return {"models": [call.model.tag()]}
+
+
+def ps(call: Call) -> Record:
+    return {"models": call.model.running()}
+
+
+def show(call: Call) -> Record:
+    call.read("ShowRequest", unknown="model '{name}' not found")
+    return call.model.shown()
+
+
+def generate(call: Call) -> Reply:
+    request = call.read("GenerateRequest", (404, "model '' not found"))
+    raw, text, context = request.get("raw", False), request.get("prompt", ""), request.get("context", [])
+    if raw and (request.get("system") or request.get("template") or context):
+        raise Refused(400, "raw mode does not support template, system, or context")
+    _require_able(call.model, request)
+    if text and not raw:
+        turns = [{"role": "system", "content": request["system"]}] if request.get("system") else []
+        text = call.model.engine.render([*turns, {"role": "user", "content": text}])
+    return _respond(call, request, text, context, lambda piece: {"response": piece}, with_context=not raw)
+
+
+def chat(call: Call) -> Reply:
+    request = call.read("ChatRequest")
+    _require_able(call.model, request)
+    messages, text = request.get("messages", []), ""
+    if messages:
+        if images := [image for message in messages for image in message.pop("images")]:
+            call.model.engine.look_at(images)
+        text = generation.render_chat(call.model.engine, messages, request.get("truncate", True))
+
+    def wrap(piece: str) -> Record:
+        return {"message": {"role": "assistant", "content": piece}}
+
+    return _respond(call, request, text, [], wrap, with_context=False)
+
+
+def _require_able(model: Model, request: dict[str, Any]) -> None:
+    """Refused if a request wants what the model, or this stand-in, cannot do."""
+    for key, feature in (("suffix", "insert"), ("tools", "tools")):
+        if request.get(key):
+            raise Refused(400, f"registry.ollama.ai/library/{model.name} does not support {feature}")
+    for key, feature in (("think", "thinking"), ("template", "template")):
+        if request.get(key):
+            raise Refused(400, f'"{request["model"]}" does not support {feature}')
+    if request.get("images"):
+        model.engine.look_at(request["images"])
+
+
+def _load(call: Call, request: dict[str, Any]) -> int:
+    """Count the model as used, and return how long that took, in ns."""
+    call.model.touch(request.get("keep_alive"))
+    return time.monotonic_ns() - call.arrived
+
+
+def _respond(call: Call, request: dict[str, Any], text: str, context: list[int], wrap: Callable[[str], Record],
+             with_context: bool) -> Reply:
+    """Answer a text; load or unload if there is none."""
+    model = call.model
+    settings = engine_settings(request, model.engine.window)
+    _load(call, request)
+
+    def record(piece: Piece) -> Record:
+        told = {"logprobs": piece.logprobs} if piece.logprobs else {}
+        return {"model": request["model"], "created_at": rfc3339(time.time_ns()), **wrap(piece.text),
+                "done": bool(piece.end), **piece.end, **told}
+
+    if not text:
+        return record(Piece(end={"done_reason": "unload" if request.get("keep_alive") == 0 else "load"}))
+    if request.get("_debug_render_only"):
+        return record(Piece()) | {"_debug_info": {"rendered_template": text}}
+    prompt = Prompt(context + model.engine.tokenize(text), settings, request.get("top_logprobs", 0), with_context,
+                    request.get("keep_alive"))
+    prompt.fit(model.engine.window, request.get("shift", True), request.get("truncate", True))
+    parts = generation.pieces(model, prompt, call.arrived, call.gone)
+    return _stream(parts, record) if request.get("stream", True) else record(generation.whole(parts))
+
+
+def _stream(parts: Generator[Piece, None, None],
+            record: Callable[[Piece], Record]) -> Generator[Record, None, None]:
+    """Yield each piece as a record; closing this stops the generation."""
+    with contextlib.closing(parts):
+        yield from map(record, parts)
+
+
+ROUTES: dict[str, tuple[str, Callable[[Call], Reply]]] = {
+    "/api/version": ("GET HEAD", version), "/api/tags": ("GET HEAD", tags), "/api/ps": ("GET", ps),
+    "/api/show": ("POST", show), "/api/generate": ("POST", generate), "/api/chat": ("POST", chat)}
