@@ -4,4 +4,8 @@ A process of its own (`python -m llama_api.embedded --port 11434`), built as Oll
 llama-server, here the one inside xllamacpp, on a loopback port that only this process has the key of. It is for trying
 things out and for tests; the model answers under its own name, so that it is never taken for Llama 3. What it cannot do
 (`template`, `suffix`, images, tools, thinking) is refused. Load-time options are checked, and change nothing.
+
+It embeds, as chat models did in Ollama until 0.30: the same loaded model gives the mean of its last states, at no cost
+in memory or speed until the first text, and the same vector for a text whatever else it is asked. A text may have 512
+tokens, one batch of the engine. As it is no embedding model, its vectors tell related texts from others, not much more.
 """

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import secrets
+import threading
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -37,6 +38,7 @@ class Engine:
         params = xllamacpp.CommonParams()
         params.model.path = str(path)
         params.n_ctx, params.n_parallel, params.ctx_shift = OPTIONS["num_ctx"] * parallel, parallel, True
+        params.embedding, params.pooling_type = True, xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
         params.verbosity, params.ui, params.cache_ram_mib = -1, False, 0
         # Its threads wait for each other spinning: with one on every core, any other work makes it 20 times slower.
         threads = threads or max(1, (os.cpu_count() or 2) - 1)
@@ -47,8 +49,10 @@ class Engine:
         self.address = self.server.listening_address.removeprefix("http://")
         props = self.call("/props")
         self.window: int = props["default_generation_settings"]["n_ctx"]
+        self.embedding_window: int = params.n_ubatch  # a text is pooled in one batch
         self.template: str = props["chat_template"]
         self.meta: dict[str, Any] = self.call("/v1/models")["data"][0]["meta"]
+        self.embedding = threading.Lock()
 
     @contextlib.contextmanager
     def request(self, path: str, body: Any = None) -> Iterator[http.client.HTTPResponse]:
@@ -84,6 +88,17 @@ class Engine:
     def look_at(self, images: list[str]) -> None:
         """Hand base64 images to the engine, whose refusal is what Ollama would pass on: no model here can see."""
         self.call("/completion", {"prompt": {"prompt_string": "", "multimodal_data": images}, "n_predict": 0})
+
+    def embed(self, tokens: list[int]) -> list[float]:
+        """Return the model's mean last state over a text, of length 1; Refused with the engine's bare message.
+
+        One text at a time: another one in the same batch would change the last digits.
+        """
+        try:
+            with self.embedding:
+                return self.call("/v1/embeddings", {"input": tokens})["data"][0]["embedding"]
+        except Refused as error:
+            raise Refused(error.status, json.loads(str(error))["error"]["message"]) from error
 
     def require_binding(self, settings: dict[str, Any]) -> None:
         """Refused if the schema in the settings would not bind the answer: the engine drops a bad one without a word.

@@ -16,6 +16,8 @@ FIELDS: dict[str, dict[str, str]] = {
     "GenerateRequest": GENERATION | dict.fromkeys(("prompt", "system", "template", "suffix"), "string") | {
         "raw": "bool", "context": "[]int", "images": "[]api.ImageData"},
     "ChatRequest": GENERATION | {"messages": "[]api.Message", "tools": "api.Tools"},
+    "EmbedRequest": ALL | {"input": ANY, "truncate": "bool", "dimensions": "int"},
+    "EmbeddingRequest": ALL | {"prompt": "string"},
     "ShowRequest": ALL | dict.fromkeys(("name", "system", "template"), "string") | {"verbose": "bool"},
     "messages": {"role": "string", "content": "string", "images": "[]api.ImageData"}}
 PYTHON_TYPES: dict[str, Any] = {

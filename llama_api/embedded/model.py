@@ -18,7 +18,7 @@ from .slots import Slots
 
 DEFAULT_KEEP_ALIVE = 300.0  # seconds
 NAME = re.compile(r"([\w.:-]+/){0,2}\w[\w.-]{0,79}(:\w[\w.-]{0,79})?", re.ASCII)
-CAPABILITIES = ["completion"]
+CAPABILITIES = ["completion", "embedding"]
 
 
 class Model:

@@ -3,17 +3,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Generator
 from typing import Any
 
 from . import fields, generation
-from .errors import Gone, Refused
+from .errors import ClientGone, Gone, Refused
 from .generation import Piece, Prompt
 from .go_json import rfc3339
 from .model import Model, normal
 from .options import engine_settings
 
+NOT_PULLED = 'model "{sent}" not found, try pulling it first'
 Record = dict[str, Any]
 Reply = Record | Generator[Record, None, None]
 
@@ -83,6 +85,28 @@ def chat(call: Call) -> Reply:
     return _respond(call, request, text, [], wrap, with_context=False)
 
 
+def embed(call: Call) -> Record:
+    request = call.read("EmbedRequest", unknown=NOT_PULLED)
+    given = request.get("input", [])
+    texts = given if isinstance(given, list) else [given] if given != "" else []
+    if not all(isinstance(text, str) for text in texts):
+        raise Refused(400, "invalid input type")
+    prompts = [_embeddable(call.model, text, request.get("truncate", True)) for text in texts]
+    loaded = _load(call, request)
+    return {"model": request["model"], "embeddings": _vectors(call, request, prompts),
+            "total_duration": time.monotonic_ns() - call.arrived, "load_duration": loaded,
+            "prompt_eval_count": sum(map(len, prompts))}
+
+
+def embeddings(call: Call) -> Record:
+    request = call.read("EmbeddingRequest", unknown=NOT_PULLED)
+    text = request.get("prompt", "")
+    prompts = [_embeddable(call.model, text, may_cut=True)] if text else []
+    _load(call, request)
+    vectors = _vectors(call, request, prompts)
+    return {"embedding": vectors[0] if vectors else []}
+
+
 def _require_able(model: Model, request: dict[str, Any]) -> None:
     """Refused if a request wants what the model, or this stand-in, cannot do."""
     for key, feature in (("suffix", "insert"), ("tools", "tools")):
@@ -131,6 +155,30 @@ def _stream(parts: Generator[Piece, None, None],
         yield from map(record, parts)
 
 
+def _embeddable(model: Model, text: str, may_cut: bool) -> list[int]:
+    """Return the tokens of a text to embed, cut to the window if they may be."""
+    tokens = model.engine.tokenize(text)
+    if len(tokens) > model.engine.embedding_window and not may_cut:
+        raise Refused(400, "the input length exceeds the context length")
+    return tokens[:model.engine.embedding_window]
+
+
+def _vectors(call: Call, request: dict[str, Any], prompts: list[list[int]]) -> list[list[float]]:
+    """Embed texts one by one; with `dimensions`, keep so many of each vector and bring it to length 1 again."""
+    vectors, dimensions = [], request.get("dimensions", 0)
+    with call.model.use(request.get("keep_alive"), call.gone):
+        for tokens in prompts:
+            if call.gone():
+                raise ClientGone
+            vector = call.model.engine.embed(tokens)
+            if 0 < dimensions < len(vector):
+                length = math.hypot(*vector[:dimensions]) or 1.0
+                vector = [value / length for value in vector[:dimensions]]
+            vectors.append(vector)
+    return vectors
+
+
 ROUTES: dict[str, tuple[str, Callable[[Call], Reply]]] = {
     "/api/version": ("GET HEAD", version), "/api/tags": ("GET HEAD", tags), "/api/ps": ("GET", ps),
-    "/api/show": ("POST", show), "/api/generate": ("POST", generate), "/api/chat": ("POST", chat)}
+    "/api/show": ("POST", show), "/api/generate": ("POST", generate), "/api/chat": ("POST", chat),
+    "/api/embed": ("POST", embed), "/api/embeddings": ("POST", embeddings)}

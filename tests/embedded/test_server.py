@@ -50,7 +50,7 @@ def test_the_model_goes_by_its_own_name_and_digest(server):
     assert tag["digest"] == loaded["digest"] == hashlib.sha256(find_file().read_bytes()).hexdigest()
     assert loaded["context_length"] == 4096
     assert re.findall(r'^stop\s+"(.*)"$', shown.json()["parameters"], re.M) == ["<|im_start|>", "<|im_end|>"]
-    assert shown.json()["capabilities"] == ["completion"]
+    assert shown.json()["capabilities"] == ["completion", "embedding"]
     assert shown.json()["model_info"]["smollm2.context_length"] == 8192
     assert "llama3" not in shown.text.lower()
 
