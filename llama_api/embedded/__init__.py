@@ -5,7 +5,8 @@ llama-server, here the one inside xllamacpp, on a loopback port that only this p
 things out and for tests; the model answers under its own name, so that it is never taken for Llama 3. What it cannot do
 (`template`, `suffix`, images, tools, thinking) is refused. Load-time options are checked, and change nothing.
 
-It embeds, as chat models did in Ollama until 0.30: the same loaded model gives the mean of its last states, at no cost
-in memory or speed until the first text, and the same vector for a text whatever else it is asked. A text may have 512
-tokens, one batch of the engine. As it is no embedding model, its vectors tell related texts from others, not much more.
+It embeds, as chat models did in Ollama until 0.30: the same loaded model gives the mean of its last states, and the
+same vector for a text whatever else it is asked. A text may have 512 tokens, one batch of the engine; the first long
+one makes the process 200 MB larger, where a second engine would double it from the start. As it is no embedding model,
+its vectors tell related texts from others, and not much more.
 """

@@ -42,23 +42,28 @@ class Call:
 
 
 def version(call: Call) -> Record:
+    """Say which Ollama this is like, and that it is not one."""
     return {"version": "0.33.0+embedded"}
 
 
 def tags(call: Call) -> Record:
+    """List the one model."""
     return {"models": [call.model.tag()]}
 
 
 def ps(call: Call) -> Record:
+    """List what passes for loaded."""
     return {"models": call.model.running()}
 
 
 def show(call: Call) -> Record:
+    """Describe the model; older clients name it in `name`."""
     call.read("ShowRequest", unknown="model '{name}' not found")
     return call.model.shown()
 
 
 def generate(call: Call) -> Reply:
+    """Answer a prompt, after the tokens of an earlier answer's `context`; verbatim if `raw`."""
     request = call.read("GenerateRequest", (404, "model '' not found"))
     raw, text, context = request.get("raw", False), request.get("prompt", ""), request.get("context", [])
     if raw and (request.get("system") or request.get("template") or context):
@@ -71,6 +76,7 @@ def generate(call: Call) -> Reply:
 
 
 def chat(call: Call) -> Reply:
+    """Answer the messages of a chat, or continue the last one if it is the assistant's."""
     request = call.read("ChatRequest")
     _require_able(call.model, request)
     messages, text = request.get("messages", []), ""
@@ -86,6 +92,7 @@ def chat(call: Call) -> Reply:
 
 
 def embed(call: Call) -> Record:
+    """Embed a text or a list of them."""
     request = call.read("EmbedRequest", unknown=NOT_PULLED)
     given = request.get("input", [])
     texts = given if isinstance(given, list) else [given] if given != "" else []
@@ -99,6 +106,7 @@ def embed(call: Call) -> Record:
 
 
 def embeddings(call: Call) -> Record:
+    """Embed one text, in the old form."""
     request = call.read("EmbeddingRequest", unknown=NOT_PULLED)
     text = request.get("prompt", "")
     prompts = [_embeddable(call.model, text, may_cut=True)] if text else []
