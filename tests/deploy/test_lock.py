@@ -1,0 +1,23 @@
+"""The lock: what `make setup` and the image install, and that it is what was asked for."""
+
+import re
+
+import pytest
+
+from tests.support.gunicorn_server import ROOT
+
+ASKED = sorted(ROOT.glob("requirements*.in"))
+
+
+def entries(path):
+    """The requirements of a file, each with its hashes in one line; without comments, options and blank lines."""
+    lines = re.sub(r" *#.*|\\\n", "", path.read_text()).split("\n")
+    return [line for line in lines if line.strip() and not line.startswith("-c ")]
+
+
+@pytest.mark.parametrize("asked", ASKED, ids=lambda path: path.stem)
+def test_every_package_is_pinned_by_version_and_hash(asked):
+    """What a .in file names is in the .txt file beside it, and nothing there is without its hashes."""
+    locked = entries(asked.with_suffix(".txt"))
+    assert all(re.search(r"==\S+ .*--hash=sha256:[0-9a-f]{64}", line) for line in locked), locked
+    assert {line.split("[")[0] for line in entries(asked)} <= {re.split(r"[\[=]", line)[0] for line in locked}
