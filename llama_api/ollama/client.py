@@ -22,7 +22,7 @@ from .connection import Call, CuttingAdapter, current
 from ..errors import (ModelNotFound, NotOllama, OllamaBrokeOff, OllamaBusy, OllamaError, OllamaGarbled, OllamaRefused,
                       OllamaReported, OllamaReset, OllamaTimeout, OllamaUnavailable)
 from ..model_call import ModelCall
-from .protocol import LINE_LIMIT, LineReader, completion_of, error_text, parse_record, stops_of, too_long
+from .protocol import LINE_LIMIT, LineReader, completion_of, error_text, parse_record, piece_of, stops_of, too_long
 from ..settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ TEXT_LIMIT = 64 << 20  # characters of one answer
 ERROR_LIMIT = 64 << 10  # bytes of an error body that are read
 TURN_BYTES = 4096  # that are read of one answer before the others have their turn
 DRAIN_SECONDS = 0.05  # for the end of a body whose last record has been seen
+_NOTHING = Piece()
 _BROKEN = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
 
 
@@ -125,12 +126,10 @@ class OllamaClient:
                 if record.get("error") is not None:
                     self._log_upstream(200, record["error"])
                     raise OllamaReported
-                piece = record.get("response", "")
-                if not isinstance(piece, str):
-                    raise OllamaGarbled("a piece of text that is not text")
-                if piece:
-                    publish([Piece(piece)])
-                    size += len(piece)
+                piece = piece_of(record)
+                if piece != _NOTHING:
+                    publish([piece])
+                    size += len(piece.text) + len(piece.thinking)
                 if record.get("done") is True:
                     return record
                 if size > TEXT_LIMIT:

@@ -1,4 +1,4 @@
-"""The records of Ollama's wire protocol, read.
+"""The records of Ollama's wire protocol, read and written.
 
 Its side is ``api/types.go``, ``server/routes.go`` and ``llm/llama_server.go``.
 """
@@ -8,8 +8,9 @@ from typing import Any
 
 import orjson
 
-from ..answer import Completion
+from ..answer import Completion, Piece
 from ..errors import OllamaGarbled, PromptTooLong
+from ..model_call import CHAT
 
 # What Ollama says of a prompt beyond the window: since 0.30; with shift off; 0.12.6 to 0.29; /api/embed before 0.12.
 TOO_LONG = ("exceed_context_size", "longer than the context length", "input length exceeds the context length",
@@ -51,6 +52,62 @@ def parse_record(line: bytearray) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise OllamaGarbled("something that is not its protocol")
     return record
+
+
+def piece_of(record: dict[str, Any]) -> Piece:
+    """What ``record`` adds to its answer, of /api/generate or of /api/chat. Raises OllamaGarbled."""
+    message, name = record.get("message"), "content"
+    if message is None:
+        message, name = record, "response"
+    elif not isinstance(message, dict):
+        raise OllamaGarbled("a message that is not an object")
+    text, thinking = message.get(name, ""), message.get("thinking") or ""
+    if not isinstance(text, str) or not isinstance(thinking, str):
+        raise OllamaGarbled("a piece of text that is not text")
+    calls, logprobs = message.get("tool_calls"), record.get("logprobs")
+    if not (calls or logprobs):
+        return Piece(text, thinking)
+    return Piece(text, thinking, _tool_calls(calls or []), _logprobs(logprobs or []))
+
+
+def record_of(piece: Piece, endpoint: str) -> dict[str, Any]:
+    """The members of a record of ``endpoint`` that carry ``piece``; Ollama leaves out what is empty but the text."""
+    body: dict[str, Any] = {"role": "assistant", "content": piece.text} if endpoint == CHAT else {
+        "response": piece.text}
+    if piece.thinking:
+        body["thinking"] = piece.thinking
+    if piece.tool_calls:
+        body["tool_calls"] = list(piece.tool_calls)
+    record: dict[str, Any] = {"message": body} if endpoint == CHAT else body
+    if piece.logprobs:
+        record["logprobs"] = list(piece.logprobs)
+    return record
+
+
+def _tool_calls(calls: Any) -> tuple[dict[str, Any], ...]:
+    """Calls as in ``{"id": …, "function": {"name": …, "arguments": {…}}}``; older ones have no id."""
+    good = isinstance(calls, list) and all(
+        isinstance(call, dict) and isinstance(call.get("id", ""), str) and isinstance(call.get("function"), dict)
+        and isinstance(call["function"].get("name"), str) and isinstance(call["function"].get("arguments"), dict)
+        for call in calls)
+    if not good:
+        raise OllamaGarbled("a tool call that is not one")
+    return tuple(calls)
+
+
+def _logprobs(tokens: Any) -> tuple[dict[str, Any], ...]:
+    """Log-probabilities as in ``{"token": …, "logprob": …, "bytes": […], "top_logprobs": […]}``."""
+    good = isinstance(tokens, list) and all(
+        _is_token(token) and isinstance(others := token.get("top_logprobs") or [], list) and all(map(_is_token, others))
+        for token in tokens)
+    if not good:
+        raise OllamaGarbled("log-probabilities that are none")
+    return tuple(tokens)
+
+
+def _is_token(token: Any) -> bool:
+    return (isinstance(token, dict) and isinstance(token.get("token"), str)
+            and isinstance(token.get("logprob"), (int, float)) and isinstance(token.get("bytes") or [], list))
 
 
 def completion_of(record: dict[str, Any]) -> Completion:

@@ -1,0 +1,64 @@
+"""The records of Ollama's protocol: what is read out of one, and that writing it again loses nothing."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_api.answer import Piece
+from llama_api.errors import OllamaGarbled
+from llama_api.model_call import CHAT, GENERATE
+from llama_api.ollama import piece_of, record_of
+
+CALL = {"id": "call_1", "function": {"index": 0, "name": "weather", "arguments": {"city": "Oslo"}}}
+TOKEN = {"token": "Hi", "logprob": -0.5, "bytes": [72, 105], "top_logprobs": [{"token": "Hi", "logprob": -0.5}]}
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+values = st.recursive(st.none() | st.booleans() | st.integers(-2**53, 2**53) | texts,
+                      lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+                      max_leaves=5)
+calls = st.fixed_dictionaries({"function": st.fixed_dictionaries(
+    {"name": texts, "arguments": st.dictionaries(texts, values, max_size=3)})}, optional={"id": texts})
+scored = {"token": texts, "logprob": st.floats(-100, 0)}
+tokens = st.fixed_dictionaries({**scored, "top_logprobs": st.lists(st.fixed_dictionaries(scored), max_size=2)})
+pieces = st.builds(Piece, texts, texts, st.lists(calls, max_size=2).map(tuple), st.lists(tokens, max_size=2).map(tuple))
+
+
+@pytest.mark.parametrize("record, piece", [
+    ({"response": " sky", "done": False}, Piece(" sky")),
+    ({"response": "", "thinking": "Hm", "done": False}, Piece("", "Hm")),
+    ({"response": "Hi", "logprobs": [TOKEN]}, Piece("Hi", logprobs=(TOKEN,))),
+    ({"done": True, "done_reason": "stop"}, Piece()),
+    ({"message": {"role": "assistant", "content": "Hi"}}, Piece("Hi")),
+    ({"message": {"role": "assistant", "content": "", "thinking": "Hm"}}, Piece("", "Hm")),
+    ({"message": {"role": "assistant", "content": "", "tool_calls": [CALL]}, "done": True}, Piece(tool_calls=(CALL,))),
+    ({"message": {"role": "assistant"}, "logprobs": [TOKEN]}, Piece(logprobs=(TOKEN,))),
+    ({"message": {"content": "x", "thinking": None, "tool_calls": None}, "logprobs": None}, Piece("x"))])
+def test_a_record_is_read(record, piece):
+    """Text, thinking, tool calls and log-probabilities, of /api/generate and of /api/chat."""
+    assert piece_of(record) == piece
+
+
+@pytest.mark.parametrize("record", [
+    {"response": 5}, {"response": None}, {"response": "x", "thinking": ["y"]}, {"message": "Hi"}, {"message": []},
+    {"message": {"content": None}}, {"message": {"content": ["x"]}}, {"message": {"content": "", "thinking": 1}},
+    {"message": {"content": "", "tool_calls": "x"}}, {"message": {"content": "", "tool_calls": [5]}},
+    {"message": {"content": "", "tool_calls": [{}]}}, {"message": {"content": "", "tool_calls": [CALL | {"id": 1}]}},
+    {"message": {"content": "", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}},
+    {"message": {"content": "", "tool_calls": [{"function": {"arguments": {}}}]}},
+    {"response": "", "logprobs": {"token": "x"}}, {"response": "", "logprobs": [{"token": 5}]},
+    {"response": "", "logprobs": [{"token": "x", "logprob": "y"}]},
+    {"response": "", "logprobs": [{"token": "x", "logprob": 0, "top_logprobs": 5}]},
+    {"response": "", "logprobs": [{"token": "x", "logprob": 0, "top_logprobs": ["x"]}]},
+    {"response": "", "logprobs": [{"token": "x", "logprob": 0, "bytes": "x"}]}])
+def test_what_is_no_piece_is_garbled(record):
+    """A record whose parts are of other types than Ollama's is refused, never guessed at."""
+    with pytest.raises(OllamaGarbled):
+        piece_of(record)
+
+
+@given(pieces, st.sampled_from([GENERATE, CHAT]))
+def test_writing_is_the_inverse_of_reading(piece, endpoint):
+    """Record to piece to record: both ways nothing is lost."""
+    record = record_of(piece, endpoint)
+    assert piece_of(record) == piece
+    assert record_of(piece_of(record), endpoint) == record
