@@ -21,7 +21,7 @@ async function lookAtHealth(signal) {
     if (health.model) document.forms.ask.elements.model.placeholder = health.model;
   } catch (error) {
     if (error.name === "AbortError") return;
-    const known = error instanceof Failure ? error : new Failure("The service cannot be reached", error.message);
+    const known = error instanceof Failure ? error : new Failure("The service does not answer well", error.message);
     showState("down", `${known.title}. ${known.detail}`);
     if (figuresOf) say(byId("figures-note"), `These figures are of ${clock(figuresOf)}.`);
   }
@@ -52,8 +52,8 @@ async function lookAtFigures(signal) {
     if (error.name === "AbortError" || (error instanceof Failure && !error.status)) return; // told by the state
     if (!(error instanceof Failure)) throw error;
     figuresWanted = ![401, 404].includes(error.status);
-    say(byId("figures-note"), error.status === 404 ? "Figures are not available from this service."
-      : `No figures: ${error.title}. ${error.detail}`);
+    byId("figures-note").replaceChildren(...prose(error.status === 404 ? "Figures are not available from this service."
+      : `No figures: ${error.title}. ${error.detail}`));
   }
 }
 

@@ -10,8 +10,7 @@ export class Failure extends Error {
   }
 }
 
-export const UNREACHABLE = "It does not answer. Start it again (`make run`) or look at its log;"
-  + " this page keeps what it has and asks again by itself.";
+export const UNREACHABLE = "Start it (`make run`) or look at its log; this page keeps what it has and asks again by itself.";
 
 /** Whether this tab has a key. */
 export const keyed = () => sessionStorage.getItem(STORED) !== null;
@@ -31,7 +30,7 @@ export async function send(path, options = {}) {
     response = await fetch(path, { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Failure("The service cannot be reached", UNREACHABLE);
+    throw new Failure("The service does not answer", UNREACHABLE);
   }
   if (response.status === 401) document.dispatchEvent(new Event("key-wanted"));
   return response;
@@ -57,7 +56,7 @@ async function failureOf(response) {
 export function failureFrom(problem, response) {
   const notes = Object.entries(problem.errors || {}).map(([field, faults]) => `${field}: ${[faults].flat().join(" ")}`);
   const pause = response.headers.get("Retry-After");
-  if (pause) notes.push(`Try again in ${pause} s.`);
+  if (pause && !problem.detail?.includes(`${pause} s`)) notes.push(`Try again in ${pause} s.`);
   if (problem.request_id) notes.push(`Request ${problem.request_id}`);
   const slug = String(problem.type || "").replace(/^\/problems\//, "");
   return new Failure(problem.title || "The service failed", problem.detail || "", { status: problem.status, slug, notes });
