@@ -1,0 +1,31 @@
+"""The wheel: all of the package is in it, and nothing else."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+from tests.support.gunicorn_server import ROOT
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, built of a copy: what an earlier build has left behind would be packed again."""
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "setup.cfg", "requirements.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "llama_api", source / "llama_api", ignore=shutil.ignore_patterns("__pycache__"))
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index",
+                    "--wheel-dir", target, source], check=True)
+    path, = target.iterdir()
+    return path
+
+
+def test_every_wing_and_file_of_the_package_is_in_the_wheel(wheel):
+    """A file that nobody listed would be missed only where there is no checkout."""
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if not name.split("/")[0].endswith(".dist-info")}
+    ours = {str(path.relative_to(ROOT)) for path in (ROOT / "llama_api").rglob("*")
+            if path.is_file() and "__pycache__" not in path.parts}
+    assert packed == ours
