@@ -1,7 +1,7 @@
 """Stored answers: an exact LRU in the process, and the stores that processes share behind it."""
 
 from .guarded import GuardedStore, open_store
-from .lru import AnswerCache, Entry, LRUCache
+from .lru import TRUST_SECONDS, AnswerCache, Entry, LRUCache
 from .store import Claim, Store, StoreError
 
-__all__ = ["AnswerCache", "Claim", "Entry", "GuardedStore", "LRUCache", "Store", "StoreError", "open_store"]
+__all__ = ["TRUST_SECONDS", "AnswerCache", "Claim", "Entry", "GuardedStore", "LRUCache", "Store", "StoreError", "open_store"]

@@ -112,7 +112,7 @@ def _warm_one(number: int, line: bytes) -> tuple[str, str | None]:
     except UnicodeDecodeError as error:
         return "failed", f"it is not UTF-8 ({error.reason} at byte {error.start})"
     except MalformedJSON as error:
-        return "failed", str(error)
+        return "failed", f"it is not one JSON object: {error.args[0]}"
     settings = _settings()
     while True:
         try:

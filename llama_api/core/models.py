@@ -31,6 +31,11 @@ class Models:
         return list(names)
 
     @property
+    def names(self) -> list[str] | None:
+        """The names and aliases that are served, None when those depend on what Ollama has."""
+        return None if self._everything else [*self.served, *(alias for alias, _ in self.aliases)]
+
+    @property
     def aliases(self) -> list[tuple[str, str]]:
         """Pairs of an alias and the name of the served model that it stands for."""
         return [(alias, name) for alias, model in self._aliases.values() if (name := self._named(normal(model)))]

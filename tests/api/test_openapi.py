@@ -9,8 +9,9 @@ import pytest
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from llama_api.settings import Settings
+from llama_api.settings import OllamaHost, Settings
 from llama_api.app import create_app
+from llama_api.core import Models, Service
 from llama_api.api import openapi
 from llama_api.errors import HTTP_SLUGS, TABLE
 from llama_api.api.schemas import GenerateRequest
@@ -23,6 +24,8 @@ ALWAYS = {"Content-Type", "Content-Length", "Date"}
 
 def make_client(**settings):
     """A client of an app of its own, and its document."""
+    if url := settings.pop("ollama_url", None):
+        settings["ollamas"] = (OllamaHost(url),)
     client = create_app(Settings(log_file="", **settings)).test_client()
     return client, client.get("/openapi.json").json
 
@@ -98,7 +101,7 @@ def test_a_route_without_a_description_fails_the_start():
     app = create_app(Settings(log_file=""))
     app.add_url_rule("/new", view_func=lambda: "")
     with pytest.raises(KeyError, match="/new"):
-        openapi.document(app, GenerateRequest(), keyed=False, limited=False)
+        openapi.document(app, GenerateRequest(Models(None, "llama3:8b")), keyed=False, limited=False)
 
 
 def test_every_operation_says_what_it_does(document):
@@ -172,7 +175,8 @@ def test_request_schema_is_what_is_validated():
         "seed": {"type": ["integer", "null"], "minimum": 0, "maximum": 2147483647},
         "top_p": {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 1},
         "top_k": {"type": ["integer", "null"], "minimum": 1, "maximum": 1000},
-        "stream": {"type": ["boolean", "null"], "default": False}}
+        "stream": {"type": ["boolean", "null"], "default": False},
+        "model": {"type": ["string", "null"], "enum": ["llama3:8b", None]}}
     for example in examples(document["paths"]["/generate"]["post"]["requestBody"]["content"]["application/json"]):
         check(document, schema, example)
 
@@ -186,7 +190,7 @@ FIELDS = [
     {"stop": [""]}, {"stop": [1]}, {"stop": [None]}, {"stop": None}, {"seed": -1}, {"seed": 0}, {"seed": 2 ** 31 - 1},
     {"seed": 2 ** 31}, {"top_p": 0}, {"top_p": 0.01}, {"top_p": 1}, {"top_p": 1.01}, {"top_k": 0}, {"top_k": 1},
     {"top_k": 1000}, {"top_k": 1001}, {"stream": False}, {"stream": 0}, {"stream": "true"}, {"stream": None},
-    {"model": "x"}, {"num_ctx": 1}]
+    {"model": "x"}, {"model": "llama3:8b"}, {"model": None}, {"model": 5}, {"num_ctx": 1}]
 
 
 def test_document_and_service_accept_the_same_requests(double):
@@ -343,8 +347,7 @@ def test_guards_are_as_documented(double):
 def test_a_fault_of_ours_is_as_documented(double, monkeypatch):
     """Whatever nobody foresaw is a problem too."""
     api = Checked(ollama_url=double.url)
-    service = api.client.application.extensions["llama_api"].service
-    monkeypatch.setattr(type(service), "generate", lambda *_: 1 / 0)
+    monkeypatch.setattr(Service, "ask", lambda *_: 1 / 0)
     api.problem("internal-error", 500)
 
 

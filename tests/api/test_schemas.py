@@ -8,10 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from marshmallow import ValidationError
 
-from llama_api.answer import Question
-from llama_api.api.schemas import GenerateRequest, MalformedJSON, parse_object
+from llama_api.api.schemas import GenerateRequest
+from llama_api.core import Models
+from llama_api.errors import MalformedJSON
+from llama_api.model_call import ModelCall
+from llama_api.strict_json import parse_object
+from tests.support.fakes import call
 
-SCHEMA = GenerateRequest()
+MODELS = Models(None, "llama3:8b")
+SCHEMA = GenerateRequest(MODELS)
 MISSING = type("Missing", (), {"__repr__": lambda self: "missing"})()
 
 
@@ -58,7 +63,7 @@ def test_what_is_not_one_json_object_is_refused_with_the_reason(body, reason):
     """Each malformed body raises MalformedJSON that says what and where, and shows nothing else of it."""
     with pytest.raises(MalformedJSON) as caught:
         parse_object(body)
-    assert reason in str(caught.value) and len(str(caught.value)) < 100
+    assert reason in str(caught.value) and len(str(caught.value)) < 120
 
 
 @settings(max_examples=100, deadline=None)
@@ -77,18 +82,19 @@ def test_any_bytes_are_parsed_or_refused(body):
 
 def test_a_prompt_alone_gets_the_defaults():
     """100 tokens at 0.7, and nothing else set."""
-    assert load() == (Question(prompt="Hi", max_tokens=100, temperature=0.7), False)
+    assert load() == (call("Hi"), False)
 
 
 GOOD = [
+    ("model", "llama3:8b", "llama3:8b"), ("model", " Library/LLAMA3:8B ", "llama3:8b"),
     ("prompt", "x", "x"), ("prompt", " x\n", " x\n"), ("prompt", "ä\u2028😀\x00", "ä\u2028😀\x00"),
     ("prompt", "\u200b", "\u200b"),
     ("max_tokens", 1, 1), ("max_tokens", 8192, 8192), ("max_tokens", 5.0, 5), ("max_tokens", 1e2, 100),
     ("temperature", 0, 0.0), ("temperature", 2, 2.0), ("temperature", 0.5, 0.5), ("temperature", -0.0, 0.0),
     ("temperature", 5e-324, 5e-324),
     ("system", "Be kind.", "Be kind."), ("system", "", None), ("system", " ", " "),
-    ("stop", "x", ("x",)), ("stop", ["x"], ("x",)), ("stop", ["b", "a", "b"], ("b", "a", "b")), ("stop", [], ()),
-    ("stop", " ", (" ",)), ("stop", ["\n"] * 16, ("\n",) * 16), ("stop", "漢", ("漢",)),
+    ("stop", "x", ["x"]), ("stop", ["x"], ["x"]), ("stop", ["b", "a", "b"], ["b", "a", "b"]), ("stop", [], None),
+    ("stop", " ", [" "]), ("stop", ["\n"] * 16, ["\n"] * 16), ("stop", "漢", ["漢"]),
     ("seed", 0, 0), ("seed", 2 ** 31 - 1, 2 ** 31 - 1), ("seed", 7.0, 7), ("seed", -0.0, 0),
     ("top_p", 1, 1.0), ("top_p", 1e-9, 1e-9), ("top_p", 0.9, 0.9),
     ("top_k", 1, 1), ("top_k", 1000, 1000), ("top_k", 40.0, 40)]
@@ -97,8 +103,8 @@ GOOD = [
 @pytest.mark.parametrize("name, value, effective", GOOD)
 def test_good_values_are_taken(name, value, effective):
     """A value in its range comes out as the type that the key and Ollama want."""
-    question, _ = load(**{name: value})
-    found = getattr(question, name)
+    body = load(**{name: value})[0].body
+    found = {**body, **body["options"]}.get({"max_tokens": "num_predict"}.get(name, name))
     assert found == effective and type(found) is type(effective)
     if found == 0:
         assert math.copysign(1, found) == 1
@@ -106,7 +112,7 @@ def test_good_values_are_taken(name, value, effective):
 
 @pytest.mark.parametrize("value, streamed", [(True, True), (False, False), (None, False), (MISSING, False)])
 def test_stream_is_true_only_when_asked_for(value, streamed):
-    """``stream`` is a boolean beside the question, no part of it."""
+    """``stream`` is a boolean beside the call, not a part of it."""
     assert load(stream=value) == (load()[0], streamed)
 
 
@@ -118,6 +124,7 @@ BAD = [
     *[("max_tokens", value) for value in [*NO_INTEGER, 0, -1, 8193, 1e22, 2 ** 64, 10 ** 4000]],
     *[("temperature", value) for value in [*NO_NUMBER, -0.001, 2.001, 1e300, 3]],
     *[("system", value) for value in [*NO_TEXT, "\ud83d"]],
+    *[("model", value) for value in [*NO_TEXT, "\ud83d", "", "llama3", "llama3:8", "gpt-4o"]],
     *[("stop", value) for value in [5, True, {}, {"a": "x"}, "", [""], ["x", ""], [5], [None], [["x"]], ["x"] * 17,
                                     [True], "\ud83d", ["x", "\udfff"]]],
     *[("seed", value) for value in [*NO_INTEGER, -1, 2 ** 31, 2 ** 63]],
@@ -143,7 +150,7 @@ def test_null_means_the_default(name):
     assert load(**{name: None}) == load()
 
 
-@pytest.mark.parametrize("name", ["promt", "num_ctx", "Prompt", "prompt ", "options", "", "a.b", "model", "\ud83d"])
+@pytest.mark.parametrize("name", ["promt", "num_ctx", "Prompt", "prompt ", "options", "", "a.b", "models", "\ud83d"])
 def test_an_unknown_field_is_named(name):
     """A field that does not exist is an error that names it."""
     assert faults({"prompt": "Hi", name: None}) == {name: ["Unknown field."]}
@@ -158,10 +165,10 @@ def test_all_faults_are_told_at_once():
 @pytest.mark.parametrize("limit, default", [(8192, 100), (100, 100), (50, 50), (1, 1)])
 def test_the_limit_of_tokens_caps_the_default_too(limit, default):
     """With a limit under 100 an omitted ``max_tokens`` is the limit; beyond it is a fault."""
-    schema = GenerateRequest(limit)
-    assert schema.load({"prompt": "Hi"})[0].max_tokens == default
-    assert schema.load({"prompt": "Hi", "max_tokens": None})[0].max_tokens == default
-    assert schema.load({"prompt": "Hi", "max_tokens": limit})[0].max_tokens == limit
+    schema = GenerateRequest(MODELS, limit)
+    assert schema.load({"prompt": "Hi"})[0].options["num_predict"] == default
+    assert schema.load({"prompt": "Hi", "max_tokens": None})[0].options["num_predict"] == default
+    assert schema.load({"prompt": "Hi", "max_tokens": limit})[0].options["num_predict"] == limit
     with pytest.raises(ValidationError, match=str(limit)):
         schema.load({"prompt": "Hi", "max_tokens": limit + 1})
 
@@ -173,11 +180,11 @@ VALUES = st.recursive(
 
 @settings(max_examples=100, deadline=None)
 @given(st.dictionaries(st.sampled_from([*SCHEMA.fields, "other"]), VALUES, max_size=5))
-def test_any_object_is_a_question_or_a_fault(body):
-    """Whatever stands in the fields, the outcome is a Question or ValidationError."""
+def test_any_object_is_a_call_or_a_fault(body):
+    """Whatever the fields hold, the outcome is a ModelCall or ValidationError."""
     try:
-        question, streamed = SCHEMA.load(body)
+        made, streamed = SCHEMA.load(body)
     except ValidationError:
         return
-    assert isinstance(question, Question) and isinstance(streamed, bool)
-    assert 1 <= question.max_tokens <= 8192 and 0 <= question.temperature <= 2
+    assert isinstance(made, ModelCall) and isinstance(streamed, bool)
+    assert 1 <= made.options["num_predict"] <= 8192 and 0 <= made.options["temperature"] <= 2

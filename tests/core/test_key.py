@@ -1,6 +1,5 @@
-"""The cache key: equal effective requests share it, differing ones never do, and no field can be forgotten."""
+"""The cache key: equal requests to Ollama share it, differing ones never do, and what is keyed is what is sent."""
 
-import dataclasses
 import json
 import re
 
@@ -9,13 +8,13 @@ import responses
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from llama_api.cache.lru import key_for
-from llama_api.waiting import Cancellation, Watchdog
-from llama_api.answer import Question
-from llama_api.ollama.client import OllamaClient
-from llama_api.api.schemas import GenerateRequest, parse_object
+from llama_api.api.schemas import GenerateRequest
+from llama_api.core import Models
+from llama_api.model_call import CHAT, GENERATE, ModelCall
+from llama_api.ollama import OllamaClient
 from llama_api.settings import Settings
-from tests.support.fakes import question
+from llama_api.waiting import Cancellation, Watchdog
+from tests.support.fakes import call
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
 EFFECTIVE = {  # each field of a request with values as they take effect
@@ -30,14 +29,12 @@ EFFECTIVE = {  # each field of a request with values as they take effect
 ABSENT = {"max_tokens": 100, "temperature": 0.7, "system": None, "stop": [], "seed": None, "top_p": None,
           "top_k": None}
 BODIES = st.fixed_dictionaries(EFFECTIVE)
-SCHEMA = GenerateRequest()
-OTHER = {"prompt": "Other?", "max_tokens": 101, "temperature": 0.8, "system": "Be kind.", "stop": ("x",), "seed": 0,
-         "top_p": 1.0, "top_k": 1}
+MODELS = Models(None, "llama3:8b", ["other:1b"], [("gpt-4o-mini", "llama3:8b")])
+SCHEMA = GenerateRequest(MODELS)
 
-
-def key_of(text, model="llama3:8b", num_ctx=None):
+def key_of(text, schema=SCHEMA):
     """The key of a request body as it came over the wire."""
-    return key_for(SCHEMA.load(parse_object(text.encode()))[0], model, num_ctx)
+    return schema.read(text.encode())[0].key
 
 
 @st.composite
@@ -54,7 +51,7 @@ def spellings(draw, body):
         if name == "stop" and len(value) == 1:
             forms.append(json.dumps(value[0]))
         if type(value) is int:
-            forms += [f"{value}.0", f"{value}.00", f"{value}e0", f"{value}0e-1"]
+            forms += [f"{value}.0", f"{value}.00", f"{value}e0", *([f"{value}0e-1"] if value else [])]
         if type(value) is float:
             forms += [f"{value!r}e0" if "e" not in repr(value) else repr(value)]
             forms += [repr(value) + "0"] if "e" not in repr(value) else []
@@ -85,12 +82,14 @@ def test_differing_requests_never_share(data, one, other):
     assert key_of(data.draw(spellings(one))) != key_of(data.draw(spellings(other)))
 
 
-@settings(max_examples=100, deadline=None)
-@given(BODIES, st.lists(st.tuples(TEXT, st.none() | st.integers(1, 10 ** 15)), min_size=2, max_size=2, unique=True))
-def test_another_model_or_context_window_never_shares(body, pair):
-    """The model's name and NUM_CTX are part of the key."""
-    first, second = (key_for(question(body["prompt"]), *one) for one in pair)
-    assert first != second
+def test_another_model_or_context_window_never_shares():
+    """The model and NUM_CTX are part of the key; another name of a model is not."""
+    body = {"prompt": "Hi"}
+    keys = [key_of(json.dumps(body | {"model": model})) for model in ("llama3:8b", "other:1b")]
+    keys += [key_of(json.dumps(body), GenerateRequest(MODELS, num_ctx=size)) for size in (2048, 4096)]
+    assert len(set(keys)) == 4
+    for name in (None, "LLAMA3:8B", "library/llama3:8b", "gpt-4o-mini", "GPT-4o-mini:latest"):
+        assert key_of(json.dumps(body | {"model": name})) == keys[0]
 
 
 @pytest.mark.parametrize("one, other", [
@@ -106,45 +105,70 @@ def test_neighbours_never_share(one, other):
 
 def test_a_key_is_a_digest():
     """A key shows nothing of the prompt and is safe as a name in any store."""
-    assert re.fullmatch("[0-9a-f]{64}", key_for(question("secret"), "llama3:8b", None))
+    assert re.fullmatch("[0-9a-f]{64}", call("secret").key)
 
 
 def test_the_format_of_keys_is_pinned():
     """A change of the format must raise KEY_VERSION and then this figure: entries of another one are never misread."""
-    full = question("Hi", system="s", stop=("a", "b"), seed=1, top_p=0.5, top_k=2)
-    assert key_for(full, "llama3:8b", 4096) == (
-        "0f1aafae5e89303f8c036bc1e70a6bfaf6417e93bc0862790d181f743533fa17")
+    full = call("Hi", system="s", options={"stop": ["a", "b"], "seed": 1, "top_p": 0.5, "top_k": 2, "num_ctx": 4096})
+    assert full.key == (
+        "d00d22c72c02a9ee563b1f1e46dc54d045a0a55b4e4f41ee4bc1a97e7b6f1a5a")
 
 
-def test_every_field_of_a_request_is_a_field_of_the_question():
-    """Only ``stream`` changes nothing of the answer; a new field must go into Question."""
-    assert set(SCHEMA.fields) - {"stream"} == {field.name for field in dataclasses.fields(Question)}
+JSON = st.recursive(st.none() | st.booleans() | st.integers(-2 ** 53, 2 ** 53) | TEXT,
+                    lambda values: st.lists(values, max_size=3) | st.dictionaries(TEXT, values, max_size=3),
+                    max_leaves=6)
+OPTIONS = st.dictionaries(
+    st.sampled_from(["num_predict", "temperature", "top_p", "seed", "stop"]),
+    st.none() | st.integers(0, 9) | st.floats(0, 9) | st.lists(TEXT, max_size=2), max_size=4)
+CALLS = st.tuples(st.sampled_from([GENERATE, CHAT]), st.sampled_from(["a", "b"]), OPTIONS, st.dictionaries(
+    st.sampled_from(["prompt", "messages", "tools", "format", "truncate", "think"]), JSON, max_size=4))
 
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Question)])
-def test_every_field_of_the_question_changes_the_key(name):
-    """A field that is left out of the key, or has no value to try here, fails by itself."""
-    changed = dataclasses.replace(question(), **{name: OTHER[name]})
-    assert key_for(changed, "m", None) != key_for(question(), "m", None)
+def sent_of(made):
+    """What makes two requests the same to Ollama, with the order in which it reads schemas and messages."""
+    return made.endpoint, json.dumps(dict(made.body))
+
+
+def shuffled(data, values):
+    return {name: values[name] for name in data.draw(st.permutations(list(values)))}
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data(), CALLS, CALLS)
+def test_keys_are_equal_if_and_only_if_the_requests_to_ollama_are(data, one, other):
+    """Whichever door made them: same endpoint, model, fields and options, in any order, and nothing else."""
+    if data.draw(st.booleans()):
+        other = (*one[:2], shuffled(data, one[2]), shuffled(data, one[3]))
+    first, second = (ModelCall.of(endpoint, model, options, **fields) for endpoint, model, options, fields in
+                     (one, other))
+    assert (first.key == second.key) == (sent_of(first) == sent_of(second))
+
+
+@pytest.mark.parametrize("name, one, other", [
+    ("temperature", 1, 1.0), ("temperature", 0.0, -0.0), ("top_p", 1, 1.0), ("num_predict", 5.0, 5),
+    ("seed", 7.0, 7), ("top_k", None, ...)])
+def test_one_value_has_one_form(name, one, other):
+    """Ollama reads 1 and 1.0 alike, and an option that is null as absent."""
+    options = [{name: value} for value in (one, other) if value is not ...] + [{}] * (other is ...)
+    assert len({call(options=given).key for given in options}) == 1
 
 
 @pytest.fixture
-def payload_of():
-    """What the client sends for a question."""
+def sent():
+    """What the client posts for a call, parsed."""
     with responses.RequestsMock() as upstream:
-        upstream.assert_all_requests_are_fired = False
-        upstream.post("http://127.0.0.1:11434/api/show", json={})
         upstream.post("http://127.0.0.1:11434/api/generate", json={"response": "x", "done": True})
-        client = OllamaClient(Settings(), Watchdog())
+        client = OllamaClient("http://127.0.0.1:11434", Settings(keep_alive="10m"), Watchdog())
 
         def send(asked):
-            client.generate(asked, "build-1", Cancellation(), lambda piece: None)
+            client.generate(asked, "build-1", Cancellation(), lambda pieces: None)
             return json.loads(upstream.calls[-1].request.body)
 
         yield send
 
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Question)])
-def test_every_field_of_the_question_reaches_ollama(payload_of, name):
-    """A field that is part of the key but is not sent would split entries for nothing, and lie to the caller."""
-    assert payload_of(dataclasses.replace(question(), **{name: OTHER[name]})) != payload_of(question())
+def test_what_is_keyed_is_what_is_sent(sent):
+    """The body that is hashed goes to Ollama whole; only ``stream`` and ``keep_alive`` are added."""
+    asked = call("Hi", system="Be kind.", options={"top_k": 3})
+    assert sent(asked) == dict(asked.body) | {"stream": True, "keep_alive": "10m"}
