@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from .model_names import is_cloud, normal
 
 PREFIX = "LLAMA_API_"
+DEFAULT_MODEL = "llama3:8b"
 _TRUE, _FALSE = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
 _NAME_PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"
 _MODEL = re.compile(rf"(?:[A-Za-z0-9_][A-Za-z0-9_.:-]*/)?(?:{_NAME_PART}/)?{_NAME_PART}(?::{_NAME_PART})?")
@@ -224,7 +225,7 @@ class Settings:
 
     bind: str = _var("127.0.0.1:8000", _bind)
     ollamas: tuple[OllamaHost, ...] = _var((OllamaHost("http://127.0.0.1:11434"),), _ollamas, variable="OLLAMA_URL")
-    model: str = _var("llama3:8b", _model)
+    model: str = _var(DEFAULT_MODEL, _model)
     models: tuple[str, ...] = _var((), _models)
     model_aliases: tuple[tuple[str, str], ...] = _var((), _aliases)
     parallel: int = _var(1, _integer(1))
@@ -269,7 +270,7 @@ class Settings:
                 values[spec.name] = spec.metadata["parse"](text)
             except ValueError as error:
                 faults.append(f"{name}={_masked(text, spec.metadata['secret'])!r} must be {error}")
-        faults += _alias_faults(values)
+        faults += _alias_faults(values, environ.get(PREFIX + "MODEL_ALIASES", "").strip())
         if faults:
             raise SettingsError(faults)
         if environ.get(PREFIX + "LOG_FILE") == "":  # here alone an empty value says something: no file
@@ -300,18 +301,17 @@ class Settings:
         return found
 
 
-def _alias_faults(values: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the aliases beside the models that are served."""
-    served = {normal(name) for name in (values.get("model", "llama3:8b"), *values.get("models", ()))}
+def _alias_faults(values: Mapping[str, Any], text: str) -> list[str]:
+    """What is wrong with the aliases, written as ``text``, beside the models that are served."""
+    served = {normal(name) for name in (values.get("model", DEFAULT_MODEL), *values.get("models", ()))}
     everything = "*" in values.get("models", ())
     faults = []
     for alias, model in values.get("model_aliases", ()):
         if normal(alias) in served:
-            faults.append(f"{PREFIX}MODEL_ALIASES={alias}={model!r} must be another name than that of a served model")
+            faults.append(f"other names than those of served models, and {alias} is one")
         elif not everything and normal(model) not in served:
-            faults.append(f"{PREFIX}MODEL_ALIASES={alias}={model!r} must stand for a model of {PREFIX}MODEL or"
-                          f" {PREFIX}MODELS")
-    return faults
+            faults.append(f"names for models of {PREFIX}MODEL or {PREFIX}MODELS, and {model} is not one")
+    return [f"{PREFIX}MODEL_ALIASES={text!r} must be {fault}" for fault in faults]
 
 
 _in_force: Settings | None = None

@@ -5,10 +5,11 @@ import dataclasses
 import pytest
 
 from llama_api import settings as module
-from llama_api.settings import Settings, SettingsError
+from llama_api.settings import OllamaHost, Settings, SettingsError
 
 DEFAULTS = {
-    "bind": "127.0.0.1:8000", "ollama_url": "http://127.0.0.1:11434", "model": "llama3:8b", "parallel": 1,
+    "bind": "127.0.0.1:8000", "ollamas": (OllamaHost("http://127.0.0.1:11434"),), "model": "llama3:8b",
+    "models": (), "model_aliases": (), "parallel": 1, "preload": False, "heartbeat": 10.0,
     "queue": 64, "queue_timeout": 60.0, "connect_timeout": 3.0, "timeout": 300.0, "keep_alive": None, "num_ctx": None,
     "cache_url": "memory://", "cache_max_entries": 1000, "cache_max_bytes": 67108864, "cache_ttl": 0.0,
     "cache_stale_if_error": 86400.0, "max_body_bytes": 1048576, "max_tokens_limit": 8192, "api_keys": (),
@@ -19,14 +20,19 @@ VARIABLES = {module.variable(spec): spec.name for spec in dataclasses.fields(Set
 COUNTS = ("PARALLEL", "NUM_CTX", "CACHE_MAX_BYTES", "MAX_BODY_BYTES", "MAX_TOKENS_LIMIT", "WEB_CONCURRENCY")
 COUNTS_FROM_ZERO = ("QUEUE", "CACHE_MAX_ENTRIES", "TRUSTED_PROXIES")
 TIMES = ("QUEUE_TIMEOUT", "CONNECT_TIMEOUT", "TIMEOUT")
-TIMES_FROM_ZERO = ("CACHE_TTL", "CACHE_STALE_IF_ERROR")
+TIMES_FROM_ZERO = ("HEARTBEAT", "CACHE_TTL", "CACHE_STALE_IF_ERROR")
 
 GOOD = [
     ("BIND", "0.0.0.0:80", "0.0.0.0:80"), ("BIND", "[::1]:8000", "[::1]:8000"), ("BIND", "host:65535", "host:65535"),
     ("BIND", "unix:/run/api.sock", "unix:/run/api.sock"), ("BIND", " localhost:1 ", "localhost:1"),
-    ("OLLAMA_URL", "http://gpu:11434/", "http://gpu:11434"), ("OLLAMA_URL", "https://h/ollama/", "https://h/ollama"),
-    ("OLLAMA_URL", "http://[::1]:11434", "http://[::1]:11434"),
-    ("OLLAMA_URL", "https://me:pw@h", "https://me:pw@h"),
+    *[("OLLAMA_URL", text, tuple(OllamaHost(*host) for host in hosts)) for text, hosts in (
+        ("http://gpu:11434/", [("http://gpu:11434",)]), ("https://h/ollama/", [("https://h/ollama",)]),
+        ("http://[::1]:11434", [("http://[::1]:11434",)]), ("https://me:pw@h", [("https://me:pw@h",)]),
+        ("http://a:11434*4,http://b:11434", [("http://a:11434", 4), ("http://b:11434",)]),
+        (" http://a*1 , http://a:81/ ,", [("http://a", 1), ("http://a:81",)]))],
+    ("MODELS", "mistral, phi3:mini", ("mistral", "phi3:mini")), ("MODELS", "*", ("*",)),
+    ("MODEL_ALIASES", "gpt-4o-mini=llama3:8b, x = LLAMA3:8b", (("gpt-4o-mini", "llama3:8b"), ("x", "LLAMA3:8b"))),
+    ("PRELOAD", "yes", True), ("PRELOAD", "0", False),
     ("MODEL", "llama3", "llama3"), ("MODEL", "library/llama3:8b", "library/llama3:8b"),
     ("MODEL", "registry.example:5000/me/my_model.x:q4-0", "registry.example:5000/me/my_model.x:q4-0"),
     ("MODEL", "cloudy:8b", "cloudy:8b"),
@@ -57,11 +63,18 @@ NO_NUMBER = ("one", "1_0", "+1", "-1", "0x10", "1e3", "1,5", "nan", "inf", "١",
 BAD = [
     *[("BIND", text) for text in ("8000", ":8000", "host", "host:", "host:http", "host:65536", "unix:", "h:١")],
     *[("OLLAMA_URL", text) for text in (
+        "http://a*0", "http://a*", "http://a*-1", "http://a*x", "http://a,http://a", "http://a:80,HTTP://A/",
+        "http://a*2,http://a*3", ",",
         "127.0.0.1:11434", "ftp://h", "http://", "http://h:0", "http://h:99999", "http://h:x", "http://h?a=b",
         "http://h#a", "http://a b", "http://h\\x", "http://[::1", "//h", "h")],
     *[("MODEL", text) for text in (
         "llama3:", ":8b", "a b", "llama3:8b/x/y/z", "-llama", "../x", "x" * 81, "gpt-oss:120b-cloud", "glm:cloud",
         "glm:CLOUD", "llama3\n:8b", "lläma")],
+    *[("MODELS", text) for text in (",", "a b", "llama3,glm:cloud", "**")],
+    *[("MODEL_ALIASES", text) for text in (
+        "gpt-4o", "=llama3:8b", "gpt-4o=", "gpt-4o=mistral", "llama3:8b=llama3:8b", "Llama3:8B=llama3:8b",
+        "*=llama3:8b", "a=llama3:8b,A:latest=llama3:8b", "x:cloud=llama3:8b")],
+    *[("PRELOAD", text) for text in ("2", "maybe")],
     *[("KEEP_ALIVE", text) for text in ("10 m", "soon", "m", "10x", "--1", "1e3", "5m3")],
     *[("CACHE_URL", text) for text in (
         "memory", "memory:///x", "sqlite://x.db", "sqlite:///", "sqlite:////", "redis://", "redis://h/x",

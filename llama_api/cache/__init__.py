@@ -4,4 +4,5 @@ from .guarded import GuardedStore, open_store
 from .lru import TRUST_SECONDS, AnswerCache, Entry, LRUCache
 from .store import Claim, Store, StoreError
 
-__all__ = ["TRUST_SECONDS", "AnswerCache", "Claim", "Entry", "GuardedStore", "LRUCache", "Store", "StoreError", "open_store"]
+__all__ = ["TRUST_SECONDS", "AnswerCache", "Claim", "Entry", "GuardedStore", "LRUCache", "Store", "StoreError",
+           "open_store"]

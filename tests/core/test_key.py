@@ -32,6 +32,7 @@ BODIES = st.fixed_dictionaries(EFFECTIVE)
 MODELS = Models(None, "llama3:8b", ["other:1b"], [("gpt-4o-mini", "llama3:8b")])
 SCHEMA = GenerateRequest(MODELS)
 
+
 def key_of(text, schema=SCHEMA):
     """The key of a request body as it came over the wire."""
     return schema.read(text.encode())[0].key

@@ -12,7 +12,7 @@ from llama_api.errors import (ClientGone, GenerationCancelled, ModelNotFound, No
                               OllamaError, OllamaTimeout, OllamaUnavailable, PromptTooLong, QueueFull, QueueTimeout)
 from llama_api.waiting import Wait
 from tests.support.bench import BYPASS, HIT, LONG, MISS, REFRESH, SPARE, STALE, Bench, label, text_of
-from tests.support.fakes import answer, call, in_threads, until
+from tests.support.fakes import answer, in_threads, until
 
 FAILURES = [OllamaError(), OllamaUnavailable(), OllamaBusy(), OllamaTimeout(), ModelNotFound("llama3:8b"),
             QueueFull(64, 5), QueueTimeout(60.0, 5)]
