@@ -3,7 +3,7 @@
 import { byId, make, prose, say } from "./dom.js";
 import { curl, ollama, openai } from "./dialects.js";
 import { BrokenOff, eventsOf } from "./events.js";
-import { demand, Failure, failureFrom, keyed, send, UNREACHABLE } from "./service.js";
+import { brokenOff, demand, Failure, failureFrom, jsonOf, keyed } from "./service.js";
 import { measures, origin, waiting } from "./words.js";
 
 const form = byId("ask");
@@ -114,10 +114,10 @@ function showEnding(ending, headers) {
 
 function showFailure(error) {
   if (error.name === "AbortError") return tell("Stopped.", "stopped");
-  if (error instanceof BrokenOff) return showFailure(new Failure("The answer broke off", UNREACHABLE));
+  if (error instanceof BrokenOff) return showFailure(brokenOff());
+  tell("", "failed");
   if (!(error instanceof Failure)) throw error;
   wantsKey = error.status === 401;
-  tell("", "failed");
   const more = error.slug ? [make("p", {}, make("a", { href: `problems/${error.slug}` }, "More on this problem"))] : [];
   byId("trouble").replaceChildren(make("strong", {}, error.title), make("p", {}, ...prose(error.detail)),
     ...error.notes.map((note) => make("p", { class: "hint" }, note)), ...more);
@@ -141,8 +141,11 @@ async function copyCall() {
 }
 
 async function listModels() {
-  const response = await send("v1/models");
-  if (!response.ok) return;
-  const { data } = await response.json();
-  byId("models").replaceChildren(...data.map(({ id }) => make("option", { value: id })));
+  try {
+    const { data } = await jsonOf(await demand("v1/models"));
+    byId("models").replaceChildren(...data.map(({ id }) => make("option", { value: id })));
+  } catch (error) {
+    if (!(error instanceof Failure)) throw error;
+    form.elements.model.title = `The models cannot be listed: ${error.title}.`; // any may still be named
+  }
 }

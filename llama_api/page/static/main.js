@@ -4,7 +4,7 @@ import { init } from "./ask.js";
 import { byId, prose, say } from "./dom.js";
 import { showGlance } from "./glance.js";
 import { showSeries } from "./plots.js";
-import { demand, Failure, keyed, send, useKey } from "./service.js";
+import { demand, Failure, jsonOf, keyed, send, useKey } from "./service.js";
 import { every } from "./timer.js";
 import { clock } from "./words.js";
 
@@ -15,14 +15,14 @@ let figuresOf = null; // when the figures shown came
 async function lookAtHealth(signal) {
   try {
     const response = await send("health", { signal });
-    const health = await response.json();
+    const health = await jsonOf(response);
     figuresWanted ||= document.body.dataset.state === "down"; // another service may have come in its place
     showState(health.status, sentence(health));
     if (health.model) document.forms.ask.elements.model.placeholder = health.model;
   } catch (error) {
     if (error.name === "AbortError") return;
-    const known = error instanceof Failure ? error : new Failure("The service does not answer well", error.message);
-    showState("down", `${known.title}. ${known.detail}`);
+    if (!(error instanceof Failure)) throw error;
+    showState("down", `${error.title}. ${error.detail}`);
     if (figuresOf) say(byId("figures-note"), `These figures are of ${clock(figuresOf)}.`);
   }
 }
@@ -43,7 +43,7 @@ async function lookAtFigures(signal) {
   if (!figuresWanted) return;
   try {
     const response = await demand("stats", { signal, cache: "no-cache" }); // the browser asks with its ETag
-    const stats = await response.json();
+    const stats = await jsonOf(response);
     figuresOf = Date.now();
     say(byId("figures-note"), "");
     showSeries(stats);

@@ -10,7 +10,7 @@ export class Failure extends Error {
   }
 }
 
-export const UNREACHABLE = "Start it (`make run`) or look at its log; this page keeps what it has and asks again by itself.";
+const UNREACHABLE = "Start it (`make run`) or look at its log; this page keeps what it has and asks again by itself.";
 
 /** Whether this tab has a key. */
 export const keyed = () => sessionStorage.getItem(STORED) !== null;
@@ -20,6 +20,9 @@ export function useKey(key) {
   sessionStorage.setItem(STORED, key);
   document.dispatchEvent(new Event("key-given"));
 }
+
+/** The failure of a call that has ended before its answer was whole. */
+export const brokenOff = () => new Failure("The answer broke off", UNREACHABLE);
 
 /** Send a request and return its response, whatever its status. Throws a Failure when there is none. */
 export async function send(path, options = {}) {
@@ -43,11 +46,20 @@ export async function demand(path, options) {
   return response;
 }
 
+/** The JSON of a response. Throws a Failure when it does not come whole, or is something else. */
+export async function jsonOf(response) {
+  try {
+    return await response.json();
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Failure("The service does not answer", UNREACHABLE);
+  }
+}
+
 /** The failure that a response tells of: a problem (RFC 9457), or whatever a proxy in between made of it. */
 async function failureOf(response) {
-  const text = await response.text();
   const json = response.headers.get("Content-Type")?.includes("json");
-  return json ? failureFrom(JSON.parse(text), response) : new Failure(
+  return json ? failureFrom(await jsonOf(response), response) : new Failure(
     `Status ${response.status}`, "This answer is not the service's own; a proxy in between may have sent it.",
     { status: response.status });
 }
