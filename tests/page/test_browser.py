@@ -3,8 +3,6 @@
 import json
 import subprocess
 
-import pytest
-
 from tests.support.chromium import CTRL, SHIFT
 from tests.support.double import answer_for
 from tests.support.page import PROMPT, STATS, ask, ended, text
