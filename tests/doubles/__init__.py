@@ -1,0 +1,1 @@
+"""The double of Ollama keeps its word."""
