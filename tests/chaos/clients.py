@@ -10,8 +10,7 @@ import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-from tests.support.double import pieces_for
-from tests.support.double.rules import markers
+from tests.support.double import markers, pieces_for
 from tests.support.gunicorn_server import JSON, together
 
 TIMEOUT, QUEUE_TIMEOUT, SLACK = 2.0, 2.0, 4.0  # seconds; SLACK is for a machine of few cores that does it all

@@ -38,6 +38,14 @@ class Said:
     def text(self):
         return ''.join(each['response'] for each in self.objects)
 
+    @property
+    def messages(self):
+        return [each['message'] for each in self.objects]
+
+    @property
+    def content(self):
+        return ''.join(message['content'] for message in self.messages)
+
 
 def unchunked(data):
     """Return (body, whether it ended properly)."""
@@ -57,8 +65,13 @@ def connected(double):
 
 def send(sock, prompt=PROMPT, **body):
     """Send a generate request."""
-    data = json.dumps({'model': 'llama3', 'prompt': prompt} | body).encode()
-    head = f'POST /api/generate HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\nConnection: close\r\n\r\n'
+    post(sock, '/api/generate', {'model': 'llama3', 'prompt': prompt} | body)
+
+
+def post(sock, path, body):
+    """Send BODY to PATH."""
+    data = json.dumps(body).encode()
+    head = f'POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\nConnection: close\r\n\r\n'
     sock.sendall(head.encode() + data)
 
 
@@ -84,6 +97,24 @@ def talk(double, prompt=PROMPT, quiet=5.0, most=10**7, **body):
     with connected(double) as sock:
         send(sock, prompt, **body)
         return heard(sock, quiet, most)
+
+
+def chat(double, messages=PROMPT, quiet=5.0, most=10**7, **body):
+    """Ask for the answer to MESSAGES, or to one question, on a connection of its own."""
+    messages = [user(messages)] if isinstance(messages, str) else messages
+    with connected(double) as sock:
+        post(sock, '/api/chat', {'model': 'llama3', 'messages': messages} | body)
+        return heard(sock, quiet, most)
+
+
+def user(text, **more):
+    """Return a message of the user."""
+    return {'role': 'user', 'content': text, **more}
+
+
+def ps(double):
+    """Return what /api/ps lists, by name."""
+    return {model['name']: model for model in json.loads(fetch(double, 'GET', '/api/ps')[2])['models']}
 
 
 def fetch(double, method, path, body=None, headers=None):

@@ -4,9 +4,10 @@ import re
 
 import pytest
 
-from tests.doubles.talk import PROMPT, connected, heard, talk
-from tests.support.double import FAULTS, answer_for, pieces_for
-from tests.support.double.faults import ABSENT, EDITS, INTRUDERS, REPLIES
+from tests.doubles.talk import PROMPT, chat, connected, heard, talk, user
+from tests.support.double import CHAT_FAULTS, FAULTS, answer_for, calls_of, pieces_for
+from tests.support.double.answer import ABSENT
+from tests.support.double.fault_tables import CHAT_LINES, EDITS, INTRUDERS, REPLIES
 
 
 @pytest.mark.parametrize('stream', [True, False])
@@ -68,6 +69,8 @@ STREAMED = {  # what is heard of a stream, by fault
     'error_line': lambda said: said.complete and [*said.objects[2]] == ['error'] and len(said.objects) == 3,
     'context_error': lambda said: said.complete and [*said.objects[-1]] == ['error']
     and ''.join(each['response'] for each in said.objects[:-1]) == answer_for(PROMPT),
+    'repeats_prompt': lambda said: said.status == 500 and PROMPT in said.objects[0]['error'],
+    'repeats_part': lambda said: said.complete and PROMPT[2:-2] in said.objects[2]['error'],
     'eof': lambda said: said.complete and said.text == PARTIAL,
     'eof_at_once': lambda said: said.complete and (said.status, said.body) == (200, b''),
     'glued': lambda said: said.text == answer_for(PROMPT) and said.raw.count(b'}\n{') == len(said.objects) - 1,
@@ -88,6 +91,7 @@ PLAIN = {  # and of a plain answer, where it is not the same
     'cut_line': lambda said: said.complete and len(said.body) == 20,
     'error_line': lambda said: said.status == 500 and [*said.objects[0]] == ['error'],
     'context_error': lambda said: said.status == 500 and [*said.objects[0]] == ['error'],
+    'repeats_part': lambda said: said.status == 500 and PROMPT[2:-2] in said.objects[0]['error'],
     'eof': lambda said: said.objects[0]['done'] is False and 'done_reason' not in said.objects[0],
     'eof_at_once': lambda said: said.objects[0] == {'model': '', 'created_at': '0001-01-01T00:00:00Z',
                                                     'response': '', 'done': False},
@@ -122,17 +126,56 @@ def test_behaviours(double, name, stream):
     double.wait(running=0, faults={name: 1})
 
 
+# --- a chat
+
+@pytest.mark.parametrize('stream', [True, False])
+@pytest.mark.parametrize('name', [*REPLIES, *INTRUDERS, *EDITS, *sorted(set(STREAMED) - SILENT - ENDLESS)])
+def test_what_strikes_a_generate_strikes_a_chat(double, name, stream):
+    """With the same status and end, in the words of a chat; the marker is read in the last message of the user."""
+    double.set(slow=0.1)
+    prompt = f'{PROMPT} [[fault={name}]]'
+    said = chat(double, [user('Hi [[fault=x]]'), user(prompt)], stream=stream)
+    other = talk(double, prompt, stream=stream)
+    assert (said.how, said.status, said.complete) == (other.how, other.status, other.complete)
+    assert b'"response":"' not in said.body and double.faults == {name: 2}
+    assert b'"message":{' in said.body or b'"response":' not in other.body
+
+
+@pytest.mark.parametrize('name', CHAT_LINES)
+def test_odd_lines_of_a_chat(double, name):
+    """The odd message comes among the pieces and the chat goes on; a generate is well."""
+    double.fail(name)
+    odd = {'model': 'm', 'message': json.loads(CHAT_LINES[name][0]), 'done': False}
+    [*pieces, last] = chat(double).objects
+    assert pieces.pop(2) == odd and last['done']
+    assert ''.join(each['message']['content'] for each in pieces) == answer_for(PROMPT)
+    assert chat(double, stream=False).objects == [odd]
+    assert talk(double).text == answer_for(PROMPT)
+
+
+def test_tool_calls_may_come_with_the_last_object(double):
+    """As some models' do; a chat without calls is as ever."""
+    double.add_model('able', capabilities=['completion', 'tools'])
+    tool = {'type': 'function', 'function': {'name': 'f'}}
+    prompt = '[[tool=f]] [[fault=tool_calls_in_last]]'
+    [last] = chat(double, prompt, model='able', tools=[tool]).objects
+    assert last['done'] and last['message']['tool_calls'] == calls_of(pieces_for([user(prompt)], tools=[tool])[0])
+    double.fail('tool_calls_in_last')
+    assert chat(double).content == talk(double).text == answer_for(PROMPT)
+
+
 def test_every_fault_is_shown_and_has_a_sentence():
     """The registry holds what the tables of this file check, and nothing else."""
     assert set(FAULTS) == {*REPLIES, *INTRUDERS, *EDITS, *STREAMED}
-    assert all(run.__doc__.endswith('.') for run in FAULTS.values())
+    assert set(CHAT_FAULTS) == {*CHAT_LINES, 'tool_calls_in_last'}
+    assert all(run.__doc__.endswith('.') for run in (FAULTS | CHAT_FAULTS).values())
 
 
-@pytest.mark.parametrize('path', ['/api/tags', '/api/show', '/api/version'])
+@pytest.mark.parametrize('path', ['/api/tags', '/api/ps', '/api/show', '/api/version'])
 @pytest.mark.parametrize('name', ['slow', 'hang', 'crashed', 'html_200', 'empty_200', 'invalid_json', 'array_line',
                                   'reset', 'not_found'])
 def test_small_endpoints_fail_by_knobs_of_their_own(double, path, name):
-    """tags_fault, show_fault and version_fault take any fault, and /api/generate stays well."""
+    """tags_fault, ps_fault, show_fault and version_fault take any fault, and /api/generate stays well."""
     double.set(slow=0.05, **{f'{path[5:]}_fault': name})
     method, body = ('POST', b'{"model":"llama3"}') if path == '/api/show' else ('GET', b'')
     with connected(double) as sock:

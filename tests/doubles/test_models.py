@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from tests.doubles.talk import connected, fetch, send, talk
+from tests.doubles.talk import PROMPT, connected, fetch, ps, send, talk
+from tests.support.double import answer_for
 
 
 @pytest.mark.parametrize('method, path, headers, status, kind, body', [
@@ -43,17 +44,58 @@ def test_inventory(double):
     assert json.loads(fetch(double, 'GET', '/api/version')[2]) == {'version': '0.33.0'}
 
 
+def told(double, path, body=None):
+    """Return what /api/PATH tells."""
+    return json.loads(fetch(double, 'POST' if body else 'GET', f'/api/{path}', body)[2])
+
+
+def test_models_have_attributes_of_their_own(double):
+    """Capabilities, windows, share on the GPU, stops; a digest stays until another is set; unknown ones are errors."""
+    digest = double.set_model('qwen3:4b', capabilities=['completion', 'thinking'], context_length=40960, gpu_percent=50,
+                              family='qwen3', stops=['<x>'], loaded=True)
+    assert double.set_model('Qwen3:4b', voice='b') == digest != double.add_model('qwen3:4b')
+    shown = told(double, 'show', {'model': '', 'name': 'qwen3:4b', 'options': None})
+    assert shown['capabilities'] == ['completion', 'thinking'] and '<x>' in shown['parameters']
+    assert shown['model_info'] == {'general.architecture': 'qwen3', 'qwen3.context_length': 40960,
+                                   'qwen3.embedding_length': 768}
+    [loaded] = ps(double).values()
+    assert loaded['size_vram'] * 2 == loaded['size'] and loaded['context_length'] == 8192
+    assert loaded['digest'] == double.set_model('qwen3:4b')
+    tag = {tag['name']: tag for tag in told(double, 'tags')['models']}['qwen3:4b']
+    assert tag['capabilities'] == ['completion', 'thinking'] and tag['details']['context_length'] == 40960
+    double.set_model('qwen3:4b', loaded=False)
+    assert not ps(double)
+    with pytest.raises(ValueError, match='no such attribute'):
+        double.set_model('qwen3:4b', colour='red')
+    assert talk(double, model='qwen3:4b', think=False).text == answer_for(PROMPT, voice='b') != answer_for(PROMPT)
+
+
+@pytest.mark.parametrize('version, unknown, listed', [('0.24.0', 'Nope', False), ('0.33.0', 'nope:latest', True)])
+def test_inventory_by_release(double, version, unknown, listed):
+    """An unknown name in /api/show is echoed or normalised; capabilities are listed since 0.30."""
+    double.set(version=version)
+    assert told(double, 'show', {'model': 'Nope'}) == {'error': f"model '{unknown}' not found"}
+    assert fetch(double, 'POST', '/api/show', {'model': ''})[0] == 400 and told(double, 'version')['version'] == version
+    assert all(('capabilities' in tag) is listed for tag in told(double, 'tags')['models'])
+
+
+def test_the_window_is_the_smallest_of_three(double):
+    """What the call asks for or the server has by default, up to what the model was trained for; /api/ps shows it."""
+    double.set(num_ctx=3000)
+    for asked, window in ((None, 3000), (2000, 2000), (9000, 8192)):
+        talk(double, options={'num_ctx': asked})
+        assert ps(double)['llama3:latest']['context_length'] == window
+
+
 def test_load_and_unload(double):
     """An empty prompt loads, with keep_alive 0 it unloads; both are plain JSON and show in /api/ps."""
-    def names():
-        return [model['name'] for model in json.loads(fetch(double, 'GET', '/api/ps')[2])['models']]
-    assert names() == []
+    assert not ps(double)
     [loaded] = talk(double, '', stream=True, keep_alive='1h30m').objects
     assert loaded | {'created_at': ''} == {'model': 'llama3', 'created_at': '', 'response': '', 'done': True,
                                            'done_reason': 'load'}
-    assert names() == ['llama3:latest']
-    assert talk(double, '', keep_alive=0).objects[0]['done_reason'] == 'unload' and names() == []
-    assert talk(double, keep_alive=0).complete and names() == []
+    assert [*ps(double)] == ['llama3:latest']
+    assert talk(double, '', keep_alive=0).objects[0]['done_reason'] == 'unload' and not ps(double)
+    assert talk(double, keep_alive=0).complete and not ps(double)
 
 
 def test_other_load_time_options_reload(double):

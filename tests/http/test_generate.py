@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.support.double import answer_for, pieces_for, prompt_tokens
-from tests.support.double.rules import STOPS
+from tests.support.double.models import STOPS
 from tests.support.gunicorn_server import JSON, new_prompt, until
 
 METRICS = {"inference_latency_ms", "input_tokens", "output_tokens", "cpu_usage_percent", "memory_usage_percent",

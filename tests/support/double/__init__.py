@@ -10,17 +10,22 @@ Both classes have the methods of Control; each is a POST of a JSON object to /_d
 import asyncio
 import http.client
 import json
+import secrets
 import threading
 import time
 from collections import Counter
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
-from tests.support.double.faults import FAULTS
-from tests.support.double.rules import PER_PROMPT, answer_for, pieces_for, prompt_tokens
-from tests.support.double.server import Knobs, Server
+from tests.support.double.faults import CHAT_FAULTS, FAULTS
+from tests.support.double.knobs import Knobs
+from tests.support.double.schemas import value_for
+from tests.support.double.server import Server
+from tests.support.double.text import (PER_PROMPT, answer_for, calls_of, markers, pieces_for, prompt_tokens, text_of,
+                                       thinking_of)
 
-__all__ = ['FAULTS', 'PER_PROMPT', 'DoubleRemote', 'Knobs', 'OllamaDouble', 'answer_for', 'pieces_for', 'prompt_tokens']
+__all__ = ['CHAT_FAULTS', 'FAULTS', 'PER_PROMPT', 'DoubleRemote', 'Knobs', 'OllamaDouble', 'answer_for', 'calls_of',
+           'markers', 'pieces_for', 'prompt_tokens', 'text_of', 'thinking_of', 'value_for']
 
 
 class Control:
@@ -31,18 +36,26 @@ class Control:
         return SimpleNamespace(**self.ask('set', **knobs))
 
     def fail(self, fault='', times=0, rate=1.0):
-        """Let /api/generate fail that way from now on: the next TIMES calls, or a share; without a fault, heal."""
+        """Let all that is asked of a model fail that way: the next TIMES calls, or a share; without a fault, heal."""
         self.set(fault=fault, times=times, rate=rate)
 
     def reset(self):
         """Go back to the knobs and models of the beginning; forget all calls, cut off those under way."""
         self.ask('reset')
 
-    def set_digest(self, name, digest=None):
-        """Give model NAME another digest, a random one by default; return it."""
-        return self.ask('set_model', name=name, digest=digest)
+    def set_model(self, name, **attributes):
+        """Change model NAME, or add it; return its digest.
 
-    add_model = set_digest
+        The attributes are those of models.Model (digest, capabilities, context_length, gpu_percent, voice …) and
+        `loaded`: True loads it without a wait, False unloads it. Those not named stay.
+        """
+        return self.ask('set_model', name=name, **attributes)
+
+    def add_model(self, name, digest=None, **attributes):
+        """Set model NAME with another digest, a random one by default; return it."""
+        return self.set_model(name, digest=digest or secrets.token_hex(32), **attributes)
+
+    set_digest = add_model
 
     def remove_model(self, name):
         """Forget model NAME."""
@@ -75,9 +88,10 @@ class Control:
             time.sleep(0.005)
 
     def __getattr__(self, name):
-        """Return a counter: requests finished closed_early loads running waiting peak connections faults generations.
+        """Return a counter: requests finished closed_early connections running waiting peak, and those named here.
 
-        The last two are Counters, by name of the fault and by prompt (calls that arrived, whatever became of them).
+        `loads` ended well, `aborted_loads` were left by their client, `loading` calls load or wait for a load; `faults`
+        is a Counter by name, `generations` by prompt, or last message of the user, of calls that arrived.
         """
         if name.startswith('_') or name not in (counters := self.ask('counters')):
             raise AttributeError(name)

@@ -4,8 +4,9 @@ import asyncio
 import signal
 from dataclasses import fields
 
-from tests.support.double import FAULTS, Knobs
+from tests.support.double import Knobs
 from tests.support.double import __doc__ as package
+from tests.support.double.faults import ALL_FAULTS
 from tests.support.double.server import Server
 
 
@@ -31,7 +32,7 @@ def main():
     knobs = vars(parser.parse_args())
     port = knobs.pop('port')
     if knobs.pop('faults'):
-        return print('\n'.join(f'{name:20} {run.__doc__}' for name, run in FAULTS.items()))
+        return print('\n'.join(f'{name:20} {run.__doc__}' for name, run in ALL_FAULTS.items()))
     asyncio.run(serve(port, knobs))
 
 

@@ -1,21 +1,18 @@
-"""HTTP/1.1 as the double of Ollama speaks it: connections, answers in steps, slots. Written by hand to be fast."""
+"""HTTP/1.1 as the double of Ollama speaks it: connections and calls. Written by hand to be fast."""
 import asyncio
 import functools
 import socket
 import struct
 import time
-from collections import deque
-from contextlib import suppress
 from dataclasses import dataclass
 
-from tests.support.double.faults import ABSENT, JSON
-from tests.support.double.rules import Refused, dump, timestamp
+from tests.support.double.golang import Refused
 
-NDJSON = 'application/x-ndjson'
+JSON, NDJSON, TEXT = 'application/json; charset=utf-8', 'application/x-ndjson', 'text/plain; charset=utf-8'
 PLAIN_LIMIT = 2048              # a larger plain body is chunked, as Go does
 PHRASES = {200: 'OK', 307: 'Temporary Redirect', 400: 'Bad Request', 401: 'Unauthorized', 403: 'Forbidden',
-           404: 'Not Found', 405: 'Method Not Allowed', 500: 'Internal Server Error', 502: 'Bad Gateway',
-           503: 'Service Unavailable'}
+           404: 'Not Found', 405: 'Method Not Allowed', 500: 'Internal Server Error', 501: 'Not Implemented',
+           502: 'Bad Gateway', 503: 'Service Unavailable'}
 
 
 @functools.lru_cache(4096)
@@ -51,7 +48,7 @@ class Call:
     path: str
     headers: dict               # names in lower case
     started: float
-    json: object = None         # the body of a generate
+    json: object = None         # the body of a generate, chat, embed
     granted: float = 0.0        # when it got its slot
     ended: float = 0.0
     sent: int = 0               # pieces made so far
@@ -163,118 +160,3 @@ class Connection(asyncio.Protocol):
     def end(self):
         """Write the last chunk."""
         self.transport.write(b'0\r\n\r\n')
-
-
-class Answer:
-    """What one call is to get, in steps that a fault may stop, bend or follow with something else.
-
-    FINAL is a function of the answer that makes the last object, or the only one of a plain answer.
-    """
-
-    leaks, first = False, 0.0   # first: when the first token came
-
-    def __init__(self, connection, knobs, final, pieces=(), stream=False, model=''):
-        self.connection, self.call, self.knobs, self.final = connection, connection.call, knobs, final
-        self.pieces, self.stream, self.model = pieces, stream, model
-
-    def line(self, piece):
-        """Return the line of a stream that carries PIECE."""
-        return dump({'model': self.model, 'created_at': timestamp(), 'response': piece, 'done': False}) + b'\n'
-
-    def last(self, **changes):
-        """Return the last object with CHANGES."""
-        body = self.final(self)
-        if changes:
-            body = {name: value for name, value in (body | changes).items() if value is not ABSENT}
-        return dump(body) + b'\n' if self.stream else dump(body)
-
-    async def pause(self, count):
-        """Wait for the next COUNT tokens."""
-        if not self.first:
-            wait = self.knobs.ttft + self.knobs.gap * max(count - 1, 0)
-        else:
-            wait = self.knobs.gap * count
-        if wait > 0:
-            await asyncio.sleep(wait)
-        self.first = self.first or time.monotonic()
-        self.call.sent += count
-
-    async def some(self, count=None):
-        """Let COUNT more tokens come, all that are left without a count; only a stream shows them."""
-        rest = self.pieces[self.call.sent:][:count]
-        if not self.stream or not rest:
-            return await self.pause(len(rest))
-        for piece in rest:
-            await self.pause(1)
-            await self.write(self.line(piece))
-
-    async def lines(self):
-        """Return the whole answer as lines once the time for it has passed; a plain answer is one."""
-        await self.pause(len(self.pieces))
-        return [*map(self.line, self.pieces if self.stream else ()), self.last()]
-
-    async def write(self, data):
-        """Write a chunk once the client has read enough of what came before."""
-        if self.connection.transport.is_closing():
-            await asyncio.Event().wait()    # the news that the client has left is under way and ends this task
-        if self.connection.resumed:
-            await self.connection.resumed
-        self.connection.chunk(data, NDJSON if self.stream else JSON)
-
-    async def finish(self, **changes):
-        """Give what is left and the last object, with CHANGES."""
-        await self.some()
-        if not self.stream:
-            return self.connection.reply(200, JSON, self.last(**changes))
-        await self.write(self.last(**changes))
-        self.connection.end()
-
-    async def half_a_chunk(self):
-        """Give some pieces, then half of a chunk."""
-        await self.some(self.knobs.after)
-        await self.write(b'')
-        self.connection.transport.write(b'ff\r\n' + self.line(' half')[:30])
-
-    async def repeat(self, data):
-        """Give some pieces, then DATA for ever, at a bearable pace."""
-        await self.some(self.knobs.after)
-        while True:
-            await self.write(data)
-            self.call.sent += 1
-            await asyncio.sleep(self.knobs.gap or 0.005)
-
-
-class Slots:
-    """A semaphore with a strict FIFO whose size may change; a freed slot is handed to the first who waits."""
-
-    def __init__(self, total):
-        self.total, self.running, self.peak, self.queue = total, 0, 0, deque()
-
-    async def acquire(self):
-        """Take a slot, waiting for it if need be."""
-        turn = asyncio.get_running_loop().create_future()
-        self.queue.append(turn)
-        self.hand_out()
-        if turn.done():
-            return
-        try:
-            await turn
-        except asyncio.CancelledError:
-            with suppress(ValueError):
-                self.queue.remove(turn)
-            if not turn.cancelled():
-                self.release()
-            raise
-
-    def release(self):
-        """Give a slot back."""
-        self.running -= 1
-        self.hand_out()
-
-    def hand_out(self):
-        """Give free slots to those who wait."""
-        while self.queue and self.running < self.total:
-            if not (turn := self.queue.popleft()).done():
-                self.running += 1
-                self.peak = max(self.peak, self.running)
-                turn.set_result(None)

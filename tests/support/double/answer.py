@@ -1,0 +1,174 @@
+"""What one call to the double is to get, in steps that a fault may stop, bend or follow with something else."""
+import asyncio
+import functools
+import time
+from dataclasses import replace
+
+from tests.support.double.golang import dump, timestamp
+from tests.support.double.text import logprobs_for
+from tests.support.double.wire import JSON, NDJSON
+
+ABSENT = ...                    # as the value of a field: leave the field out
+
+
+class Answer:
+    """What one call is to get; subclasses say what its objects look like."""
+
+    kind = ''                   # chat, embed …: where a fault strikes one of them alone
+    leaks, first = False, 0.0   # first: when the first token came
+
+    def __init__(self, connection, knobs, pieces=(), stream=False):
+        self.connection, self.call, self.knobs = connection, connection.call, knobs
+        self.pieces, self.stream = pieces, stream
+
+    def closing(self):
+        """Return the last object, or the only one of a plain answer."""
+        raise NotImplementedError
+
+    def line(self, piece):
+        """Return the line of a stream that carries PIECE."""
+        return dump({'response': piece, 'done': False}) + b'\n'
+
+    def last(self, **changes):
+        """Return the line, or the body, of the last object with CHANGES."""
+        body = self.closing()
+        if changes:
+            body = {name: value for name, value in (body | changes).items() if value is not ABSENT}
+        return dump(body) + b'\n' if self.stream else dump(body)
+
+    def zero(self):
+        """Return the object of an answer that never began."""
+        return {}
+
+    def asked(self):
+        """Return all the text of the request."""
+        return ''
+
+    def adapted(self, line):
+        """Return LINE, one of a generate, as it would be here."""
+        return line
+
+    async def pause(self, count):
+        """Wait for the next COUNT tokens."""
+        if not self.first:
+            wait = self.knobs.ttft + self.knobs.gap * max(count - 1, 0)
+        else:
+            wait = self.knobs.gap * count
+        if wait > 0:
+            await asyncio.sleep(wait)
+        self.first = self.first or time.monotonic()
+        self.call.sent += count
+
+    async def some(self, count=None):
+        """Let COUNT more tokens come, all that are left without a count; only a stream shows them."""
+        rest = self.pieces[self.call.sent:][:count]
+        if not self.stream or not rest:
+            return await self.pause(len(rest))
+        for piece in rest:
+            await self.pause(1)
+            await self.write(self.line(piece))
+
+    async def lines(self):
+        """Return the whole answer as lines once the time for it has passed; a plain answer is one."""
+        await self.pause(len(self.pieces))
+        return [*map(self.line, self.pieces if self.stream else ()), self.last()]
+
+    async def write(self, data):
+        """Write a chunk once the client has read enough of what came before."""
+        if self.connection.transport.is_closing():
+            await asyncio.Event().wait()    # the news that the client has left is under way and ends this task
+        if self.connection.resumed:
+            await self.connection.resumed
+        self.connection.chunk(data, NDJSON if self.stream else JSON)
+
+    async def finish(self, **changes):
+        """Give what is left and the last object, with CHANGES."""
+        await self.some()
+        if not self.stream:
+            return self.connection.reply(200, JSON, self.last(**changes))
+        await self.write(self.last(**changes))
+        self.connection.end()
+
+    async def half_a_chunk(self):
+        """Give some pieces, then half of a chunk."""
+        await self.some(self.knobs.after)
+        await self.write(b'')
+        self.connection.transport.write(b'ff\r\n' + self.line(' half')[:30])
+
+    async def repeat(self, data):
+        """Give some pieces, then DATA for ever, at a bearable pace."""
+        await self.some(self.knobs.after)
+        while True:
+            await self.write(data)
+            self.call.sent += 1
+            await asyncio.sleep(self.knobs.gap or 0.005)
+
+
+class Given(Answer):
+    """An object that is there at once."""
+
+    def __init__(self, connection, knobs, body):
+        super().__init__(connection, replace(knobs, ttft=0.0, gap=0.0))
+        self.body = body
+
+    def closing(self):
+        return self.body
+
+
+@functools.lru_cache(64)
+def head_of(model):
+    """Return how a line of MODEL begins, up to the time."""
+    return dump({'model': model, 'created_at': ''})[:-2]
+
+
+@functools.lru_cache(4096)
+def fields_of(kind, piece):
+    """Return the JSON of the fields that carry PIECE, some text, in an answer of KIND; words come again and again."""
+    return dump(kind.text(piece))[1:-1]
+
+
+class Spoken(Answer):
+    """The answer of a model to a generate or a chat, with its figures."""
+
+    def __init__(self, turn, pieces, reason):
+        body = turn.body
+        super().__init__(turn.connection, turn.knobs, pieces, body.get('stream') is not False)
+        self.turn, self.reason, self.model = turn, reason, body['model']
+        self.top = (body.get('top_logprobs') or 0) if body.get('logprobs') else None
+
+    @staticmethod
+    def text(piece):
+        """Return the fields that carry PIECE, some text."""
+        raise NotImplementedError
+
+    def part(self, piece):
+        """Return the fields that carry PIECE."""
+        raise NotImplementedError
+
+    def whole(self, pieces):
+        """Return the fields that carry PIECES together, of which there may be none."""
+        raise NotImplementedError
+
+    def line(self, piece):
+        """Return the line of a stream that carries PIECE."""
+        fields = fields_of(type(self), piece) if type(piece) is str else dump(self.part(piece))[1:-1]
+        if self.top is not None and (found := logprobs_for((piece,), self.top)):
+            fields += b',"logprobs":' + dump(found)
+        return b'%b%b",%b,"done":false}\n' % (head_of(self.model), timestamp().encode(), fields)
+
+    def closing(self):
+        pieces = () if self.stream else self.pieces
+        record = {'model': self.model, 'created_at': timestamp(), **self.whole(pieces), 'done': True,
+                  'done_reason': self.reason, **self.turn.figures(self)}
+        if self.top is not None and pieces:
+            record['logprobs'] = logprobs_for(pieces, self.top)
+        return record
+
+    def last(self, **changes):
+        return super().last(**changes | self.part(changes.pop('response')) if 'response' in changes else changes)
+
+    def asked(self):
+        return self.turn.asked()
+
+    def zero(self):
+        return {'model': '', 'created_at': '0001-01-01T00:00:00Z', **self.whole(()), 'done': False}

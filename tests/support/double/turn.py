@@ -1,0 +1,163 @@
+"""One call that takes a slot, from the checks of its body to the end of its answer."""
+import asyncio
+import time
+
+from tests.support.double.answer import Answer, Given
+from tests.support.double.faults import ALL_FAULTS, REPLIES
+from tests.support.double.golang import Refused, nanoseconds, seconds_of, timestamp
+from tests.support.double.rules import check_fields, check_format, check_options, evaluated, normal
+from tests.support.double.text import TOLD_BY_TEXT, markers
+
+
+class Turn:
+    """What one call goes through; a subclass says what its body means."""
+
+    struct = ''                 # of Ollama's source, for the texts of refusals
+    said = ''                   # where the markers are looked for, and what is counted
+    empty = False               # whether it asks for no more than a load
+    count = 0                   # tokens of the prompt that are read
+    loaded = 0.0                # when the model was there
+
+    def __init__(self, server, connection, call, body):
+        self.server, self.connection, self.call, self.body = server, connection, call, body
+        self.knobs, self.options = server.knobs, {}
+
+    def find(self, sent):
+        """Return the normal name of the model SENT names."""
+        if not sent.strip() or (name := normal(sent)) not in self.server.models.all:
+            raise Refused(404, f"model '{sent}' not found")
+        return name
+
+    def check(self):
+        """Refuse what is wrong with this body or too much for this model."""
+
+    def record(self):
+        """Count the call."""
+
+    def measure(self, window):
+        """Set `count`, or refuse a prompt that does not fit WINDOW."""
+
+    def asked(self):
+        """Return all the text of the request."""
+        raise NotImplementedError
+
+    def nothing(self, reason):
+        """Return the object that answers a call which is empty, REASON being load or unload."""
+        raise NotImplementedError
+
+    def early(self):
+        """Return the object that is given without a slot once the model is loaded, None to go on; or refuse."""
+
+    def answer(self):
+        """Return the Answer that a sane Ollama gives."""
+        raise NotImplementedError
+
+    async def run(self):
+        """Go the whole way."""
+        server, models, knobs = self.server, self.server.models, self.knobs
+        self.admit()
+        bends = markers(self.said)
+        if bends:
+            self.knobs = knobs = knobs.bent({name: bends[name] for name in bends if name not in TOLD_BY_TEXT})
+        if knobs.record:
+            self.record()
+        fault = server.struck_by(knobs, self.said if 'fault' in bends else '', self.call)
+        if knobs.delay:
+            await asyncio.sleep(knobs.delay)
+        if fault in REPLIES:
+            return await give(Answer(self.connection, knobs), fault)
+        if self.empty:
+            return await self.only_load(fault)
+        self.measure(models.window(self.name, self.options, knobs))
+        await models.load(self.name, self.options, self.keep, knobs)
+        self.loaded = time.monotonic()
+        if early := self.early():
+            return await give(Given(self.connection, knobs, early), fault)
+        await self.take_slot(fault)
+
+    def admit(self):
+        """Check all that Ollama checks before it looks for a place to run, in its order."""
+        body = self.body
+        check_fields(body, self.struct)
+        self.keep = seconds_of(body.get('keep_alive'))
+        self.name = self.find(body.get('model') or '')
+        self.model = self.server.models.all[self.name]
+        self.check()
+        self.options = body.get('options') or {}
+        check_options(self.options)
+        check_format(body.get('format'))
+
+    async def only_load(self, fault):
+        """Load the model, or unload it if it is to be kept for no time."""
+        models = self.server.models
+        if self.keep == 0:
+            models.loaded.pop(self.name, None)
+        else:
+            await models.load(self.name, self.options, self.keep, self.knobs)
+        await give(Given(self.connection, self.knobs, self.nothing('unload' if self.keep == 0 else 'load')), fault)
+
+    async def take_slot(self, fault):
+        """Wait for a slot and answer."""
+        slots = self.server.slots
+        await slots.acquire()
+        self.call.granted = time.monotonic()
+        answer = self.answer()
+        try:
+            await give(answer, fault)
+        except asyncio.CancelledError:
+            slots.running += answer.leaks
+            raise
+        finally:
+            slots.release()
+
+    def figures(self, answer):
+        """Return the durations and counts of ANSWER, a generated one."""
+        now, call = time.monotonic(), self.call
+        return {'total_duration': nanoseconds(now - call.started),
+                'load_duration': nanoseconds(self.loaded - call.started), 'prompt_eval_count': self.count,
+                'prompt_eval_duration': nanoseconds(answer.first - call.granted),
+                'eval_count': len(answer.pieces) + (answer.reason == 'stop'),
+                'eval_duration': nanoseconds(now - answer.first)}
+
+
+class Conversing(Turn):
+    """What generate and chat share: text is asked for, and the model may think."""
+
+    changing = ()               # fields of the body that change the answer
+
+    def rest(self):
+        """Return the further fields that change the answer, as pieces_for takes them."""
+        body, model, knobs = self.body, self.model, self.knobs
+        found = {name: value for name in self.changing if (value := body.get(name))}
+        if model.voice:
+            found['voice'] = model.voice
+        if 'thinking' in model.capabilities and body.get('think') is not False:
+            found['think'] = body.get('think') or True
+        return found | {'thinking': knobs.thinking, 'tool': knobs.tool} if found else found
+
+    def early(self):
+        if self.body.get('_debug_render_only'):
+            return {'model': self.body['model'], 'created_at': timestamp(), **self.blank(), 'done': False,
+                    '_debug_info': {'rendered_template': self.rendered()}}
+        return None
+
+    def nothing(self, reason):
+        return {'model': self.body['model'], 'created_at': timestamp(), **self.blank(), 'done': True,
+                'done_reason': reason}
+
+    def blank(self):
+        """Return the fields that hold the answer, empty."""
+        raise NotImplementedError
+
+    def rendered(self):
+        """Return the prompt as the template makes it."""
+        raise NotImplementedError
+
+    def fit(self, count, window):
+        """Return how many of COUNT tokens are read."""
+        return evaluated(count, self.body, window, self.knobs.version)
+
+
+async def give(answer, fault):
+    """Let ANSWER go its way, or that of FAULT."""
+    await (ALL_FAULTS[fault](answer) if fault else answer.finish())
