@@ -17,7 +17,7 @@ OUTCOMES = {  # of the double's faults; those that are not named are errors
           " missing_metrics zero_durations negative_counts string_counts text_in_last extra_fields slow leak glued"
           " split crlf long_line single_json after_done",
     TIMED_OUT: "hang hang_after_headers hang_midway trickle endless_blanks endless_garbage endless_tokens",
-    TOO_LONG: "too_long too_long_shift", NO_MODEL: "not_found", BUSY: "busy"}
+    TOO_LONG: "too_long too_long_plain too_long_shift", NO_MODEL: "not_found", BUSY: "busy"}
 OUTCOME_OF = {fault: outcome for outcome, faults in OUTCOMES.items() for fault in faults.split()}
 UNSTORED_THOUGH_FINE = "reason_load reason_unknown reason_absent reason_number".split()
 FOREIGN = ("llama-server", "/usr/lib", "CUDA", "boom", "nginx", "signin_url", "fork/exec", "top_k is too large",
