@@ -104,7 +104,7 @@ class GenerateRequest(Schema):
         super().__init__(**kwargs)
         self._models, self._num_ctx = models, num_ctx
         if names := models.names:  # equivalent names are taken as well; the document shows the configured ones
-            self.fields["model"].metadata["enum"] = [*names, None]
+            self.fields["model"].metadata = {**self.fields["model"].metadata, "enum": [*names, None]}
         field = self.fields["max_tokens"]
         field.load_default = min(DEFAULT_TOKENS, max_tokens_limit)
         field.validators = [validate.Range(1, max_tokens_limit)]

@@ -46,34 +46,27 @@ class Flight:
         self.landing: Landing | None = None
         self.error: BaseException | None = None
         self.landed = False
-        self._lock = threading.Lock()
-        self._piece_came = threading.Condition(self._lock)
-        self._has_landed = threading.Condition(self._lock)
+        self._watchers: list[threading.Event] = []  # set at the landing
+        self._piece_watchers: list[threading.Event] = []  # set at each publication as well
+
+    def watch(self, event: threading.Event, pieces: bool) -> None:
+        """Have ``event`` set when the flight has landed, and with ``pieces`` whenever some have come."""
+        (self._piece_watchers if pieces else self._watchers).append(event)
 
     def publish(self, pieces: Sequence[Piece]) -> None:
         """Add the pieces that came together and wake those who stream."""
-        with self._lock:
-            if not self.pieces:
-                self.progress.first_piece_at = time.monotonic()
-            self.pieces += pieces
-            self._piece_came.notify_all()
+        if not self.pieces:
+            self.progress.first_piece_at = time.monotonic()
+        self.pieces += pieces
+        for event in self._piece_watchers:
+            event.set()
 
     def land(self, landing: Landing | None = None, error: BaseException | None = None) -> None:
         """End the flight with a landing or an error, and wake everybody."""
-        with self._lock:
-            self.landing, self.error, self.landed = landing, error, True
-            self._piece_came.notify_all()
-            self._has_landed.notify_all()
-
-    def wait_piece(self, seen: int, seconds: float) -> bool:
-        """Wait until there is a piece beyond ``seen`` or the end; False when ``seconds`` passed first."""
-        with self._lock:
-            return self._piece_came.wait_for(lambda: self.landed or len(self.pieces) > seen, seconds)
-
-    def wait_landed(self, seconds: float) -> bool:
-        """Wait until the flight has landed; False when ``seconds`` passed first."""
-        with self._lock:
-            return self._has_landed.wait_for(lambda: self.landed, seconds)
+        self.landing, self.error = landing, error
+        self.landed = True
+        for event in (*self._piece_watchers, *self._watchers):
+            event.set()
 
 
 class Reader:
@@ -83,6 +76,7 @@ class Reader:
         self.flight, self.joined_at = flight, joined_at
         self._flights, self._gone, self._open = flights, gone, True
         self._seen = 0
+        self._news: threading.Event | None = None
 
     def start(self, silence: float | None = None) -> None:
         """Wait for the first piece or the end, at most ``silence`` seconds.
@@ -110,8 +104,11 @@ class Reader:
 
     def outcome(self) -> Landing:
         """Wait for the end and return the landing. Raises the flight's error, or ClientGone."""
-        while not self.flight.wait_landed(READER_TICK):
-            self._check()
+        news = self._watch(pieces=False)
+        while not self.flight.landed:
+            if not news.wait(READER_TICK):
+                self._check()
+            news.clear()
         if self.flight.error is not None:
             raise self.flight.error.with_traceback(None)  # one error, many readers: their stacks must not pile up
         assert self.flight.landing is not None
@@ -125,14 +122,23 @@ class Reader:
 
     def _wait_piece(self, silence: float | None) -> bool:
         """Wait for a piece beyond those seen or the end; False when ``silence`` seconds passed first."""
+        news, flight = self._watch(pieces=True), self.flight
         until = None if silence is None else time.monotonic() + silence
         while True:
-            left = READER_TICK if until is None else min(READER_TICK, max(0.0, until - time.monotonic()))
-            if self.flight.wait_piece(self._seen, left):
+            news.clear()  # before the look: what comes after it sets the event anew
+            if flight.landed or len(flight.pieces) > self._seen:
                 return True
-            self._check()
-            if until is not None and time.monotonic() >= until:
-                return False
+            if not news.wait(READER_TICK if until is None else min(READER_TICK, max(0.0, until - time.monotonic()))):
+                self._check()
+                if until is not None and time.monotonic() >= until:
+                    return False
+
+    def _watch(self, pieces: bool) -> threading.Event:
+        """The event that is set when there may be something new."""
+        if self._news is None:
+            self._news = threading.Event()
+            self.flight.watch(self._news, pieces)
+        return self._news
 
     def _check(self) -> None:
         if self._gone():

@@ -122,18 +122,23 @@ class OllamaClient:
             if unyielded > TURN_BYTES:  # under gevent a read of what is there already lets nobody else run
                 unyielded = 0
                 time.sleep(0)
-            for record in reader.feed(data) if data else reader.end():
-                if record.get("error") is not None:
-                    self._log_upstream(200, record["error"])
-                    raise OllamaReported
-                piece = piece_of(record)
-                if piece != _NOTHING:
-                    publish([piece])
-                    size += len(piece.text) + len(piece.thinking)
-                if record.get("done") is True:
-                    return record
-                if size > TEXT_LIMIT:
-                    raise OllamaGarbled("an answer longer than any model can write")
+            pieces: list[Piece] = []
+            try:
+                for record in reader.feed(data) if data else reader.end():
+                    if record.get("error") is not None:
+                        self._log_upstream(200, record["error"])
+                        raise OllamaReported
+                    piece = piece_of(record)
+                    if piece != _NOTHING:
+                        pieces.append(piece)
+                        size += len(piece.text) + len(piece.thinking)
+                    if record.get("done") is True:
+                        return record
+            finally:
+                if pieces:
+                    publish(pieces)
+            if size > TEXT_LIMIT:
+                raise OllamaGarbled("an answer longer than any model can write")
             if not data:
                 raise OllamaBrokeOff
 

@@ -8,6 +8,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from ..sockets import quiet
+from .chunked import EagerResponse
 
 
 class Call:
@@ -78,11 +79,11 @@ class _Attaching:
 
 
 class _Connection(_Attaching, HTTPConnection):
-    pass
+    response_class = EagerResponse  # what http.client makes its responses of
 
 
 class _TLSConnection(_Attaching, HTTPSConnection):
-    pass
+    response_class = EagerResponse
 
 
 class _Pool(HTTPConnectionPool):
