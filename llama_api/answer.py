@@ -35,6 +35,7 @@ class Completion(NamedTuple):
     prompt_eval_duration: int | None = None
     eval_duration: int | None = None
     context: tuple[int, ...] | None = None
+    debug_info: dict[str, Any] | None = None  # the prompt as rendered, for who asked for just that
 
     @property
     def tokens_per_second(self) -> float | None:

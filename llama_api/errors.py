@@ -4,7 +4,7 @@ An error builds its own sentence from typed arguments, which are its ``args``; w
 line of a terminal asks ``fault_of`` and puts the Fault into the grammar of its own API.
 
     LlamaApiError
-    ├── what is wrong with a request: MalformedJSON, InvalidRequest, NotJSON, BodyTooLarge, BodyTimeout, ...
+    ├── what is wrong with a request: MalformedJSON, InvalidRequest, ModelNotServed, NotJSON, BodyTooLarge, ...
     ├── QueueFull, QueueTimeout      no slot, and no room or no time left to wait
     ├── NotCached, GenerationCancelled, ClientGone
     └── OllamaError                  Ollama answered with an error, garbage or a partial answer
@@ -16,6 +16,7 @@ line of a terminal asks ``fault_of`` and puts the Fault into the grammar of its 
         └── PromptTooLong            the prompt does not fit the context window
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,17 @@ class InvalidRequest(LlamaApiError):
 
     def __str__(self) -> str:
         return f"Correct what `errors` says of: {', '.join(list(self.errors)[:3])}."
+
+
+class ModelNotServed(LlamaApiError):
+    """The request names another model than those served; the arguments are its name and the names of these."""
+
+    def __init__(self, name: str, served: Sequence[str]):
+        super().__init__(name, list(served))
+        self.name, self.served = name, list(served)
+
+    def __str__(self) -> str:
+        return f"The model `{self.name[:100]}` is not served here; these are: {', '.join(self.served)}."
 
 
 class UntrustedHost(LlamaApiError):
@@ -223,21 +235,28 @@ class OllamaTimeout(OllamaError):
 
 
 class ModelNotFound(OllamaError):
-    """Ollama has no such model as the argument names."""
+    """Ollama has no such ``model``; ``text`` is how it said so, None where it was not asked."""
 
     retry_after = 60
 
+    def __init__(self, model: str, text: str | None = None):
+        super().__init__(model, text)
+        self.model, self.text = model, text
+
     def __str__(self) -> str:
-        model = self.args[0]
+        model = self.model
         return f"Ollama does not have the model {model}; run `ollama pull {model}` on its host."
 
 
 class PromptTooLong(OllamaError):
-    """The prompt does not fit the context window: ``tokens`` and ``window`` where Ollama told them, else None."""
+    """The prompt does not fit the context window: ``tokens`` and ``window`` where Ollama told them, else None.
 
-    def __init__(self, tokens: int | None = None, window: int | None = None):
-        super().__init__(tokens, window)
-        self.tokens, self.window = tokens, window
+    ``text`` is how it said so.
+    """
+
+    def __init__(self, tokens: int | None = None, window: int | None = None, text: str | None = None):
+        super().__init__(tokens, window, text)
+        self.tokens, self.window, self.text = tokens, window, text
 
     def __str__(self) -> str:
         known = self.tokens is not None and self.window is not None
@@ -250,6 +269,7 @@ TABLE: tuple[tuple[type[LlamaApiError], int, str, str], ...] = (
     (MalformedJSON, 400, "malformed-json", "The body is not one JSON object"),
     (UntrustedHost, 400, "untrusted-host", "The Host header is not one of this service's"),
     (Unauthorized, 401, "unauthorized", "The API key is missing or wrong"),
+    (ModelNotServed, 404, "not-found", "Not Found"),
     (BodyTimeout, 408, "request-timeout", "The request's body came too slowly"),
     (BodyTooLarge, 413, "body-too-large", "The request's body is too large"),
     (NotJSON, 415, "unsupported-media-type", "The Content-Type is not JSON"),

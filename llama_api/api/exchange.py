@@ -52,9 +52,12 @@ class Exchanges:
         self._settings, self._service, self._machine, self._watchdog = settings, service, machine, watchdog
         self._silence = settings.heartbeat or None
 
-    def body(self) -> bytes:
-        """The current request's body. Raises BodyTooLarge, NotJSON, BodyTimeout or ClientGone."""
-        return read_json_body(request, self._settings.max_body_bytes, self._watchdog)
+    def body(self, any_type: bool = False) -> bytes:
+        """The current request's body; with ``any_type`` whatever its Content-Type says.
+
+        Raises BodyTooLarge, NotJSON, BodyTimeout or ClientGone.
+        """
+        return read_json_body(request, self._settings.max_body_bytes, self._watchdog, any_type)
 
     @property
     def directives(self) -> Directives:
@@ -70,6 +73,11 @@ class Exchanges:
         reply = self._service.ask(call, self.directives, gone_check(request.environ))
         g.record["cache"] = reply.result
         return self._stream(reply, grammar) if streamed else self._plain(reply, grammar)
+
+    def load(self, model: str) -> None:
+        """Have ``model`` loaded for the current request. Raises what kept it from being loaded."""
+        g.record["model"] = model
+        self._service.load(model, gone_check(request.environ))
 
     def _plain(self, reply: Reply, grammar: Grammar) -> Response:
         try:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ..errors import OllamaError
 from ..model_names import is_cloud, normal
 from ..upstreams import Fleet
 
@@ -50,6 +51,26 @@ class Models:
     def capabilities(self, model: str) -> frozenset[str]:
         """What a served ``model`` can do (``completion``, ``tools``, ...), by /api/show. Raises OllamaError."""
         return frozenset(str(one) for one in self._fleet.show(model).get("capabilities") or ())
+
+    def window(self, model: str) -> int | None:
+        """The context window of a served ``model`` in tokens: as loaded, else at most; None when Ollama cannot tell."""
+        try:
+            sizes = [entry.get("context_length") for entry in self._fleet.loaded()
+                     if normal(str(entry.get("name"))) == normal(model)]
+            if not sizes:
+                known = self._fleet.show(model).get("model_info") or {}
+                sizes = [size for name, size in known.items() if name.endswith(".context_length")]
+        except OllamaError:
+            return None
+        return next((size for size in sizes if type(size) is int and size > 0), None)
+
+    def show(self, model: str, **fields: Any) -> dict[str, Any]:
+        """What /api/show tells of a served ``model``, asked with further ``fields``. Raises OllamaError."""
+        return self._fleet.show(model, **fields)
+
+    def loaded(self) -> list[dict[str, Any]]:
+        """The entries of /api/ps of the served models. Raises OllamaError."""
+        return [model for model in self._fleet.loaded() if self._named(normal(str(model.get("name"))))]
 
     def inventory(self) -> list[dict[str, Any]]:
         """The entries of /api/tags of the served models that Ollama has, as of the newest probes."""

@@ -163,6 +163,18 @@ class Service:
         result = RESULT_OF[forwarded] if started else "collapsed"
         return FlightReply(asked_at, result, forwarded, reader, spare)
 
+    def load(self, model: str, gone: Callable[[], bool]) -> None:
+        """Have ``model`` loaded, and wait until it is. Raises OllamaError, or ClientGone."""
+        def produce(flight: Flight) -> Landing:
+            self._fleet.load(model, flight.cancellation)
+            return Landing(Answer(model), "generated", False, time.monotonic())
+
+        reader, _ = self._flights.board(None, produce, gone, model)
+        try:
+            reader.outcome()
+        finally:
+            reader.close()
+
     def purge(self) -> None:
         """Remove every answer; what comes from now on joins no generation of before."""
         self._flights.seal()

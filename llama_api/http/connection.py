@@ -15,13 +15,18 @@ BODY_SECONDS = 15.0  # for a whole body: no worker bounds it
 SEND_SECONDS = 30.0  # that a client may leave what we send unread
 
 
-def read_json_body(request: Request, limit: int, watchdog: Watchdog) -> bytes:
-    """The body of a JSON request. Raises BodyTooLarge, NotJSON, BodyTimeout or ClientGone; ``limit`` is in bytes."""
+def read_json_body(request: Request, limit: int, watchdog: Watchdog, any_type: bool = False) -> bytes:
+    """The body of a JSON request. Raises BodyTooLarge, NotJSON, BodyTimeout or ClientGone; ``limit`` is in bytes.
+
+    With ``any_type`` its Content-Type may be any, but not from a page of another site: such a page can send text
+    without asking, and JSON only when CORS_ORIGINS has it.
+    """
     environ = request.environ
     length = request.content_length  # None for a chunked body
     if length is not None and length > limit:
         raise BodyTooLarge(limit)
-    if environ.get("CONTENT_TYPE") != "application/json" and not request.is_json:
+    if environ.get("CONTENT_TYPE") != "application/json" and not request.is_json and (
+            not any_type or "HTTP_ORIGIN" in environ):
         raise NotJSON
     deadline = _Deadline(environ.get("gunicorn.socket"))
     handle = watchdog.watch(BODY_SECONDS, deadline.strike)

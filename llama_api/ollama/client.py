@@ -21,7 +21,7 @@ from ..answer import Completion, Piece
 from .connection import Call, CuttingAdapter, current
 from ..errors import (ModelNotFound, NotOllama, OllamaBrokeOff, OllamaBusy, OllamaError, OllamaGarbled, OllamaRefused,
                       OllamaReported, OllamaReset, OllamaTimeout, OllamaUnavailable)
-from ..model_call import ModelCall
+from ..model_call import GENERATE, ModelCall
 from .protocol import LINE_LIMIT, LineReader, completion_of, error_text, parse_record, piece_of, stops_of, too_long
 from ..settings import Settings
 
@@ -83,9 +83,23 @@ class OllamaClient:
             raise OllamaGarbled("a list of models that is not a list")
         return [model for model in models if isinstance(model, dict)]
 
-    def show(self, model: str) -> dict[str, Any]:
-        """What /api/show tells of ``model``. Raises OllamaError."""
-        return self._json("POST", "/api/show", orjson.dumps({"model": model}), SHOW_SECONDS)
+    def show(self, model: str, **fields: Any) -> dict[str, Any]:
+        """What /api/show tells of ``model``; ``fields`` are further ones of its request. Raises OllamaError."""
+        return self._json("POST", "/api/show", orjson.dumps({"model": model, **fields}), SHOW_SECONDS, model=model)
+
+    def loaded(self, seconds: float) -> list[dict[str, Any]]:
+        """The loaded models of ``/api/ps``, within ``seconds``. Raises OllamaError."""
+        models = self._json("GET", "/api/ps", None, seconds).get("models")
+        return [model for model in models if isinstance(model, dict)] if isinstance(models, list) else []
+
+    def load(self, model: str, cancellation: Cancellation) -> None:
+        """Have ``model`` loaded, which an empty prompt does. Raises OllamaError, or Cancelled."""
+        body = {"model": model, "stream": False}
+        if self._settings.keep_alive is not None:
+            body["keep_alive"] = self._settings.keep_alive
+        if self._settings.num_ctx is not None:
+            body["options"] = {"num_ctx": self._settings.num_ctx}
+        self._json("POST", GENERATE, orjson.dumps(body), self._settings.timeout, cancellation, model)
 
     def version(self, seconds: float) -> str | None:
         """The version of ``/api/version``, within ``seconds``. Raises OllamaError."""
@@ -98,7 +112,7 @@ class OllamaClient:
         known = self._model_stops.get(model)
         if known is None or known[0] is None or known[0] != digest:
             shown = self._json("POST", "/api/show", orjson.dumps({"model": model}),
-                               deadline - time.monotonic(), cancellation)
+                               deadline - time.monotonic(), cancellation, model)
             known = self._model_stops[model] = (digest, stops_of(shown.get("parameters")))
         return list(dict.fromkeys([*known[1], *stops]))
 
@@ -106,7 +120,7 @@ class OllamaClient:
                        publish: Callable[[list[Piece]], None]) -> Completion:
         call = Call()
         with self._exchange(call, "POST", asked.endpoint, body, deadline - time.monotonic(), cancellation) as response:
-            self._check_status(response)
+            self._check_status(response, asked.model)
             last = self._read_answer(response.raw, call, publish)
             _drain(call.detach(), response.raw)
             return completion_of(last)
@@ -132,7 +146,7 @@ class OllamaClient:
                     if piece != _NOTHING:
                         pieces.append(piece)
                         size += len(piece.text) + len(piece.thinking)
-                    if record.get("done") is True:
+                    if record.get("done") is True or "_debug_info" in record:  # for a render alone it is false
                         return record
             finally:
                 if pieces:
@@ -143,10 +157,10 @@ class OllamaClient:
                 raise OllamaBrokeOff
 
     def _json(self, method: str, path: str, body: bytes | None, seconds: float,
-              cancellation: Cancellation | None = None) -> dict[str, Any]:
+              cancellation: Cancellation | None = None, model: str = "") -> dict[str, Any]:
         call = Call()
         with self._exchange(call, method, path, body, seconds, cancellation or Cancellation()) as response:
-            self._check_status(response)
+            self._check_status(response, model)
             data = bytearray()
             while chunk := response.raw.read1(65536):
                 data += chunk
@@ -193,14 +207,14 @@ class OllamaClient:
         prepared.headers["Content-Length"] = str(len(body or b""))
         return prepared
 
-    def _check_status(self, response: requests.Response) -> None:
+    def _check_status(self, response: requests.Response, model: str) -> None:
         status = response.status_code
         if status == 200:
             return
         text = error_text(_beginning(response.raw, ERROR_LIMIT))
         self._log_upstream(status, text)
         if status == 404 and text is not None:
-            raise ModelNotFound(self._settings.model)
+            raise ModelNotFound(model, text)
         if status == 503:
             raise OllamaBusy
         if status == 400 and text is not None and (error := too_long(text)) is not None:

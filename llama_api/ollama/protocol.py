@@ -119,7 +119,19 @@ def completion_of(record: dict[str, Any]) -> Completion:
         cached_input_tokens=_count(record, "prompt_eval_cached_count"),
         total_duration=_count(record, "total_duration"), load_duration=_count(record, "load_duration"),
         prompt_eval_duration=_count(record, "prompt_eval_duration"), eval_duration=_count(record, "eval_duration"),
-        context=tuple(context) if isinstance(context, list) and all(type(token) is int for token in context) else None)
+        context=tuple(context) if isinstance(context, list) and all(type(token) is int for token in context) else None,
+        debug_info=debug if isinstance(debug := record.get("_debug_info"), dict) else None)
+
+
+def ending_of(completion: Completion) -> dict[str, Any]:
+    """The members of the last record that ``completion_of`` reads; Ollama leaves out zeros."""
+    ending = dict((
+        ("done_reason", completion.finish_reason), ("context", list(completion.context or ())),
+        ("total_duration", completion.total_duration), ("load_duration", completion.load_duration),
+        ("prompt_eval_count", completion.input_tokens), ("prompt_eval_cached_count", completion.cached_input_tokens),
+        ("prompt_eval_duration", completion.prompt_eval_duration), ("eval_count", completion.output_tokens),
+        ("eval_duration", completion.eval_duration), ("_debug_info", completion.debug_info)))
+    return {name: value for name, value in ending.items() if value}
 
 
 def _count(record: dict[str, Any], name: str) -> int | None:
@@ -161,6 +173,7 @@ def too_long(text: str) -> PromptTooLong | None:
         if inner.get("type") != "exceed_context_size_error":
             return None
         asked, room = inner.get("n_prompt_tokens"), inner.get("n_ctx")
-        return PromptTooLong(asked, room) if isinstance(asked, int) and isinstance(room, int) else PromptTooLong()
+        known = isinstance(asked, int) and isinstance(room, int)
+        return PromptTooLong(asked, room, text) if known else PromptTooLong(text=text)
     except (ValueError, TypeError, KeyError, AttributeError):
-        return PromptTooLong() if any(phrase in text for phrase in TOO_LONG) else None
+        return PromptTooLong(text=text) if any(phrase in text for phrase in TOO_LONG) else None

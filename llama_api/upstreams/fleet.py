@@ -12,6 +12,8 @@ from ..waiting import Cancellation, Cancelled, Progress
 from .queue import Gate
 from .upstream import Upstream
 
+PS_SECONDS = 1.0  # for /api/ps, which Ollama holds back while it loads or unloads a model
+
 
 class Run(Protocol):
     """A generation as the fleet sees it: told where it is, given the pieces, stopped by its cancellation."""
@@ -97,9 +99,17 @@ class Fleet:
         """The models of the newest probe, as /api/tags tells them."""
         return list(self.upstreams[0].monitor.latest().models)
 
-    def show(self, model: str) -> dict[str, Any]:
-        """What /api/show tells of ``model``. Raises OllamaError."""
-        return self.upstreams[0].client.show(model)
+    def loaded(self) -> list[dict[str, Any]]:
+        """The loaded models, as /api/ps tells them. Raises OllamaError."""
+        return self.upstreams[0].client.loaded(PS_SECONDS)
+
+    def show(self, model: str, **fields: Any) -> dict[str, Any]:
+        """What /api/show tells of ``model``; ``fields`` are further ones of its request. Raises OllamaError."""
+        return self.upstreams[0].client.show(model, **fields)
+
+    def load(self, model: str, cancellation: Cancellation) -> None:
+        """Have ``model`` loaded, and wait until it is. Raises OllamaError or Cancelled."""
+        self.upstreams[0].client.load(model, cancellation)
 
     def generate(self, call: ModelCall, run: Run) -> Generated:
         """Generate the answer to ``call``. Raises OllamaError, QueueFull, QueueTimeout or Cancelled."""

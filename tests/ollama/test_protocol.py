@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_api.answer import Piece
+from llama_api.answer import Completion, Piece
 from llama_api.errors import OllamaGarbled
 from llama_api.model_call import CHAT, GENERATE
-from llama_api.ollama import piece_of, record_of
+from llama_api.ollama import completion_of, ending_of, piece_of, record_of
 
 CALL = {"id": "call_1", "function": {"index": 0, "name": "weather", "arguments": {"city": "Oslo"}}}
 TOKEN = {"token": "Hi", "logprob": -0.5, "bytes": [72, 105], "top_logprobs": [{"token": "Hi", "logprob": -0.5}]}
@@ -62,3 +62,22 @@ def test_writing_is_the_inverse_of_reading(piece, endpoint):
     record = record_of(piece, endpoint)
     assert piece_of(record) == piece
     assert record_of(piece_of(record), endpoint) == record
+
+
+counts = st.none() | st.integers(1, 2 ** 53 - 1)
+completions = st.builds(Completion, st.sampled_from(["stop", "length", None]), *[counts] * 7,
+                        st.none() | st.lists(st.integers(0, 2 ** 31), min_size=1, max_size=4).map(tuple),
+                        st.none() | st.fixed_dictionaries({"rendered_template": texts}))
+
+
+@given(completions)
+def test_writing_an_ending_is_the_inverse_of_reading_it(completion):
+    """Reason, counts, durations and context; what Ollama did not tell is left out."""
+    ending = ending_of(completion)
+    assert completion_of(ending) == completion
+    assert ending_of(completion_of(ending)) == ending and None not in ending.values()
+
+
+def test_zeros_are_left_out():
+    """Ollama leaves them out too."""
+    assert ending_of(Completion("stop", 0, 3, eval_duration=0)) == {"done_reason": "stop", "eval_count": 3}
