@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import OllamaError
+from ..errors import ModelNotServed, OllamaError
 from ..model_names import is_cloud, normal
 from ..upstreams import Fleet
 
@@ -20,6 +20,7 @@ class Models:
         configured = [default, *(name for name in further if name != EVERYTHING)]
         self._configured = {normal(name): name for name in reversed(configured)}
         self._aliases = {normal(alias): (alias, model) for alias, model in aliases}
+        self._abilities: dict[str, tuple[str | None, frozenset[str]]] = {}  # by model: its build and what it can do
 
     @property
     def served(self) -> list[str]:
@@ -49,8 +50,36 @@ class Models:
         return self._named(wanted)
 
     def capabilities(self, model: str) -> frozenset[str]:
-        """What a served ``model`` can do (``completion``, ``tools``, ...), by /api/show. Raises OllamaError."""
-        return frozenset(str(one) for one in self._fleet.show(model).get("capabilities") or ())
+        """What a served ``model`` can do (``completion``, ``tools``, ...): one look a build. Raises OllamaError."""
+        known = self._abilities.get(model)
+        if known is None or self._fleet.stale_since(model, known[0]) is not None:
+            digest = self.digest(model)
+            abilities = frozenset(str(one) for one in self._fleet.show(model).get("capabilities") or ())
+            known = self._abilities[model] = (digest, abilities)
+        return known[1]
+
+    def can(self, model: str, ability: str) -> bool:
+        """Whether ``model`` has the ``ability``; True while Ollama cannot tell: then it will speak for itself."""
+        try:
+            return ability in self.capabilities(model)
+        except OllamaError:
+            return True
+
+    def digest(self, model: str) -> str | None:
+        """The build of ``model`` as of the newest probe, None where it is not seen."""
+        wanted = normal(model)
+        return next((str(entry["digest"]) for entry in self._fleet.inventory()
+                     if normal(str(entry.get("name"))) == wanted and entry.get("digest")), None)
+
+    def listing(self) -> list[tuple[str, dict[str, Any]]]:
+        """The names that callers may use, aliases last, each with its model's entry of /api/tags.
+
+        Models that Ollama lacks are not listed; while it cannot be reached all are, with empty entries.
+        """
+        unknown = not self._fleet.state().ollama["reachable"]
+        entries = {normal(str(entry.get("name"))): entry for entry in self._fleet.inventory()}
+        names = [*((name, name) for name in self.served), *self.aliases]
+        return [(name, entries.get(normal(model), {})) for name, model in names if unknown or normal(model) in entries]
 
     def window(self, model: str) -> int | None:
         """The context window of a served ``model`` in tokens: as loaded, else at most; None when Ollama cannot tell."""
@@ -75,6 +104,13 @@ class Models:
     def inventory(self) -> list[dict[str, Any]]:
         """The entries of /api/tags of the served models that Ollama has, as of the newest probes."""
         return [model for model in self._fleet.inventory() if self._named(normal(str(model["name"])))]
+
+    def listed(self, name: str) -> tuple[str, dict[str, Any]]:
+        """The item of the listing that ``name`` means. Raises ModelNotServed."""
+        for item in self.listing():
+            if normal(item[0]) == normal(name):
+                return item
+        raise ModelNotServed(name, self.served)
 
     def _named(self, wanted: str) -> str | None:
         if wanted in self._configured:

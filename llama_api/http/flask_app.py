@@ -33,6 +33,10 @@ class PathAdapter(MapAdapter):
                 self.known[asked] = found
         return found
 
+    def make_redirect_url(self, path_info: str, query_args: Any = None, domain_part: str | None = None) -> str:
+        """The path alone, for there is no host name; doubled slashes are the one reason for a redirect (308)."""
+        return f"/{path_info.lstrip('/')}"
+
 
 class LeanResponse(Response):
     """A response that is sent as it was made when that is a whole body: there is nothing to adapt in its headers."""
@@ -53,7 +57,6 @@ class LeanFlask(Flask):
 
     def __init__(self, import_name: str):
         super().__init__(import_name, static_folder=None)
-        self.url_map.merge_slashes = False
         self._known_matches: dict[tuple[str, str], tuple[Rule, dict[str, Any]]] = {}
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:

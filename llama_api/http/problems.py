@@ -20,7 +20,8 @@ def init_app(app: Flask, writers: Mapping[str, Writer]) -> None:
     """Answer every exception of ``app``; ``writers`` are those of foreign APIs, by the prefix of their URLs."""
     def respond(error: Exception) -> Response:
         fault = note(error)
-        writer = next((writer for prefix, writer in writers.items() if request.path.startswith(prefix)), write)
+        path = f"/{request.path.strip('/')}/"  # so that a prefix is whole parts of a path
+        writer = next((writer for prefix, writer in writers.items() if path.startswith(prefix)), write)
         response = writer(fault, error)
         if isinstance(error, HTTPException):  # the headers that belong to it: Allow, Retry-After and the like
             for name, value in error.get_headers(request.environ):

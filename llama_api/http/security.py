@@ -118,7 +118,8 @@ def _reset_in_seconds(response: Response) -> Response:
     if moment := response.headers.get(RESET):
         response.headers[RESET] = str(max(0, math.ceil(float(moment) - time.time())))
         if response.status_code == 429:
-            response.headers["Retry-After"] = response.headers[RESET]
+            longest = int(response.headers.get("Retry-After", 10 ** 9))  # that the API whose URL was called allows
+            response.headers["Retry-After"] = str(min(longest, max(1, int(response.headers[RESET]))))
     return response
 
 
