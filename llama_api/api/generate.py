@@ -1,7 +1,5 @@
 """POST /generate: the service's own API, plain or as server-sent events (WHATWG HTML §9.2)."""
 
-from typing import Any
-
 import orjson
 from flask import Blueprint, Response
 
@@ -10,6 +8,7 @@ from ..core import Reply
 from ..errors import Fault
 from ..http import problem_of
 from ..waiting import Wait
+from .event_stream import CONTENT_TYPE, comment, event
 from .exchange import Exchanges, Json
 from .schemas import GenerateRequest
 
@@ -17,29 +16,22 @@ from .schemas import GenerateRequest
 class GenerateGrammar:
     """The answer to POST /generate."""
 
-    content_type = "text/event-stream; charset=utf-8"
+    content_type = CONTENT_TYPE
 
     def whole(self, answer: Answer, reply: Reply, figures: Json) -> bytes:
         return orjson.dumps({"response": answer.text, **_ending(answer, reply, figures)})
 
     def pieces(self, pieces: list[Piece]) -> bytes:
-        return b"".join([_event({"response": piece.text, "done": False}) for piece in pieces if piece.text])
+        return b"".join([event({"response": piece.text, "done": False}) for piece in pieces if piece.text])
 
     def waiting(self, wait: Wait) -> bytes:
         return comment(wait)
 
     def end(self, answer: Answer, reply: Reply, figures: Json) -> bytes:
-        return _event({"response": "", "done": True, **_ending(answer, reply, figures)})
+        return event({"response": "", "done": True, **_ending(answer, reply, figures)})
 
     def failed(self, fault: Fault, error: Exception) -> bytes:
-        return b"event: error\n" + _event(problem_of(fault))
-
-
-def comment(wait: Wait) -> bytes:
-    """A comment of an event stream that tells a waiting caller how it stands."""
-    before = "" if wait.before is None else f", {wait.before} before you"
-    seconds = "" if wait.seconds is None else f", about {wait.seconds:.0f} s"
-    return f": waiting{before}{seconds}\n\n".encode()
+        return b"event: error\n" + event(problem_of(fault))
 
 
 def blueprint(exchanges: Exchanges, schema: GenerateRequest) -> Blueprint:
@@ -53,10 +45,6 @@ def blueprint(exchanges: Exchanges, schema: GenerateRequest) -> Blueprint:
         return exchanges.respond(call, GenerateGrammar(), streamed)
 
     return bp
-
-
-def _event(data: dict[str, Any]) -> bytes:
-    return b"data: " + orjson.dumps(data) + b"\n\n"
 
 
 def _ending(answer: Answer, reply: Reply, figures: Json) -> Json:

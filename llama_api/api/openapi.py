@@ -13,6 +13,7 @@ from marshmallow import Schema, fields, validate
 
 from .. import __version__
 from ..errors import HTTP_SLUGS, INTERNAL_ERROR, TABLE
+from . import openapi_v1
 from .openapi_operations import DETAILS, FIELD_FAULTS, HEADERS, INFO, PARAMETERS, TAGS, Json, headers, operations, ref
 from .schemas import (MAX_STOPS, Alive, CacheStats, GenerateRequest, GenerateResponse, Health, Metrics,
                       OllamaHealth, Problem, QueueHealth, Ready, Stop)
@@ -21,6 +22,7 @@ from ..http import PAGE_FILES, HEALTH_PATHS, OPEN_PATHS
 _UNKNOWN = ("not-found", "method-not-allowed")  # of any URL, so they stand under "default"
 _GENERAL = {"untrusted-host", "unauthorized", "rate-limited", INTERNAL_ERROR[1], *_UNKNOWN}
 _LIMIT_HEADERS = ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
+FOREIGN = {"/v1/": openapi_v1}  # APIs of others, by the prefix of their URLs: they have their own words for failures
 _PROBLEM_HEADERS = {"401": ("WWW-Authenticate",), "429": ("Retry-After", *_LIMIT_HEADERS), "503": ("Retry-After",),
                     "default": ("Allow",)}
 
@@ -57,9 +59,14 @@ def document(app: Flask, request_schema: GenerateRequest, keyed: bool, limited: 
     assert plugin.converter is not None
     plugin.converter.add_attribute_function(_refine)
     _add_components(spec, request_schema)
+    limit = next(check.max for check in request_schema.fields["max_tokens"].validators if hasattr(check, "max"))
     known = operations(spec.components.schemas)
+    for foreign in FOREIGN.values():
+        known |= foreign.operations()
+        for name, schema in foreign.schemas(limit).items():
+            spec.components.schema(name, schema)
     for rule in app.url_map.iter_rules():
-        path = re.sub(r"<(\w+)>", r"{\1}", rule.rule)
+        path = re.sub(r"<(?:path:)?(\w+)>", r"{\1}", rule.rule)
         # HEAD is described where probes use it; INFO says that it works everywhere.
         methods = (rule.methods or set()) - {"OPTIONS"} - (set() if path in HEALTH_PATHS else {"HEAD"})
         view = app.view_functions[rule.endpoint]
@@ -112,6 +119,7 @@ def _operation(spec: APISpec, text: Json, path: str, method: str, view: Any, key
     slugs = {slug for slug in problems() if slug not in _GENERAL and path == "/generate"}
     slugs |= {INTERNAL_ERROR[1], *_UNKNOWN, *(["rate-limited"] if limitable else []),
               *(["unauthorized"] if guarded else []), *(["untrusted-host"] if path not in HEALTH_PATHS else [])}
+    foreign = next((found for prefix, found in FOREIGN.items() if path.startswith(prefix)), None)
     answers = {status: {**answer, "headers": {
         **headers("X-Request-ID", *limit_headers), **answer.get("headers", {})}}
         for status, answer in text["responses"].items()}
@@ -123,7 +131,16 @@ def _operation(spec: APISpec, text: Json, path: str, method: str, view: Any, key
             "summary": f"{summary} (without a body)" if head else summary, **text,
             "parameters": [*text.get("parameters", ()), "X-Request-ID"],
             **({"security": [{"bearer": []}, {"apiKey": []}]} if keyed and guarded else {}),
-            "responses": dict(sorted({**_problem_responses(spec, slugs, limit_headers), **answers}.items()))}
+            "responses": dict(sorted({**(
+                _foreign_responses(spec, foreign, path, limit_headers) if foreign is not None
+                else _problem_responses(spec, slugs, limit_headers)), **answers}.items()))}
+
+
+def _foreign_responses(spec: APISpec, foreign: Any, path: str, limit_headers: tuple[str, ...]) -> Json:
+    """The responses to failures in the words of a foreign API."""
+    return {status: {**response, "headers": headers(
+        "X-Request-ID", "X-Should-Retry", *_PROBLEM_HEADERS.get(status, ()), *limit_headers)}
+        for status, response in foreign.failures(path).items()}
 
 
 def _problem_responses(spec: APISpec, slugs: set[str], limit_headers: tuple[str, ...]) -> dict[str, str]:

@@ -15,12 +15,13 @@ share one generation, and every answer carries honest figures of what it took.
 
 - Every response has an `X-Request-ID`; the log line of the request has the same.
 - Every error is an RFC 9457 problem (`application/problem+json`). Its `type` ends in a stable slug; its `detail` says
-  what to do. Only the health endpoints keep their own bodies for 503.
+  what to do. Only the health endpoints keep their own bodies for 503, and the APIs of others have their own errors.
 - `HEAD` works wherever `GET` does, and `OPTIONS` tells the methods of a URL.
 - Where API keys are configured, every endpoint but the health ones and the documentation wants one."""
 
 TAGS = {
     "generation": "Ask the model.",
+    "openai": "OpenAI's API: an official client works by changing its base URL.",
     "cache": "Look at the stored answers, or remove them.",
     "health": "For load balancers, orchestrators and people. Always fast, never limited, never a generation.",
     "monitoring": "Figures for Prometheus.",
@@ -90,6 +91,8 @@ HEADERS: dict[str, Json] = {
     "Age": {"description": "Seconds since the stored answer was generated; only on a stored answer.",
             "schema": _COUNT},
     "Retry-After": {"description": "Seconds after which to try again.", "schema": _COUNT},
+    "X-Should-Retry": {"description": "Whether OpenAI's clients are to try again by themselves.",
+                       "schema": {"type": "string", "enum": ["true", "false"]}},
     "Allow": {"description": "The methods that this URL takes; on 405.", "schema": {"type": "string"}},
     "WWW-Authenticate": {"description": "How to authenticate.", "required": True,
                          "schema": {"type": "string", "const": "Bearer"}},

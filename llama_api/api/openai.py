@@ -1,0 +1,94 @@
+"""OpenAI's API at /v1: chats, completions and models (``openai-api.md``)."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+
+import orjson
+from flask import Blueprint, Response, current_app, request
+
+from ..core import Models
+from ..errors import Fault, OllamaRefused
+from ..http import problem_of, problems
+from .exchange import Exchanges, Json
+from .openai_answers import ChatGrammar, CompletionGrammar, Identity, OpenAIGrammar
+from .openai_errors import error_object, headers_of, refusal, status_of
+from .openai_requests import OpenAIRequests
+
+PREFIX = "/v1/"
+LOST = ("/chat/completions/", "/completions/", "/embeddings/", "/models/", "/responses/")  # for want of /v1 before them
+
+
+def blueprint(exchanges: Exchanges, requests: OpenAIRequests, models: Models) -> Blueprint:
+    """The door /v1."""
+    bp = Blueprint("openai", __name__)
+    started = int(time.time())
+
+    @bp.post("/v1/chat/completions")
+    def chat_completions() -> Response:
+        """Answer a chat."""
+        asked = requests.chat(exchanges.body())
+        return _respond(exchanges, ChatGrammar(asked, Identity.new(
+            "chatcmpl-", lambda: models.digest(asked.call.model))))
+
+    @bp.post("/v1/completions")
+    def completions() -> Response:
+        """Answer a prompt."""
+        asked = requests.completion(exchanges.body())
+        return _respond(exchanges, CompletionGrammar(asked, Identity.new(
+            "cmpl-", lambda: models.digest(asked.call.model))))
+
+    @bp.get("/v1/models")
+    def list_models() -> Response:
+        """List the models that may be asked."""
+        return _json({"object": "list", "data": [_model(name, entry, started) for name, entry in models.listing()]})
+
+    @bp.get("/v1/models/<path:model>")
+    def retrieve_model(model: str) -> Response:
+        """Tell of one model."""
+        return _json(_model(*models.listed(model), started))
+
+    return bp
+
+
+def write(fault: Fault, error: Exception) -> Response:
+    """The response to a failure of a URL below /v1."""
+    if fault.slug == "not-found" and request.path.startswith(PREFIX + "responses"):
+        fault = replace(fault, detail="The Responses API is not served here; use POST /v1/chat/completions instead.")
+    return Response(orjson.dumps(error_object(fault, error)), status_of(fault), headers_of(fault, error),
+                    mimetype="application/json")
+
+
+def write_lost(fault: Fault, error: Exception) -> Response:
+    """The problem of a URL that lacks /v1, which holds OpenAI's error too: its client reads nothing else."""
+    if fault.slug == "not-found":
+        fault = replace(fault, detail=f"Set the client's base URL to {request.root_url}v1: this path is served at"
+                                      f" /v1{request.path}.")
+    return Response(orjson.dumps({**problem_of(fault), **error_object(fault, error)}), fault.status,
+                    mimetype="application/problem+json")
+
+
+WRITERS: Mapping[str, problems.Writer] = {PREFIX: write, **dict.fromkeys(LOST, write_lost)}
+
+
+def _respond(exchanges: Exchanges, grammar: OpenAIGrammar) -> Response:
+    asked = grammar.asked
+    try:
+        return exchanges.respond(asked.call, grammar, asked.streamed)
+    except OllamaRefused as error:
+        raise refusal(error, asked.call, asked.needs) or error from error
+
+
+def _model(name: str, entry: Json, started: int) -> Json:
+    """A model as OpenAI tells it; ``entry`` is Ollama's, empty while nothing is known."""
+    try:
+        created = int(datetime.fromisoformat(str(entry.get("modified_at"))).timestamp())
+    except ValueError:
+        created = started
+    owner = name.rpartition("/")[0].rpartition("/")[2] or "library"
+    return {"id": name, "object": "model", "created": created, "owned_by": owner}
+
+
+def _json(body: Json) -> Response:
+    return current_app.response_class(orjson.dumps(body), mimetype="application/json")
