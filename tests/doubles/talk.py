@@ -107,6 +107,13 @@ def chat(double, messages=PROMPT, quiet=5.0, most=10**7, **body):
         return heard(sock, quiet, most)
 
 
+def embed(double, *texts, path='/api/embed', quiet=5.0, **body):
+    """Ask for the vectors of TEXTS on a connection of its own."""
+    with connected(double) as sock:
+        post(sock, path, {'model': 'embedder', 'input': texts} | body)
+        return heard(sock, quiet)
+
+
 def user(text, **more):
     """Return a message of the user."""
     return {'role': 'user', 'content': text, **more}

@@ -136,15 +136,3 @@ def test_model_names_are_normalised_and_echoed_as_sent(double, name):
     response = connection.getresponse()
     assert json.loads(response.read())['model'] == name
     connection.close()
-
-
-def test_a_long_prompt_is_cut_or_refused(double):
-    """By default the count betrays the cut; with truncate or shift off it is a 400, one of them JSON in a string."""
-    prompt = 'a ' * 100
-    assert talk(double, prompt, options={'num_ctx': 64}).objects[-1]['prompt_eval_count'] == 34
-    said = talk(double, prompt, options={'num_ctx': 64}, truncate=False)
-    assert said.status == 400
-    inner = json.loads(said.objects[0]['error'])['error']
-    assert (inner['type'], inner['n_prompt_tokens'], inner['n_ctx']) == ('exceed_context_size_error', 111, 64)
-    said = talk(double, prompt, options={'num_ctx': 64}, shift=False)
-    assert said.objects[0]['error'].startswith('the prompt is longer')

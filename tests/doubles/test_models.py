@@ -1,11 +1,10 @@
 """The double's models, and its small endpoints."""
 import json
 import re
-import time
 
 import pytest
 
-from tests.doubles.talk import PROMPT, connected, fetch, ps, send, talk
+from tests.doubles.talk import PROMPT, fetch, ps, talk
 from tests.support.double import answer_for
 
 
@@ -85,35 +84,3 @@ def test_the_window_is_the_smallest_of_three(double):
     for asked, window in ((None, 3000), (2000, 2000), (9000, 8192)):
         talk(double, options={'num_ctx': asked})
         assert ps(double)['llama3:latest']['context_length'] == window
-
-
-def test_load_and_unload(double):
-    """An empty prompt loads, with keep_alive 0 it unloads; both are plain JSON and show in /api/ps."""
-    assert not ps(double)
-    [loaded] = talk(double, '', stream=True, keep_alive='1h30m').objects
-    assert loaded | {'created_at': ''} == {'model': 'llama3', 'created_at': '', 'response': '', 'done': True,
-                                           'done_reason': 'load'}
-    assert [*ps(double)] == ['llama3:latest']
-    assert talk(double, '', keep_alive=0).objects[0]['done_reason'] == 'unload' and not ps(double)
-    assert talk(double, keep_alive=0).complete and not ps(double)
-
-
-def test_other_load_time_options_reload(double):
-    """The counter `loads` shows a client that makes Ollama load its model again and again."""
-    for num_ctx in (4096, 4096, 2048, None):
-        talk(double, options={'num_ctx': num_ctx})
-    assert double.loads == 3
-
-
-def test_a_cold_load_is_lost_when_its_client_leaves(double):
-    """The next request starts from zero; one more than max_queue behind it is 503."""
-    double.set(load=0.2, max_queue=1)
-    with connected(double) as first, connected(double) as second:
-        send(first)
-        send(second)
-        double.wait(requests=2)
-        assert talk(double).status == 503
-    double.wait(closed_early=2)
-    started = time.monotonic()
-    assert talk(double).status == 200 and time.monotonic() - started >= 0.2
-    assert double.loads == 1

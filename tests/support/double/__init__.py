@@ -17,15 +17,17 @@ from collections import Counter
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
-from tests.support.double.faults import CHAT_FAULTS, FAULTS
+from tests.support.double.faults import CHAT_FAULTS, EMBED_FAULTS, FAULTS
 from tests.support.double.knobs import Knobs
 from tests.support.double.schemas import value_for
 from tests.support.double.server import Server
 from tests.support.double.text import (PER_PROMPT, answer_for, calls_of, markers, pieces_for, prompt_tokens, text_of,
                                        thinking_of)
+from tests.support.double.vectors import text_tokens, vector_for
 
-__all__ = ['CHAT_FAULTS', 'FAULTS', 'PER_PROMPT', 'DoubleRemote', 'Knobs', 'OllamaDouble', 'answer_for', 'calls_of',
-           'markers', 'pieces_for', 'prompt_tokens', 'text_of', 'thinking_of', 'value_for']
+__all__ = ['CHAT_FAULTS', 'EMBED_FAULTS', 'FAULTS', 'PER_PROMPT', 'DoubleRemote', 'Knobs', 'OllamaDouble', 'answer_for',
+           'calls_of', 'markers', 'pieces_for', 'prompt_tokens', 'text_of', 'text_tokens', 'thinking_of', 'value_for',
+           'vector_for']
 
 
 class Control:
@@ -90,8 +92,9 @@ class Control:
     def __getattr__(self, name):
         """Return a counter: requests finished closed_early connections running waiting peak, and those named here.
 
-        `loads` ended well, `aborted_loads` were left by their client, `loading` calls load or wait for a load; `faults`
-        is a Counter by name, `generations` by prompt, or last message of the user, of calls that arrived.
+        `loads` ended well, `aborted_loads` were left by their client, `loading` calls load or wait for a load; of all
+        `prompt_tokens` the prefix memory had `cached_tokens` (both only while it or `prefill` is on). Counters of calls
+        that arrived: `faults` by name, `generations` by prompt or last message of the user, `embedded` by text.
         """
         if name.startswith('_') or name not in (counters := self.ask('counters')):
             raise AttributeError(name)

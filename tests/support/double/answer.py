@@ -5,7 +5,7 @@ import time
 from dataclasses import replace
 
 from tests.support.double.golang import dump, timestamp
-from tests.support.double.text import logprobs_for
+from tests.support.double.text import logprobs_for, text_of
 from tests.support.double.wire import JSON, NDJSON
 
 ABSENT = ...                    # as the value of a field: leave the field out
@@ -16,6 +16,7 @@ class Answer:
 
     kind = ''                   # chat, embed …: where a fault strikes one of them alone
     leaks, first = False, 0.0   # first: when the first token came
+    prefill = 0.0               # seconds of work on the prompt
 
     def __init__(self, connection, knobs, pieces=(), stream=False):
         self.connection, self.call, self.knobs = connection, connection.call, knobs
@@ -51,7 +52,7 @@ class Answer:
     async def pause(self, count):
         """Wait for the next COUNT tokens."""
         if not self.first:
-            wait = self.knobs.ttft + self.knobs.gap * max(count - 1, 0)
+            wait = self.knobs.ttft + self.prefill + self.knobs.gap * max(count - 1, 0)
         else:
             wait = self.knobs.gap * count
         if wait > 0:
@@ -134,6 +135,8 @@ class Spoken(Answer):
         body = turn.body
         super().__init__(turn.connection, turn.knobs, pieces, body.get('stream') is not False)
         self.turn, self.reason, self.model = turn, reason, body['model']
+        if turn.knobs.prefix_memory or turn.knobs.prefill:
+            self.prefill = turn.seconds_to_read(text_of(pieces))
         self.top = (body.get('top_logprobs') or 0) if body.get('logprobs') else None
 
     @staticmethod
@@ -159,7 +162,7 @@ class Spoken(Answer):
     def closing(self):
         pieces = () if self.stream else self.pieces
         record = {'model': self.model, 'created_at': timestamp(), **self.whole(pieces), 'done': True,
-                  'done_reason': self.reason, **self.turn.figures(self)}
+                  'done_reason': self.reason} | self.turn.figures(self)
         if self.top is not None and pieces:
             record['logprobs'] = logprobs_for(pieces, self.top)
         return record

@@ -1,4 +1,6 @@
 """The faults of the double that are rows of a table: whole replies, odd lines, changes of the last object."""
+import math
+
 from tests.support.double.answer import ABSENT
 from tests.support.double.golang import dump, error
 from tests.support.double.rules import TOO_LONG, TOO_LONG_PLAIN, TOO_LONG_SHIFT
@@ -80,4 +82,16 @@ CHAT_LINES = {  # the message in a line among the pieces of a chat, after which 
     'tool_nameless': (CALL % b'{"arguments":{}}', 'A tool call without a name.'),
     'tool_arguments_text': (CALL % b'{"name":"f","arguments":"{}"}', 'Arguments as a string that holds JSON.'),
     'tool_arguments_list': (CALL % b'{"name":"f","arguments":[1]}', 'Arguments that are a list.'),
+}
+VECTORS = {  # what an embed gives in place of its vectors; of the old form the first of them
+    'vectors_absent': (lambda vectors: ABSENT, 'No embeddings.'),
+    'vectors_null': (lambda vectors: None, 'Embeddings that are null.'),
+    'vectors_fewer': (lambda vectors: vectors[:-1], 'One vector too few.'),
+    'vectors_more': (lambda vectors: vectors + vectors[:1], 'One vector too many.'),
+    'vectors_shorter': (lambda vectors: [*vectors[:-1], vectors[-1][:-1]], 'The last vector lacks a number.'),
+    'vectors_empty': (lambda vectors: [[] for _ in vectors], 'Vectors without numbers.'),
+    'vectors_flat': (lambda vectors: vectors[0], 'Numbers in place of vectors.'),
+    'vectors_text': (lambda vectors: [list(map(str, vector)) for vector in vectors], 'Numbers as strings.'),
+    'vectors_nan': (lambda vectors: [[math.nan for _ in vector] for vector in vectors], 'NaN, which is not JSON.'),
+    'vectors_huge': (lambda vectors: [[1e39 for _ in vector] for vector in vectors], 'Numbers beyond float32.'),
 }

@@ -5,12 +5,13 @@ The docstring of each says what goes over the wire; "valid" marks those that a g
 import asyncio
 from dataclasses import replace
 
-from tests.support.double.fault_tables import CHAT_LINES, EDITS, INTRUDERS, REPLIES
+from tests.support.double.fault_tables import CHAT_LINES, EDITS, INTRUDERS, REPLIES, VECTORS
 from tests.support.double.golang import dump, error
 from tests.support.double.wire import JSON
 
 FAULTS = {}                     # they strike any call
 CHAT_FAULTS = {}                # they strike a chat; any other call is answered as it should be
+EMBED_FAULTS = {}               # they strike an embed
 
 
 async def reply(answer, status, kind, body):
@@ -35,6 +36,12 @@ async def say(answer, message):
     await intrude(answer, b'{"model":"m","message":%b,"done":false}' % message)
 
 
+async def disturb(answer, change):
+    if answer.kind != 'embed':
+        return await answer.finish()
+    await answer.finish(**answer.changed(change))
+
+
 def from_row(act, row):
     """Return the fault that ACT makes of a table's ROW."""
     *what, sentence = row
@@ -46,7 +53,7 @@ def from_row(act, row):
 
 
 for registry, table, act in ((FAULTS, REPLIES, reply), (FAULTS, INTRUDERS, intrude), (FAULTS, EDITS, edit),
-                             (CHAT_FAULTS, CHAT_LINES, say)):
+                             (CHAT_FAULTS, CHAT_LINES, say), (EMBED_FAULTS, VECTORS, disturb)):
     registry.update({name: from_row(act, row) for name, row in table.items()})
 
 
@@ -282,4 +289,4 @@ async def tool_calls_in_last(answer):
     await answer.finish(message={'role': 'assistant', 'content': '', 'tool_calls': calls})
 
 
-ALL_FAULTS = FAULTS | CHAT_FAULTS
+ALL_FAULTS = FAULTS | CHAT_FAULTS | EMBED_FAULTS

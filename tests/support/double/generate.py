@@ -36,10 +36,10 @@ class Generate(Conversing):
 
     def figures(self, answer):
         figures = super().figures(answer)
-        if self.body.get('raw'):
-            return figures
-        given = self.body.get('context') or []
-        return {'context': [*given, *range(1000, 1000 + self.count + figures['eval_count'])], **figures}
+        if not self.body.get('raw'):
+            tokens = range(1000, 1000 + self.count + figures['eval_count'])
+            figures['context'] = [*(self.body.get('context') or ()), *tokens]
+        return figures
 
     def asked(self):
         return f'{self.body.get("system") or ""}\n{self.prompt}'.strip()

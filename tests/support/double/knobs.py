@@ -18,6 +18,8 @@ class Knobs:
     delay: float = 0.0          # before a slot is asked for
     ttft: float = 0.0           # silence before the first token, slot held
     gap: float = 0.0            # between tokens
+    prefill: float = 0.0        # for each token of the prompt that the prefix memory has not, before the first token
+    prefix_memory: int = 0      # prompts whose beginnings need no work again; 0 = none, nor a count of them
     tokens: int = 0             # natural length of an answer; 0 = from the prompt, 8 to 20
     thinking: int = 0           # pieces of thinking before it, where a model thinks; 0 = from the prompt, 3 to 7
     tool: str = ''              # tools that a chat calls, with commas, where it is offered any

@@ -9,11 +9,13 @@ from dataclasses import asdict
 
 from tests.support.double.answer import Answer, Given
 from tests.support.double.chat import Chat
+from tests.support.double.embed import Embed, Embeddings
 from tests.support.double.faults import REPLIES
 from tests.support.double.generate import Generate
 from tests.support.double.golang import Refused, parsed
 from tests.support.double.knobs import Knobs
 from tests.support.double.models import Models
+from tests.support.double.prefixes import Prefixes
 from tests.support.double.slots import Slots
 from tests.support.double.turn import give
 from tests.support.double.wire import JSON, TEXT, Connection
@@ -24,8 +26,9 @@ class Server:
 
     VERBS = 'set reset set_model remove_model counters calls start stop'.split()
     METHODS = {'/': 'GET HEAD', '/api/version': 'GET HEAD', '/api/tags': 'GET HEAD', '/api/ps': 'GET',
-               '/api/status': 'GET', '/api/show': 'POST', '/api/generate': 'POST', '/api/chat': 'POST'}
-    TURNS = {'/api/generate': Generate, '/api/chat': Chat}
+               '/api/status': 'GET', '/api/show': 'POST', '/api/generate': 'POST', '/api/chat': 'POST',
+               '/api/embed': 'POST', '/api/embeddings': 'POST'}
+    TURNS = {'/api/generate': Generate, '/api/chat': Chat, '/api/embed': Embed, '/api/embeddings': Embeddings}
 
     def __init__(self, port=0, **knobs):
         self.port, self.first_knobs = port, Knobs().bent(knobs)
@@ -38,8 +41,9 @@ class Server:
                 connection.break_off()
         self.knobs, self.slots, self.models = self.first_knobs, Slots(self.first_knobs.slots), Models()
         self.log, self.struck = deque(maxlen=self.knobs.record), Counter()
-        self.generations, self.faults = Counter(), Counter()
+        self.generations, self.embedded, self.faults = Counter(), Counter(), Counter()
         self.requests = self.finished = self.closed_early = 0
+        self.prefixes, self.prompt_tokens, self.cached_tokens = Prefixes(), 0, 0
 
     async def start(self):
         loop = asyncio.get_running_loop()
@@ -63,6 +67,7 @@ class Server:
             if not connection.steering:
                 connection.break_off()
         self.models.loaded.clear()
+        self.prefixes = Prefixes()
 
     async def close(self):
         """Stop for good."""
@@ -99,6 +104,8 @@ class Server:
                 'loads': self.models.loads, 'aborted_loads': self.models.aborted_loads,
                 'loading': self.models.loading, 'running': self.slots.running, 'waiting': len(self.slots.queue),
                 'peak': self.slots.peak, 'faults': dict(self.faults), 'generations': dict(self.generations),
+                'embedded': dict(self.embedded), 'prompt_tokens': self.prompt_tokens,
+                'cached_tokens': self.cached_tokens,
                 'connections': sum(not connection.steering for connection in self.connections),
                 'control': self.control}
 

@@ -56,7 +56,7 @@ def spoken(digest, length):
 def digest_of(prompt, system, rest):
     """Return the bytes from which an answer is made; REST are the other fields of the request that matter."""
     text = f'{system or ""}\0{prompt}'
-    if rest := {name: value for name, value in rest.items() if value}:
+    if rest and (rest := {name: value for name, value in rest.items() if value}):
         text += f'\0{compact(rest)}'
     return hashlib.blake2b(text.encode('utf-8', 'surrogatepass'), digest_size=32).digest()
 
@@ -138,12 +138,12 @@ def cut(pieces, left):
 
 def text_of(pieces):
     """Return the text in PIECES, without thinking and tool calls."""
-    return ''.join(piece for piece in pieces if type(piece) is str)
+    return ''.join([piece for piece in pieces if type(piece) is str])
 
 
 def thinking_of(pieces):
     """Return the thinking in PIECES."""
-    return ''.join(piece for piece in pieces if type(piece) is Thinking)
+    return ''.join([piece for piece in pieces if type(piece) is Thinking])
 
 
 def calls_of(pieces):

@@ -113,11 +113,14 @@ class Turn:
     def figures(self, answer):
         """Return the durations and counts of ANSWER, a generated one."""
         now, call = time.monotonic(), self.call
-        return {'total_duration': nanoseconds(now - call.started),
-                'load_duration': nanoseconds(self.loaded - call.started), 'prompt_eval_count': self.count,
-                'prompt_eval_duration': nanoseconds(answer.first - call.granted),
-                'eval_count': len(answer.pieces) + (answer.reason == 'stop'),
-                'eval_duration': nanoseconds(now - answer.first)}
+        figures = {'total_duration': nanoseconds(now - call.started),
+                   'load_duration': nanoseconds(self.loaded - call.started), 'prompt_eval_count': self.count,
+                   'prompt_eval_duration': nanoseconds(answer.first - call.granted),
+                   'eval_count': len(answer.pieces) + (answer.reason == 'stop'),
+                   'eval_duration': nanoseconds(now - answer.first)}
+        if call.cached:
+            figures['prompt_eval_cached_count'] = call.cached
+        return figures
 
 
 class Conversing(Turn):
@@ -152,6 +155,16 @@ class Conversing(Turn):
     def rendered(self):
         """Return the prompt as the template makes it."""
         raise NotImplementedError
+
+    def seconds_to_read(self, answer):
+        """Return how long the prompt takes, with the prefix memory; remember it with its ANSWER."""
+        knobs, prefixes, words = self.knobs, self.server.prefixes, self.rendered().split()
+        if knobs.prefix_memory:
+            self.call.cached = min(prefixes.matched(words), self.count - 1)
+            prefixes.remember([*words, *answer.split()], knobs.prefix_memory)
+        self.server.prompt_tokens += self.count
+        self.server.cached_tokens += self.call.cached
+        return knobs.prefill * (self.count - self.call.cached)
 
     def fit(self, count, window):
         """Return how many of COUNT tokens are read."""

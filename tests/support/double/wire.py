@@ -52,6 +52,7 @@ class Call:
     granted: float = 0.0        # when it got its slot
     ended: float = 0.0
     sent: int = 0               # pieces made so far
+    cached: int = 0             # tokens of the prompt that the prefix memory had
     status: int = 0             # 0 = no response head was sent
     fault: str = ''
     closed_early: bool = False  # the client left before the end
