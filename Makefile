@@ -42,6 +42,8 @@ test: setup
 lint: setup
 	$(BIN)/python -m flake8
 	$(BIN)/python -m mypy
+	$(BIN)/shellcheck .ci/run
+	$(BIN)/yamllint --strict deploy tests
 
 bench: setup
 	$(PIP) install --quiet --require-hashes -r requirements-bench.txt
