@@ -10,7 +10,7 @@ from flask_caching import Cache
 
 
 from . import page
-from .api import admin, docs, exchange, generate, health, openai, schemas
+from .api import admin, docs, exchange, generate, health, ollama, openai, schemas
 from .cache import AnswerCache, GuardedStore, LRUCache, open_store
 from .commands import cache as cache_commands
 from .core import Flights, Models, Service
@@ -52,10 +52,12 @@ def create_app(settings: Settings | None = None) -> Flask:
     recorder.init_app(app)
     app.before_request(bound_sending)
     security.init_app(app, settings)
-    problems.init_app(app, openai.WRITERS)
+    problems.init_app(app, {**openai.WRITERS, **ollama.WRITERS})
     app.register_blueprint(generate.blueprint(exchanges, request_schema))
     app.register_blueprint(openai.blueprint(
         exchanges, openai.OpenAIRequests(models, settings.max_tokens_limit, settings.num_ctx), models))
+    app.register_blueprint(ollama.blueprint(
+        exchanges, ollama.Requests(models, settings.max_tokens_limit, settings.num_ctx), models, fleet))
     app.register_blueprint(health.blueprint(fleet, cache, settings.model))
     app.register_blueprint(admin.blueprint(settings, service, cache, fleet, metrics))
     app.register_blueprint(page.blueprint())

@@ -13,7 +13,7 @@ from marshmallow import Schema, fields, validate
 
 from .. import __version__
 from ..errors import HTTP_SLUGS, INTERNAL_ERROR, TABLE
-from . import openapi_v1
+from . import openapi_ollama, openapi_v1
 from .openapi_operations import DETAILS, FIELD_FAULTS, HEADERS, INFO, PARAMETERS, TAGS, Json, headers, operations, ref
 from .schemas import (MAX_STOPS, Alive, CacheStats, GenerateRequest, GenerateResponse, Health, Metrics,
                       OllamaHealth, Problem, QueueHealth, Ready, Stop)
@@ -22,7 +22,8 @@ from ..http import PAGE_FILES, HEALTH_PATHS, OPEN_PATHS
 _UNKNOWN = ("not-found", "method-not-allowed")  # of any URL, so they stand under "default"
 _GENERAL = {"untrusted-host", "unauthorized", "rate-limited", INTERNAL_ERROR[1], *_UNKNOWN}
 _LIMIT_HEADERS = ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
-FOREIGN = {"/v1/": openapi_v1}  # APIs of others, by the prefix of their URLs: they have their own words for failures
+# APIs of others, by the prefix of their URLs: they have their own words for failures.
+FOREIGN: dict[str, Any] = {"/v1/": openapi_v1, "/api/": openapi_ollama}
 _PROBLEM_HEADERS = {"401": ("WWW-Authenticate",), "429": ("Retry-After", *_LIMIT_HEADERS), "503": ("Retry-After",),
                     "default": ("Allow",)}
 
@@ -66,7 +67,7 @@ def document(app: Flask, request_schema: GenerateRequest, keyed: bool, limited: 
         for name, schema in foreign.schemas(limit).items():
             spec.components.schema(name, schema)
     for rule in app.url_map.iter_rules():
-        path = re.sub(r"<(?:path:)?(\w+)>", r"{\1}", rule.rule)
+        path = re.sub(r"<[^<>]*?(\w+)>", r"{\1}", rule.rule)
         # HEAD is described where probes use it; INFO says that it works everywhere.
         methods = (rule.methods or set()) - {"OPTIONS"} - (set() if path in HEALTH_PATHS else {"HEAD"})
         view = app.view_functions[rule.endpoint]

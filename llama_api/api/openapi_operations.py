@@ -22,6 +22,7 @@ share one generation, and every answer carries honest figures of what it took.
 TAGS = {
     "generation": "Ask the model.",
     "openai": "OpenAI's API: an official client works by changing its base URL.",
+    "ollama": "Ollama's API: its clients work by changing the host.",
     "cache": "Look at the stored answers, or remove them.",
     "health": "For load balancers, orchestrators and people. Always fast, never limited, never a generation.",
     "monitoring": "Figures for Prometheus.",

@@ -11,6 +11,7 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from llama_api.api.exchange import directives_of
 from llama_api.core.service import Directives
@@ -54,7 +55,9 @@ def test_what_the_document_says_holds(server, mode):
         @settings(FUZZ, max_examples=60 if operation.path == "/generate" else 6)
         @given(case=operation.as_strategy(generation_mode=mode))
         def probe(case):
-            case.call_and_validate(timeout=SEND_LIMIT)
+            # Whether a model is served and a window wide enough is not in a schema.
+            foreign = case.path.startswith("/api/")
+            case.call_and_validate(timeout=SEND_LIMIT, excluded_checks=[positive_data_acceptance] * foreign)
 
         probe()
 

@@ -18,7 +18,8 @@ from llama_api.api.schemas import GenerateRequest
 from tests.support.double import answer_for
 
 PROMPT = "Why is the sky blue?"
-FOREIGN = {"/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/{model}"}
+FOREIGN = {"/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/{model}", *(
+    f"/api/{name}" for name in "generate chat show tags ps version status {action} {action}/{target}".split())}
 EVENT = re.compile(r"(?:event: (error)\n)?data: (.+)\n\n")
 ALWAYS = {"Content-Type", "Content-Length", "Date"}
 
@@ -89,7 +90,7 @@ def test_document_is_valid(document):
 def test_document_has_every_route_and_no_other(document):
     """Each rule with each method is an operation, and the other way round; HEAD is one where probes use it."""
     app = create_app(Settings(log_file=""))
-    routes = {(re.sub(r"<(?:path:)?(\w+)>", r"{\1}", rule.rule), method.lower())
+    routes = {(re.sub(r"<[^<>]*?(\w+)>", r"{\1}", rule.rule), method.lower())
               for rule in app.url_map.iter_rules() for method in rule.methods}
     described = {(path, method) for path, method, _ in operations(document)}
     assert described - {(path, "head") for path in ("/livez", "/readyz", "/health")} == {

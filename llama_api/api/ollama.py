@@ -1,0 +1,92 @@
+"""Ollama's API: its clients, its command line and tools built on them work by changing the host."""
+
+import orjson
+from flask import Blueprint, Response, abort, current_app
+
+from ..core import Models
+from ..errors import Fault
+from ..http import problems
+from ..upstreams import Fleet
+from .exchange import Exchanges, Json
+from .ollama_grammar import Asked, OllamaGrammar, Requests, error_body, tags_of, told_of
+
+PREFIX = "/api/"
+VERSION = "0.0.0"  # told while no Ollama tells its own
+REFUSED = ("pull", "push", "create", "copy", "delete", "me", "signin", "signout", "blobs", "user")
+REFUSED_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+
+
+def blueprint(exchanges: Exchanges, requests: Requests, models: Models, fleet: Fleet) -> Blueprint:
+    """The door /api."""
+    bp = Blueprint("ollama", __name__, url_prefix="/api")
+
+    @bp.post("/generate")
+    def ollama_generate() -> Response:
+        """Answer a prompt as Ollama does, or only have the model loaded."""
+        return _answered(exchanges, requests.generate(exchanges.body(any_type=True)))
+
+    @bp.post("/chat")
+    def ollama_chat() -> Response:
+        """Answer a conversation as Ollama does, or only have the model loaded."""
+        return _answered(exchanges, requests.chat(exchanges.body(any_type=True)))
+
+    @bp.post("/show")
+    def ollama_show() -> Response:
+        """Tell what Ollama knows of a served model."""
+        model, fields = requests.show(exchanges.body(any_type=True))
+        return _json(models.show(model, **fields))
+
+    @bp.get("/tags")
+    def ollama_tags() -> Response:
+        """List the served models that Ollama has, and their aliases."""
+        return _json(tags_of(models.inventory(), models.aliases))
+
+    @bp.get("/ps")
+    def ollama_ps() -> Response:
+        """List the served models that are loaded."""
+        return _json({"models": models.loaded()})
+
+    @bp.get("/version")
+    def ollama_version() -> Response:
+        """Tell the version of Ollama."""
+        return _json({"version": fleet.state().ollama["version"] or VERSION})
+
+    @bp.get("/status")
+    def ollama_status() -> Response:
+        """Tell that no cloud is used."""
+        return _json({"cloud": {"disabled": True, "source": "config"}})
+
+    actions = f"/<any({', '.join(REFUSED)}):action>"
+
+    @bp.route(actions, methods=REFUSED_METHODS)
+    @bp.route(f"{actions}/<path:target>", methods=REFUSED_METHODS)
+    def ollama_refuse(action: str, target: str = "") -> Response:
+        """Refuse what would change Ollama or its account."""
+        abort(403, f"{action} would change the Ollama server; ask its operator")
+
+    return bp
+
+
+def write(fault: Fault, error: Exception) -> Response:
+    """The response to a failure of a URL below /api."""
+    status, text = told_of(fault, error)
+    return Response(error_body(text), status, content_type="application/json; charset=utf-8")
+
+
+WRITERS: dict[str, problems.Writer] = {PREFIX: write}
+
+
+def _answered(exchanges: Exchanges, asked: Asked) -> Response:
+    grammar = OllamaGrammar(asked)
+    if asked.call is not None:
+        return exchanges.respond(asked.call, grammar, asked.streamed)
+    exchanges.load(asked.model)
+    return _body(grammar.loaded())
+
+
+def _json(value: Json) -> Response:
+    return _body(orjson.dumps(value))
+
+
+def _body(body: bytes) -> Response:
+    return current_app.response_class(body, content_type="application/json; charset=utf-8")

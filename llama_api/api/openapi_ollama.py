@@ -1,0 +1,140 @@
+"""What the OpenAPI document says of Ollama's API: requests by the fields that are read, errors in its grammar."""
+
+from collections import defaultdict
+from copy import deepcopy
+from http import HTTPStatus
+
+from werkzeug.exceptions import Forbidden, MethodNotAllowed, NotFound, TooManyRequests
+
+from .. import errors
+from ..http import problems
+from .exchange import Json
+from .ollama import PREFIX, REFUSED, REFUSED_METHODS
+from .ollama_fields import schema_of
+from .ollama_grammar import CHAT_FIELDS, GENERATE_FIELDS, SHOW_FIELDS, told_of
+
+SPOKEN = """\
+As Ollama does, with its cache, its queue and its limits beside: `Cache-Control` is honoured and `Cache-Status` tells
+what the cache did. `keep_alive` and the options of a load are the operator's and are ignored; `num_ctx` may not be
+above the context window in force, `num_predict` not above LLAMA_API_MAX_TOKENS_LIMIT; `stop` is added to the model's
+own stops. Names of fields match in any case, unknown ones are ignored, and the `Content-Type` is not looked at.
+
+Without `"stream": false` the answer comes as NDJSON, a record a line, the last one with `"done": true`. A failure after
+the first record is a line `{"error": "text"}`, after which nothing comes."""
+
+_POSTED = {PREFIX + "generate", PREFIX + "chat", PREFIX + "show"}
+_ASKING = {PREFIX + "ps"}  # Ollama is asked at once
+_ERROR = {"$ref": "#/components/schemas/OllamaError"}
+_EXAMPLES = (
+    errors.MalformedJSON("missing request body"), errors.OllamaRefused(400, '"llama3:8b" does not support thinking'),
+    errors.InvalidRequest({"options.seed": ['option "seed" must be of type integer']}), errors.UntrustedHost(),
+    errors.Unauthorized(), Forbidden("pull would change the Ollama server; ask its operator"),
+    errors.ModelNotServed("llama4", ["llama3:8b"]), errors.BodyTimeout(15.0), errors.BodyTooLarge(1048576),
+    errors.NotJSON(), TooManyRequests("60 per 1 minute"), Exception(), errors.OllamaRefused(501, "not supported"),
+    errors.OllamaBrokeOff(), errors.OllamaUnavailable(), errors.QueueFull(64, 30), errors.GenerationCancelled(),
+    errors.OllamaTimeout(), errors.NotCached(), NotFound(), MethodNotAllowed(["OPTIONS", "POST"]))
+_EXAMPLE = {"model": "llama3:8b", "created_at": "2026-08-21T10:00:00.2Z"}
+_FIGURES = {"total_duration": 910000000, "load_duration": 31000000, "prompt_eval_count": 11,
+            "prompt_eval_duration": 90000000, "eval_count": 3, "eval_duration": 60000000}
+_SKY = "Why is the sky blue?"
+_MEMBERS: Json = {
+    "model": {"type": "string"}, "created_at": {"type": "string", "format": "date-time"}, "done": {"type": "boolean"},
+    "done_reason": {"enum": ["stop", "length", "load"]},
+    "context": {"type": "array", "items": {"type": "integer"}},
+    **{name: {"type": "integer", "minimum": 0} for name in (*_FIGURES, "prompt_eval_cached_count")},
+    "logprobs": {"type": "array", "items": {"type": "object"}}, "_debug_info": {"type": "object"}}
+_SAID = {"thinking": {"type": "string"}, "tool_calls": {"type": "array", "items": {"type": "object"}}}
+_MODELS = {"type": "object", "required": ["models"], "properties": {
+    "models": {"type": "array", "items": {"type": "object"}}}}
+_VERSION = {"type": "object", "required": ["version"], "properties": {"version": {"type": "string"}}}
+
+
+def _record(name: str, schema: Json, extra: Json) -> Json:
+    return {"type": "object", "required": ["model", "created_at", "done", name],
+            "properties": {**_MEMBERS, name: schema, **extra}}
+
+
+def schemas(limit: int) -> dict[str, Json]:
+    """The schemas by name; ``limit`` is the largest num_predict."""
+    requests = deepcopy({"Generate": schema_of(GENERATE_FIELDS), "Chat": schema_of(CHAT_FIELDS)})
+    for request in requests.values():
+        request["required"] = ["model"]
+        request["properties"]["options"]["anyOf"][0]["properties"]["num_predict"] = {
+            "type": ["integer", "null"], "maximum": limit}
+    message = {"type": "object", "required": ["role", "content"], "properties": {
+        "role": {"const": "assistant"}, "content": {"type": "string"}, **_SAID}}
+    return {
+        **{f"Ollama{kind}Request": request for kind, request in requests.items()},
+        "OllamaShowRequest": schema_of(SHOW_FIELDS),
+        "OllamaGenerateRecord": _record("response", {"type": "string"}, _SAID),
+        "OllamaChatRecord": _record("message", message, {}),
+        "OllamaError": {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}}
+
+
+def operations() -> dict[tuple[str, str], Json]:
+    """What each operation takes and answers, by path and method."""
+    say = {"model": "llama3:8b", "stream": False}
+    action = _path("action", {"type": "string", "enum": list(REFUSED), "examples": ["pull"]})
+    target = _path("target", {"type": "string", "examples": ["sha256:365c0bd3c000"]})
+    refused: dict[tuple[str, str], Json] = {}
+    for method in REFUSED_METHODS:
+        name = f"ollama_refuse_{method.lower()}"
+        refused[PREFIX + "{action}", method] = {**_operation({}), "operationId": name, "parameters": [action]}
+        refused[PREFIX + "{action}/{target}", method] = {
+            **_operation({}), "operationId": f"{name}_target", "parameters": [action, target]}
+    return {
+        (PREFIX + "generate", "POST"): _spoken("Generate", {**say, "prompt": _SKY}, {"response": "Hi"}),
+        (PREFIX + "chat", "POST"): _spoken("Chat", {**say, "messages": [{"role": "user", "content": _SKY}]},
+                                           {"message": {"role": "assistant", "content": "Hi"}}),
+        (PREFIX + "show", "POST"): {
+            **_operation(_json("What Ollama tells.", {"type": "object"}, {"capabilities": ["completion"]})),
+            "requestBody": _body("OllamaShowRequest", {"model": "llama3:8b"})},
+        (PREFIX + "tags", "GET"): _operation(_json("The models.", _MODELS, {"models": [{"name": "llama3:8b"}]})),
+        (PREFIX + "ps", "GET"): _operation(_json("The models.", _MODELS, {"models": []})),
+        (PREFIX + "version", "GET"): _operation(_json("The version.", _VERSION, {"version": "0.33.0"})),
+        (PREFIX + "status", "GET"): _operation(_json("The state.", {"type": "object"}, {
+            "cloud": {"disabled": True, "source": "config"}})),
+        **refused}
+
+
+def _spoken(kind: str, asked: Json, said: Json) -> Json:
+    record = {"$ref": f"#/components/schemas/Ollama{kind}Record"}
+    example = {**_EXAMPLE, **said, "done": True, "done_reason": "stop", **_FIGURES}
+    answered = _json("The answer: JSON, or a stream of records.", record, example)
+    answered["200"]["content"]["application/x-ndjson"] = {"schema": {"type": "string"}}
+    answered["200"]["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in ("Age", "Cache-Status")}
+    return {**_operation(answered), "description": SPOKEN, "parameters": ["Cache-Control"],
+            "requestBody": _body(f"Ollama{kind}Request", asked)}
+
+
+def _operation(answers: Json) -> Json:
+    return {"tags": ["ollama"], "responses": answers}
+
+
+def failures(path: str) -> dict[str, Json]:
+    """The responses to failures at ``path``, by status, without their headers."""
+    rows: dict[str, Json] = defaultdict(dict)
+    for error in _EXAMPLES:
+        fault = problems.fault_for(error, "PUT")
+        status, text = told_of(fault, error)
+        unknown = isinstance(error, (NotFound, MethodNotAllowed))
+        rows["default" if unknown else str(status)][f"{fault.slug}-{len(rows)}"] = {
+            "summary": fault.title, "value": {"error": text}}
+    wanted = {"401", "429", "500", "default"} | ({"403"} if "{" in path else {"503"} if path in _ASKING else set())
+    return {status: {"description": HTTPStatus(int(status)).phrase if status != "default" else "Nothing is there.",
+                     "content": {"application/json": {"schema": _ERROR, "examples": examples}}}
+            for status, examples in rows.items() if status in wanted or path in _POSTED}
+
+
+def _body(schema: str, example: Json) -> Json:
+    return {"required": True, "content": {"application/json": {
+        "schema": {"$ref": f"#/components/schemas/{schema}"}, "examples": {"plain": {"value": example}}}}}
+
+
+def _json(description: str, schema: Json, example: Json) -> Json:
+    return {"200": {"description": description, "content": {"application/json": {
+        "schema": schema, "examples": {"plain": {"value": example}}}}}}
+
+
+def _path(name: str, schema: Json) -> Json:
+    return {"name": name, "in": "path", "required": True, "schema": schema}
