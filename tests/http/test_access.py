@@ -8,7 +8,7 @@ from tests.support.redis_server import RedisServer
 HEALTH = ["/livez", "/readyz", "/health"]
 OPEN = [*HEALTH, "/docs", "/openapi.json", "/"]
 GUARDED = [("POST", "/generate"), ("GET", "/cache"), ("DELETE", "/cache"), ("GET", "/metrics"), ("GET", "/nowhere"),
-           ("PUT", "/generate"), ("POST", "/v1/nothing"), ("OPTIONS", "/generate")]
+           ("PUT", "/generate"), ("POST", "/nothing/here"), ("OPTIONS", "/generate")]
 GOOD = [{"Authorization": "Bearer first-key"}, {"Authorization": "bearer second-key"}, {"X-API-Key": "first-key"},
         {"X-API-Key": "third-key"}]
 BAD = [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer"}, {"Authorization": "Basic first-key"},
