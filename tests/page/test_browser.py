@@ -222,6 +222,15 @@ def test_the_service_at_a_glance(double, serve, visit):
     assert tab.evaluate("document.activeElement.id") == "flights-title"
 
 
+def test_one_call_brings_figures_and_state(double, serve, visit):
+    """Where /stats tells the health as well, the page says it and does not ask for it."""
+    ailing = {"status": "degraded", "reason": "the queue is full", "model": "llama3:8b"}
+    tab = visit(serve(double), stats={**STATS, "health": ailing})
+    assert tab.evaluate(STATE) == "Degraded: the queue is full"
+    asked = [event["request"]["url"] for event in tab.told("Network.requestWillBeSent")]
+    assert asked and not any(url.endswith("/health") for url in asked)
+
+
 def test_without_figures_the_page_still_asks(double, serve, visit):
     """A service that has none is said to have none, once; the rest works."""
     tab = visit(serve(double))

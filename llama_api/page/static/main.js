@@ -12,19 +12,44 @@ const SECONDS = 5; // between two looks: as often as /stats has something new
 let figuresWanted = true; // not while the service has said that it has none, or none without a key
 let figuresOf = null; // when the figures shown came
 
-async function lookAtHealth(signal) {
+/** Look at the figures and the state, by one call where the figures tell the state too. */
+async function lookAround(signal) {
   try {
-    const response = await send("health", { signal });
-    const health = await jsonOf(response);
-    figuresWanted ||= document.body.dataset.state === "down"; // another service may have come in its place
-    showState(health.status, sentence(health));
-    if (health.model) document.forms.ask.elements.model.placeholder = health.model;
+    const stats = figuresWanted ? await figures(signal) : null;
+    showHealth(stats?.health ?? await jsonOf(await send("health", { signal })));
+    if (stats) showFigures(stats);
   } catch (error) {
     if (error.name === "AbortError") return;
     if (!(error instanceof Failure)) throw error;
     showState("down", `${error.title}. ${error.detail}`);
     if (figuresOf) say(byId("figures-note"), `These figures are of ${clock(figuresOf)}.`);
   }
+}
+
+/** What GET /stats tells, null when the service refuses it. */
+async function figures(signal) {
+  try {
+    return await jsonOf(await demand("stats", { signal, cache: "no-cache" })); // the browser asks with its ETag
+  } catch (error) {
+    if (!error.status) throw error;
+    figuresWanted = ![401, 404].includes(error.status);
+    byId("figures-note").replaceChildren(...prose(error.status === 404 ? "Figures are not available from this service."
+      : `No figures: ${error.title}. ${error.detail}`));
+    return null;
+  }
+}
+
+function showFigures(stats) {
+  figuresOf = Date.now();
+  say(byId("figures-note"), "");
+  showSeries(stats);
+  showGlance(stats, look);
+}
+
+function showHealth(health) {
+  figuresWanted ||= document.body.dataset.state === "down"; // another service may have come in its place
+  showState(health.status, sentence(health));
+  if (health.model) document.forms.ask.elements.model.placeholder = health.model;
 }
 
 function sentence({ status, reason, model, cache_size: stored, queue = {} }) {
@@ -37,24 +62,6 @@ function showState(state, text) {
   document.body.dataset.state = state;
   document.title = state === "healthy" ? "llama_api" : `${state} · llama_api`;
   if (byId("state").textContent !== text.replaceAll("`", "")) byId("state").replaceChildren(...prose(text));
-}
-
-async function lookAtFigures(signal) {
-  if (!figuresWanted) return;
-  try {
-    const response = await demand("stats", { signal, cache: "no-cache" }); // the browser asks with its ETag
-    const stats = await jsonOf(response);
-    figuresOf = Date.now();
-    say(byId("figures-note"), "");
-    showSeries(stats);
-    showGlance(stats, look);
-  } catch (error) {
-    if (error.name === "AbortError" || (error instanceof Failure && !error.status)) return; // told by the state
-    if (!(error instanceof Failure)) throw error;
-    figuresWanted = ![401, 404].includes(error.status);
-    byId("figures-note").replaceChildren(...prose(error.status === 404 ? "Figures are not available from this service."
-      : `No figures: ${error.title}. ${error.detail}`));
-  }
 }
 
 byId("key-form").addEventListener("submit", (event) => {
@@ -73,8 +80,5 @@ document.addEventListener("key-given", () => {
   look();
 });
 
-const look = every(SECONDS, (signal) => {
-  lookAtHealth(signal);
-  lookAtFigures(signal);
-});
+const look = every(SECONDS, lookAround);
 init(look);

@@ -2,8 +2,9 @@
  * The plots of what GET /stats describes. The page knows no metric: each series says where and how it is drawn.
  *
  *   {"step": 5, "end": 1767225600, "series": [{"name": "hit", "unit": "/s", "metric": "llama_api_…",
- *     "plot": "Requests", "kind": "area", "tone": "bad", "points": [null, 0.2, …]}, …], …}
+ *     "plot": "Requests", "kind": "area", "tone": "bad", "points": [null, 0.2, …]}, …], "health": {…}, …}
  *
+ * - `health`, where it is there, is the body of GET /health, which then is not called.
  * - `end` is the time of the newest points in seconds since 1970; `step` is the seconds between two.
  * - Series of equal `plot` share one, in their order; a plot's unit is that of its first series.
  *   `unit` is "s" or "B" to be scaled in words, else a text to stand beside the number.

@@ -1,10 +1,21 @@
 /** The page's one timer. */
 
 const HIDDEN_SECONDS = 60; // between two looks while nobody sees the page
+const ATTENTIVE = 60_000; // milliseconds after a key or a move of the pointer; then looks come half as often
 const OVERDUE = new DOMException("No answer came in time.", "TimeoutError");
 
+let touched = performance.now();
+for (const sign of ["keydown", "pointermove"]) {
+  document.addEventListener(sign, () => { touched = performance.now(); }, { passive: true });
+}
+
+function pace(seconds) {
+  if (document.hidden) return 1000 * HIDDEN_SECONDS;
+  return performance.now() - touched < ATTENTIVE ? 1000 * seconds : 2000 * seconds;
+}
+
 /**
- * Call `look(signal)` now and every `seconds`, less often while the page is hidden. A look that is still under way
+ * Call `look(signal)` now and every `seconds`, less often while nobody attends. A look that is still under way
  * when the next one is due is aborted first, as a TimeoutError. Returns a function that looks at once.
  */
 export function every(seconds, look) {
@@ -15,7 +26,7 @@ export function every(seconds, look) {
     clearTimeout(timer);
     current.abort(reason);
     current = new AbortController();
-    timer = setTimeout(tick, 1000 * (document.hidden ? HIDDEN_SECONDS : seconds), OVERDUE);
+    timer = setTimeout(tick, pace(seconds), OVERDUE);
     look(current.signal);
   }
 
