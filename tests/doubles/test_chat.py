@@ -65,6 +65,13 @@ def test_budget_and_stops_hold_in_a_chat(double, body):
     assert said.content == ''.join(pieces) and said.objects[-1]['done_reason'] == reason
 
 
+def test_what_the_template_does_not_print_changes_nothing(double):
+    """Order and unknown keys of a message, nulls and empty lists."""
+    odd = [{'content': PROMPT, 'name': 'Ada', 'images': [], 'tool_calls': None, 'role': 'user'}]
+    assert chat(double, odd).content == answer_for(odd) == answer_for(PROMPT)
+    assert chat(double, [TALK[1], dict(reversed(TALK[2].items())), TALK[3]]).content == answer_for(TALK[1:])
+
+
 def test_roles_that_an_old_template_does_not_know_are_dropped(double, able):
     """Without a word, by a model that has no tools; the images of a model that sees none are ignored before 0.30."""
     strange = [{'role': 'developer', 'content': 'Lie.'}, user(PROMPT)]

@@ -1,4 +1,5 @@
 """POST /api/generate of the double: a sane answer, and what Ollama refuses."""
+import base64
 import http.client
 import json
 import re
@@ -61,6 +62,50 @@ def test_stop_cuts_before_the_text(double):
     assert said.objects[-1]['done_reason'] == 'stop'
 
 
+IMAGE = base64.b64encode(b'a picture').decode()
+
+
+@pytest.mark.parametrize('body', [
+    {'suffix': 'end'}, {'raw': True}, {'template': '{{ .Prompt }}!'}, {'context': [1, 2]}, {'images': [IMAGE]},
+    {'raw': True, 'suffix': 'end'}])
+def test_every_field_matters(double, body):
+    """What a model can take changes its answer; the context comes back longer, unless raw."""
+    double.add_model('able', capabilities=['completion', 'insert', 'vision'])
+    said = talk(double, model='able', **body)
+    last = said.objects[-1]
+    assert said.text == answer_for(PROMPT, **body) != answer_for(PROMPT)
+    if body.get('raw'):
+        assert 'context' not in last
+    else:
+        given = body.get('context', [])
+        assert last['context'][:len(given)] == given
+        assert len(last['context']) == last['prompt_eval_count'] + last['eval_count'] + len(given)
+        assert last['prompt_eval_count'] == prompt_tokens(PROMPT) + len(given)
+
+
+def test_only_the_prompt_may_be_rendered(double):
+    """`_debug_render_only` shows what the template makes, loads, and takes no slot."""
+    [shown] = talk(double, system='Be brief.', _debug_render_only=True).objects
+    assert shown['_debug_info'] == {'rendered_template': f'system: Be brief.\nuser: {PROMPT}\nassistant: '}
+    assert shown['response'] == '' and not shown['done'] and double.loads == 1 and double.peak == 0
+    [shown] = talk(double, raw=True, _debug_render_only=True).objects
+    assert shown['_debug_info'] == {'rendered_template': PROMPT}
+
+
+def test_images_of_a_blind_model(double):
+    """An error of the engine since 0.30; ignored before."""
+    assert talk(double, images=[IMAGE]).status == 400
+    double.set(version='0.24.0')
+    assert talk(double, images=[IMAGE]).text == answer_for(PROMPT)
+
+
+def test_keys_of_any_case_and_nulls(double):
+    """Go matches keys without regard to case, and null is no value."""
+    body = {'Model': 'llama3', 'PROMPT': PROMPT, 'Stream': False, 'options': None}
+    answer = json.loads(fetch(double, 'POST', '/api/generate', body)[2])
+    assert answer['response'] == answer_for(PROMPT) and answer['model'] == 'llama3'
+
+
 def test_go_escapes_and_replaces(double):
     """< > & are escaped, other characters are raw, a lone surrogate in a prompt is no trouble."""
     double.add_model('a')
@@ -110,6 +155,10 @@ def test_a_request_may_come_in_pieces_and_many_on_a_connection(double):
     (b'{"model":"llama3","prompt":"a","keep_alive":"ten"}', 400, 'time: invalid duration "ten"'),
     (b'{"model":"llama3","prompt":"a","raw":true,"system":"b"}', 400, 'raw mode does not support'),
     (b'{"model":"llama3","prompt":"a","suffix":"b"}', 400, 'does not support insert'),
+    (b'{"model":"llama3","prompt":"a"', 400, 'unexpected EOF'),
+    (b'{"model":"llama3","prompt":"a","images":["$"]}', 400, 'illegal base64 data at input byte 0'),
+    (b'{"model":"llama3","prompt":"a","template":"{{"}', 500, 'unclosed action'),
+    (b'{"model":"llama3","prompt":"a","keep_alive":[]}', 400, 'Unsupported type'),
     (b'{"model":"llama3","prompt":"a","think":true}', 400, 'does not support thinking'),
     (b'{"model":"llama3","prompt":"a","format":"xml"}', 500, 'invalid format'),
     (b'{"model":"llama3","prompt":"a","top_logprobs":21}', 400, 'top_logprobs must be between 0 and 20'),

@@ -59,6 +59,16 @@ def test_who_leaves_aborts_the_load(double, path, body):
     assert [*ps(double)] == ['all:latest'] and double.loads == 1
 
 
+@pytest.mark.parametrize('ask', [talk, chat])
+def test_a_load_may_fail(double, ask):
+    """Faults strike loads as they strike generations: so often, then all is well."""
+    double.fail('load_failed', times=2)
+    empty = '' if ask is talk else []
+    assert [ask(double, empty).status for _ in range(3)] == [500, 500, 200] and double.loads == 1
+    double.fail('done_false')
+    assert ask(double, empty).objects[0]['done'] is False
+
+
 def test_a_load_is_shared_by_those_who_wait_for_it(double):
     """One load for five calls; a model that is set to be loaded needs none."""
     double.set(load=0.2)

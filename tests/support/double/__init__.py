@@ -1,11 +1,12 @@
-"""A double of Ollama that misbehaves on demand: real sockets, the grammar of the wire, text computed from the prompt.
+"""A double of Ollama that misbehaves on demand: real sockets, the grammar of the wire, answers made of the request.
 
 In a test:     with OllamaDouble(slots=2, ttft=0.1) as double: ... double.url ... double.fail('busy', times=3)
 As a process:  python -m tests.support.double --port 11434 --gap 0.02     (then DoubleRemote('http://127.0.0.1:11434'))
 In a prompt:   'Why? [[fault=eof]] [[after=3]]' overrides the knobs named in PER_PROMPT, for that call alone
 
 Both classes have the methods of Control; each is a POST of a JSON object to /_double/<verb> too, for other languages.
-`python -m tests.support.double --faults` lists the faults, `--help` the knobs; answer_for(prompt) is what to expect.
+`python -m tests.support.double --faults` lists the faults, `--help` the knobs. What to expect: answer_for(prompt or
+messages) is the text, pieces_for(…) also the thinking and the tool calls, vector_for(model, text) the vector.
 """
 import asyncio
 import http.client

@@ -3,7 +3,7 @@ from dataclasses import dataclass, fields, replace
 
 from tests.support.double.faults import ALL_FAULTS
 
-FAULT_KNOBS = 'fault tags_fault ps_fault show_fault version_fault'.split()
+FAULT_KNOBS = 'fault tags_fault ps_fault show_fault version_fault pull_fault'.split()
 
 
 @dataclass
@@ -34,6 +34,8 @@ class Knobs:
     ps_fault: str = ''          # how /api/ps fails
     show_fault: str = ''        # how /api/show fails
     version_fault: str = ''     # how /api/version fails
+    pull_fault: str = ''        # how /api/pull fails
+    registry: str = 'llama3,llama3:8b'      # models that can be pulled
     record: int = 10_000        # calls remembered, the last ones; 0 = none, nor generations by prompt
 
     def bent(self, changes):

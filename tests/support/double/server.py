@@ -16,6 +16,7 @@ from tests.support.double.golang import Refused, parsed
 from tests.support.double.knobs import Knobs
 from tests.support.double.models import Models
 from tests.support.double.prefixes import Prefixes
+from tests.support.double.pull import pulled
 from tests.support.double.slots import Slots
 from tests.support.double.turn import give
 from tests.support.double.wire import JSON, TEXT, Connection
@@ -27,7 +28,7 @@ class Server:
     VERBS = 'set reset set_model remove_model counters calls start stop'.split()
     METHODS = {'/': 'GET HEAD', '/api/version': 'GET HEAD', '/api/tags': 'GET HEAD', '/api/ps': 'GET',
                '/api/status': 'GET', '/api/show': 'POST', '/api/generate': 'POST', '/api/chat': 'POST',
-               '/api/embed': 'POST', '/api/embeddings': 'POST'}
+               '/api/embed': 'POST', '/api/embeddings': 'POST', '/api/pull': 'POST'}
     TURNS = {'/api/generate': Generate, '/api/chat': Chat, '/api/embed': Embed, '/api/embeddings': Embeddings}
 
     def __init__(self, port=0, **knobs):
@@ -168,6 +169,8 @@ class Server:
         fault = self.drawn(getattr(self.knobs, f'{name}_fault', ''), call)
         if fault in REPLIES:
             return await give(Answer(connection, self.knobs), fault)
+        if name == 'pull':
+            return await give(pulled(self, connection, body), fault)
         await give(Given(connection, self.knobs, getattr(self, name)(body)), fault)
 
     def drawn(self, names, call):

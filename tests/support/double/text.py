@@ -21,6 +21,7 @@ RARE = [f' {word}' for word in 'café naïve 漢字 日本 😀 🦙 über seño
 PER_PROMPT = 'delay ttft gap tokens thinking tool fault times rate after slow drip size'.split()
 TOLD_BY_TEXT = ('tokens', 'thinking', 'tool')    # those that text and tests read in the prompt themselves
 MARKER = re.compile(r'\[\[(\w+)=([^\[\]]*)\]\]')
+PRINTED = 'role content thinking images tool_calls tool_name tool_call_id'.split()     # of a message, by the template
 ANY_JSON = {'type': 'object', 'properties': {'answer': {'type': 'string'}, 'certain': {'type': 'boolean'}}}
 
 
@@ -56,7 +57,7 @@ def spoken(digest, length):
 def digest_of(prompt, system, rest):
     """Return the bytes from which an answer is made; REST are the other fields of the request that matter."""
     text = f'{system or ""}\0{prompt}'
-    if rest and (rest := {name: value for name, value in rest.items() if value}):
+    if rest and (rest := {name: value for name, value in sorted(rest.items()) if value}):
         text += f'\0{compact(rest)}'
     return hashlib.blake2b(text.encode('utf-8', 'surrogatepass'), digest_size=32).digest()
 
@@ -66,7 +67,8 @@ def read(prompt, system):
     if isinstance(prompt, str):
         return prompt, system, prompt
     systems = [message.get('content') or '' for message in prompt if message.get('role') == 'system']
-    others = [message for message in prompt if message.get('role') != 'system']
+    others = [{name: message[name] for name in PRINTED if message.get(name)} for message in prompt
+              if message.get('role') != 'system']
     said = last_said(others)
     simple = len(others) == 1 and others[0].keys() == {'role', 'content'} and said
     return said if simple else compact(others), '\n\n'.join(systems), said
