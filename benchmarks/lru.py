@@ -45,7 +45,7 @@ def _contenders(size):
     from cachelib import SimpleCache
     from cachetools import LRUCache as Reference
 
-    from llama_api.cache.lru import LRUCache
+    from llama_api.cache import LRUCache
 
     class Locked:
         """cachetools' LRUCache as its documentation has it used by threads."""
@@ -104,15 +104,18 @@ def _weight(characters, count=50_000):
 
     import psutil
 
-    from llama_api.cache.lru import OVERHEAD, AnswerCache, LRUCache
-    from llama_api.answer import Answer
+    from llama_api.answer import Answer, Completion
+    from llama_api.cache import AnswerCache, LRUCache
+    from llama_api.cache.lru import OVERHEAD
 
     def fill():
         cache = AnswerCache(LRUCache(count * 2, 1 << 40))
         for number in range(count):
             text = f"{number:08}" + "x" * (characters - 8)
-            cache.set(f"{number:064x}", Answer(text, "llama3:8b", "stop", 1000 + number, 1000 + number, 1.5 * number,
-                                               "digest", 1e9 + number))
+            tokens, times = (1000 + number, 1000 + number, None), range(10**9 + number, 10**9 + number + 4)
+            made = Answer("llama3:8b", text, completion=Completion("stop", *tokens, *times), digest="digest",
+                          host="a:11434", created=1e9 + number)
+            cache.set(f"{number:064x}", made)
         return cache
 
     text_bytes = sys.getsizeof("x" * characters)

@@ -11,7 +11,7 @@ from itertools import accumulate
 import cachetools
 from cachelib import SimpleCache
 
-from llama_api.cache.lru import LRUCache
+from llama_api.cache import LRUCache
 
 KEYS, ENTRIES, SKEW, SEED = 20_000, 1_000, 0.9, 20
 

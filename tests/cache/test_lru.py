@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from benchmarks.lru_trace import run, zipf_trace
-from llama_api.cache.lru import OVERHEAD, Entry, LRUCache
+from llama_api.cache import Entry, LRUCache
+from llama_api.cache.lru import OVERHEAD
 from tests.support.fakes import Clock, answer, in_threads
 
 KEYS = [f"key-{n}" for n in range(14)]
@@ -303,7 +304,7 @@ def flask_cache():
     """The backend as flask-caching makes it from its configuration."""
     app = Flask("test")
     cache = flask_caching.Cache(app, config={
-        "CACHE_TYPE": "llama_api.cache.lru.LRUCache", "CACHE_DEFAULT_TIMEOUT": 7, "CACHE_THRESHOLD": 3,
+        "CACHE_TYPE": "llama_api.cache.LRUCache", "CACHE_DEFAULT_TIMEOUT": 7, "CACHE_THRESHOLD": 3,
         "CACHE_OPTIONS": {"max_bytes": 80_000}})
     with app.app_context():
         yield cache
@@ -319,7 +320,7 @@ def test_flask_caching_makes_it_with_its_bounds(flask_cache):
 def test_options_go_before_the_threshold():
     """``max_entries`` among the options wins over CACHE_THRESHOLD, which has a default of its own."""
     cache = flask_caching.Cache(Flask("test"), config={
-        "CACHE_TYPE": "llama_api.cache.lru.LRUCache", "CACHE_OPTIONS": {"max_entries": 12}})
+        "CACHE_TYPE": "llama_api.cache.LRUCache", "CACHE_OPTIONS": {"max_entries": 12}})
     assert cache.cache.max_entries == 12
 
 
