@@ -5,11 +5,8 @@ Every operation is one Lua script, so it is atomic and one round trip. All times
 
 import hashlib
 import socket
-import ssl
-import time
 import uuid
 from collections.abc import Iterable
-from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,12 +15,11 @@ from redis.backoff import NoBackoff
 from redis.connection import parse_url
 from redis.retry import Retry
 
+from . import redis_connection
 from .store import OVERHEAD, WANTED_FOR, Claim, StoreError
 
 PREFIX = "llama_api:1:"  # 1 is the version of the layout
 ENTRY_TTL = 30 * 86400.0  # seconds an entry that nobody uses stays
-BUDGET = 0.08  # seconds an operation may wait for the server in all, connecting included
-GRACE = 0.005  # seconds it waits at least, for a process that was itself held up
 BATCH = 500  # entries per script call, so that no call holds the server up
 
 _PRELUDE = f"""
@@ -144,10 +140,11 @@ class RedisStore:
         self._scripts = {name: _PRELUDE + body for name, body in _SCRIPTS.items()}
         self._digests = {name: hashlib.sha1(text.encode()).hexdigest() for name, text in self._scripts.items()}
         self._addresses: list[tuple[int, Any]] = []
-        options["connection_class"] = _TlsConnection if "connection_class" in options else _TcpConnection
+        options["connection_class"] = (redis_connection.TlsConnection if "connection_class" in options
+                                       else redis_connection.TcpConnection)
         self._pool = redis.ConnectionPool(
-            **options, addresses=self._addresses, max_connections=10_000, socket_timeout=BUDGET,
-            socket_connect_timeout=BUDGET, retry=Retry(NoBackoff(), 0), protocol=2, driver_info=None)
+            **options, addresses=self._addresses, max_connections=10_000, socket_timeout=redis_connection.BUDGET,
+            socket_connect_timeout=redis_connection.BUDGET, retry=Retry(NoBackoff(), 0), protocol=2, driver_info=None)
         self._client = redis.Redis(connection_pool=self._pool)
         try:
             self._resolve()
@@ -227,96 +224,6 @@ class RedisStore:
                 return self._client.execute_command("EVAL", self._scripts[script], 0, *values)
         except (redis.RedisError, OSError, ValueError) as error:  # ValueError: no Redis answers there, but something
             raise StoreError(f"{type(error).__name__}: {error}") from error
-
-
-class _Dialled(redis.Connection):
-    """A connection to addresses looked up beforehand, for a name server may take seconds to say nothing."""
-
-    deadline = 0.0
-
-    def __init__(self, addresses: list[tuple[int, Any]], **options: Any):
-        self._addresses = addresses
-        super().__init__(**options)
-
-    def connect(self) -> None:
-        """Called for every operation, connected or not: here its time begins."""
-        self.deadline = time.monotonic() + BUDGET
-        super().connect()
-
-    def left(self) -> float:
-        """Seconds this operation may still wait."""
-        return max(self.deadline - time.monotonic(), GRACE)
-
-    def _connect(self) -> socket.socket:
-        failure = OSError(f"the name {self.host} was not found")
-        for family, address in list(self._addresses):
-            sock = socket.socket(family, socket.SOCK_STREAM)
-            try:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                sock.settimeout(self.left())
-                sock.connect(address)
-                return sock
-            except OSError as error:
-                failure = error
-                sock.close()
-        raise failure
-
-
-class _Timed:
-    """A socket whose every wait ends with its connection's deadline."""
-
-    def __init__(self, sock: Any, connection: _Dialled):
-        self._sock, self._connection, self._polling = sock, connection, False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._sock, name)
-
-    def settimeout(self, seconds: float | None) -> None:
-        """Zero polls, as redis-py does before it uses a connection again; else the deadline decides."""
-        self._polling = seconds == 0
-
-    def recv(self, size: int) -> bytes:
-        return self._receive(self._sock.recv, size)
-
-    def recv_into(self, buffer: Any, *sizes: int) -> int:
-        return self._receive(self._sock.recv_into, buffer, *sizes)
-
-    def sendall(self, data: bytes) -> None:
-        self._sock.settimeout(self._connection.left())
-        self._sock.sendall(data)
-
-    def _receive(self, receive: Any, *args: Any) -> Any:
-        """Receive what comes by the deadline, or is there afterwards: a busy event loop may see its timer first."""
-        try:
-            self._sock.settimeout(0 if self._polling else self._connection.left())
-            return receive(*args)
-        except TimeoutError:
-            self._sock.settimeout(0)
-            try:
-                return receive(*args)
-            except (BlockingIOError, ssl.SSLWantReadError):
-                raise TimeoutError("timed out") from None
-
-
-class _TcpConnection(_Dialled):
-    def _connect(self) -> Any:
-        return _Timed(super()._connect(), self)
-
-
-class _TlsConnection(_Dialled):
-    def _connect(self) -> Any:
-        sock = super()._connect()
-        try:
-            return _Timed(_tls_context().wrap_socket(sock, server_hostname=self.host), self)
-        except BaseException:
-            sock.close()
-            raise
-
-
-@cache
-def _tls_context() -> ssl.SSLContext:
-    """Made once: to read the system's certificates takes longer than an operation may."""
-    return ssl.create_default_context()
 
 
 def _ms(seconds: float) -> int:
