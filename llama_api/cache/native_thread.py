@@ -1,0 +1,85 @@
+"""A native thread for work that may block: under gevent, whatever blocks natively stops everybody."""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from gevent.monkey import get_original
+
+# Under gevent `threading` means greenlets; these are the real ones.
+_start_native_thread = get_original("_thread", "start_new_thread")
+_allocate_native_lock = get_original("_thread", "allocate_lock")
+_NativeQueue = get_original("queue", "SimpleQueue")
+
+# A thread of a busy process starves for the interpreter's lock, so a caller gives it up, and stops everybody, for some
+# seconds: first as many as most tasks take, then for each look, and once more at the end.
+AT_ONCE, LOOK, GRACE = 0.002, 0.0003, 0.005
+POLL = 0.001  # seconds between two looks
+
+
+class NativeThread:
+    """Does what it is called for, one after the other. It ends with the process, and a fork gets one of its own."""
+
+    def __init__(self) -> None:
+        self._starting = _allocate_native_lock()
+        self._process: int | None = None
+
+    def call(self, seconds: float, function: Callable[[], Any]) -> Any:
+        """What ``function`` returns or raises. Raises TimeoutError after ``seconds``: then it goes on, unheeded.
+
+        A function that has not begun by then never does. What this process itself is held up does not count.
+        """
+        task = _Task(function)
+        self._queue().put(task)
+        if not task.wait(seconds):
+            raise TimeoutError(f"it took longer than {seconds * 1000:.0f} ms")
+        if task.error is not None:
+            raise task.error
+        return task.result
+
+    def _queue(self) -> Any:
+        with self._starting:
+            if self._process != os.getpid():
+                self._tasks = _NativeQueue()
+                _start_native_thread(_work, (self._tasks,))
+                self._process = os.getpid()
+        return self._tasks
+
+
+class _Task:
+    """A function, and what became of it."""
+
+    def __init__(self, function: Callable[[], Any]):
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self._function, self._given_up = function, False
+        self._ended = _allocate_native_lock()
+        self._ended.acquire()
+
+    def run(self) -> None:
+        """Run it in the native thread, unless it is too late for that."""
+        if self._given_up:
+            return
+        try:
+            self.result = self._function()
+        except BaseException as error:  # its caller is in another thread
+            self.error = error
+        finally:
+            self._ended.release()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for its end; False when it was not in time."""
+        if self._ended.acquire(timeout=AT_ONCE):
+            return True
+        for _ in range(round(seconds / (POLL + LOOK))):
+            time.sleep(POLL)
+            if self._ended.acquire(timeout=LOOK):
+                return True
+        self._given_up = True
+        return bool(self._ended.acquire(timeout=GRACE))
+
+
+def _work(tasks: Any) -> None:
+    while True:
+        tasks.get().run()
