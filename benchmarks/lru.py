@@ -115,7 +115,7 @@ def _weight(characters, count=50_000):
             tokens, times = (1000 + number, 1000 + number, None), range(10**9 + number, 10**9 + number + 4)
             made = Answer("llama3:8b", text, completion=Completion("stop", *tokens, *times), digest="digest",
                           host="a:11434", created=1e9 + number)
-            cache.set(f"{number:064x}", made)
+            cache.set(f"{number:064x}", made, cache.epoch)
         return cache
 
     text_bytes = sys.getsizeof("x" * characters)

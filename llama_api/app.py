@@ -41,7 +41,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     metrics = Metrics(settings)
     machine, watchdog, flights = Machine(), Watchdog(), Flights()
     fleet = _fleet(settings, metrics, watchdog)
-    cache = _cache(app, settings, metrics)
+    cache = _cache(app, settings, metrics, flights)
     models = Models(fleet, settings.model, settings.models, settings.model_aliases)
     service = Service(fleet, cache, flights, settings.cache_ttl, settings.cache_stale_if_error)
     exchanges = exchange.Exchanges(settings, service, machine, watchdog)
@@ -79,7 +79,7 @@ def _fleet(settings: Settings, metrics: Metrics, watchdog: Watchdog) -> Fleet:
     return Fleet(upstreams, gate, metrics)
 
 
-def _cache(app: Flask, settings: Settings, metrics: Metrics) -> AnswerCache:
+def _cache(app: Flask, settings: Settings, metrics: Metrics, flights: Flights) -> AnswerCache:
     front = Cache(app, config={
         "CACHE_TYPE": "llama_api.cache.LRUCache", "CACHE_DEFAULT_TIMEOUT": 0,
         "CACHE_OPTIONS": {"max_entries": settings.cache_max_entries, "max_bytes": settings.cache_max_bytes}}).cache
@@ -88,4 +88,4 @@ def _cache(app: Flask, settings: Settings, metrics: Metrics) -> AnswerCache:
         store = GuardedStore(open_store(settings.cache_url, settings.cache_max_entries, settings.cache_max_bytes),
                              on_error=metrics.store_failed)
     return AnswerCache(cast(LRUCache, front), store, settings.cache_ttl, settings.cache_stale_if_error,
-                       on_write=metrics.cache_written)
+                       on_write=metrics.cache_written, on_purge=flights.seal)

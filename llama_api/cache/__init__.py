@@ -2,8 +2,9 @@
 
 from .answers import TRUST_SECONDS, AnswerCache, Entry
 from .guarded import GuardedStore, open_store
+from .keeper import KEEP_EVERY, KEPT_FOR, Keeper
 from .lru import LRUCache
-from .store import Claim, Store, StoreError
+from .store import UNDER_WAY, Claim, Found, Kept, Lease, LeasingStore, Store, StoreError
 
-__all__ = ["TRUST_SECONDS", "AnswerCache", "Claim", "Entry", "GuardedStore", "LRUCache", "Store", "StoreError",
-           "open_store"]
+__all__ = ["KEEP_EVERY", "KEPT_FOR", "TRUST_SECONDS", "UNDER_WAY", "AnswerCache", "Claim", "Entry", "Found",
+           "GuardedStore", "Keeper", "Kept", "LRUCache", "Lease", "LeasingStore", "Store", "StoreError", "open_store"]

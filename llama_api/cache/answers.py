@@ -2,13 +2,16 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import orjson
 
 from ..answer import Answer
 from ..waiting import SingleFlight
+from .epochs import Epochs
+from .guarded import GuardedStore
+from .keeper import Keeper
 from .lru import LRUCache
+from .store import OUTDATED
 
 TRUST_SECONDS = 1.0  # how long an entry of the in-process LRU is served without asking the shared store
 
@@ -26,53 +29,64 @@ class Entry:
 
 
 class AnswerCache:
-    """The in-process LRU and, behind it, a shared store (see stores.py) or None.
+    """The in-process LRU and, behind it, a shared store or None.
 
-    An entry of the LRU is trusted for a second, then asked of the store again, so that a purge, a renewal or an answer
-    of one worker is everywhere within a second. A store that is down leaves the LRU to go on alone.
+    An entry of the LRU is trusted for a second, then asked of the store again, so that a renewal or an answer of one
+    worker is everywhere within a second. A store that is down or busy leaves the LRU to go on alone.
+
+    A purge is a line in time: an answer that was begun in an earlier ``epoch`` does not enter. Each time a new one
+    begins, here or elsewhere, the LRU is emptied and ``on_purge`` called.
     """
 
-    def __init__(self, front: LRUCache, store: Any = None, ttl: float = 0, stale_seconds: float = 0,
+    def __init__(self, front: LRUCache, store: GuardedStore | None = None, ttl: float = 0, stale_seconds: float = 0,
                  clock: Callable[[], float] = time.monotonic, wall_clock: Callable[[], float] = time.time,
-                 on_write: Callable[["AnswerCache"], None] = lambda cache: None):
-        self.front, self.store, self._on_write = front, store, on_write
+                 on_write: Callable[["AnswerCache"], None] = lambda cache: None,
+                 on_purge: Callable[[], None] = lambda: None):
+        self.front, self.store, self._on_write, self._on_purge = front, store, on_write, on_purge
         self.enabled = front.max_entries > 0
+        self.epochs = Epochs(self._forget)
+        self.keeper = Keeper(store, self.epochs) if store is not None else None
         self._timeout = ttl + stale_seconds if ttl else 0
         self._clock, self._wall_clock = clock, wall_clock
-        self._touched: set[str] = set()
         self._asking = SingleFlight()  # a storm for one key is one look into the store
         self._store_evictions = 0
+
+    @property
+    def epoch(self) -> int:
+        """What is begun now belongs to this epoch."""
+        return self.epochs.number
 
     def get(self, key: str) -> Entry | None:
         """The entry of ``key``, fresh or stale."""
         entry: Entry | None = self.front.get(key)
-        if self.store is None:
+        if self.keeper is None:
             return entry
         now = self._clock()
-        if entry is not None and now - entry.checked < TRUST_SECONDS:
-            self._touched.add(key)
-            return entry
-        found: Entry | None = self._asking.call(key, lambda: self._ask(key, entry, now))
-        return found
+        if entry is None or now - entry.checked >= TRUST_SECONDS:
+            entry = self._asking.call(key, lambda: self._ask(key, entry, now))
+        if entry is not None:
+            self.keeper.served(key)
+        return entry
 
-    def set(self, key: str, answer: Answer) -> bool:
-        """Keep ``answer``; False when it is too large."""
+    def set(self, key: str, answer: Answer, epoch: int) -> bool:
+        """Keep ``answer``, which was begun in ``epoch``; False when that is over, or the answer too large."""
         now = self._clock()
-        if not self.front.set(key, Entry(answer, now, now), self._timeout):
-            if self.store is not None:
-                self.store.delete(key)  # the one before it is outdated
+        entry = Entry(answer, now, now)
+        if not self.front.takes(entry):
+            self._delete(key)  # the one before it is outdated
             return False
-        if self.store is not None:
-            self.report_use()  # else it would evict what was served since the last report
-            self._store_evictions += self.store.set(key, answer.to_bytes())
+        if not self._share(key, answer, epoch):
+            return False
+        with self.epochs.lock:
+            if epoch != self.epochs.number:
+                return False
+            self.front.set(key, entry, self._timeout)
         self._on_write(self)
         return True
 
     def clear(self) -> None:
         """Remove every answer, for every worker and host within TRUST_SECONDS."""
-        if self.store is not None:
-            self.store.clear()
-        self.front.clear()
+        self.epochs.begin(self.store.clear() if self.store is not None else None)
         self._on_write(self)
 
     def size(self) -> tuple[int, int]:
@@ -85,30 +99,59 @@ class AnswerCache:
         """How many answers this process has evicted to keep within the bounds."""
         return self.front.evictions if self.store is None else self._store_evictions
 
-    def report_use(self) -> None:
-        """Tell the store which entries the LRU has served since the last call, so that both evict by the same use."""
-        touched, self._touched = self._touched, set()
-        if touched and self.store is not None:
-            self.store.touch(list(touched))
+    def close(self) -> None:
+        """Let go of the store; what this process holds there is left to expire."""
+        if self.keeper is not None and self.store is not None:
+            self.keeper.stop()
+            self.store.close()
+
+    def _forget(self) -> None:
+        self.front.clear()
+        self._on_purge()
+
+    def _delete(self, key: str) -> None:
+        self.front.delete(key)
+        if self.store is not None:
+            self.store.delete(key)
+
+    def _share(self, key: str, answer: Answer, epoch: int) -> bool:
+        """Have the store keep ``answer``; False when there was a purge since ``epoch``."""
+        if self.store is None or self.keeper is None:
+            return True
+        with self.epochs.lock:
+            current, name = epoch == self.epochs.number, self.epochs.name
+        if not current:
+            return False
+        self.keeper.report_use()  # else it would evict what was served since the last report
+        evicted = self.store.set(key, answer.to_bytes(), name)
+        if evicted == OUTDATED:  # there was a purge elsewhere, of which we had not heard
+            if (found := self.store.get(key)) is not None:
+                self.epochs.saw(found.epoch, epoch)
+            return False
+        self._store_evictions += evicted or 0
+        return True
 
     def _ask(self, key: str, entry: Entry | None, now: float) -> Entry | None:
         """What the store has for ``key``, where the LRU has ``entry``."""
-        stored = self.store.get(key)
-        if stored is not None:
-            return self._adopt(key, stored, now)
-        if self.store.available:
-            self.front.delete(key)
-            return None
-        return entry
+        assert self.store is not None
+        since = self.epochs.number
+        found = self.store.get(key)
+        if found is None:  # it is down or busy
+            return entry
+        self.epochs.saw(found.epoch, since)
+        adopted = self._read(found.value, now) if found.value is not None else None
+        with self.epochs.lock:
+            if adopted is None or found.epoch != self.epochs.name:
+                self.front.delete(key)
+                return None
+            self.front.set(key, adopted, self._timeout and self._timeout - (now - adopted.born))
+        return adopted
 
-    def _adopt(self, key: str, stored: bytes, now: float) -> Entry | None:
+    def _read(self, stored: bytes, now: float) -> Entry | None:
+        """The entry that the store has; None for one past all use, or of another version, which may still want it."""
         try:
             answer = Answer.from_json(orjson.loads(stored))
         except (ValueError, TypeError):
-            self.store.delete(key)
             return None
-        entry = Entry(answer, now - max(0.0, self._wall_clock() - answer.created), now)
-        if self._timeout and now - entry.born >= self._timeout:
-            return None
-        self.front.set(key, entry, self._timeout and self._timeout - (now - entry.born))
-        return entry
+        born = now - max(0.0, self._wall_clock() - answer.created)
+        return None if self._timeout and now - born >= self._timeout else Entry(answer, born, now)

@@ -1,46 +1,20 @@
-"""The stores that processes share, behind the in-process cache: answers, and claims on the making of answers.
-
-Answers are opaque bytes under a digest; a store keeps the most recently set or touched within both of its bounds.
-A claim is one process's word that it is making the answer to a key; it expires, so that a killed holder frees those
-who wait. Nothing that is read is unpickled or executed.
-
-SQLite (one host), one file in WAL mode with ``synchronous = NORMAL``; a commit survives the process, not the power:
-  entries  key, used (a tick: the higher, the later; the lowest is evicted first), length and crc of the answer
-  answers  the bytes, apart from what changes with each use
-  totals   one row: entries, bytes, the last tick; kept by the transaction that changes the entries
-  claims   key, token, since, ttl (of the monotonic clock, which all processes of a host share), outcome, wanted
-A file that is damaged, or that is not ours or of an older layout, is renamed to ``<name>.corrupt-<n>`` or
-``<name>.foreign-<n>`` and a fresh one is made; one of a newer layout is left alone and not used. Opening and renaming
-happen under ``<name>.lock``. A deleted or replaced file is noticed by its inode.
-
-Redis (many hosts), every key begins with ``llama_api:1:``, 1 being the version of this layout:
-  entry:<key>  the value, with a TTL (30 days) that set and touch renew
-  used         sorted set of keys by their last use, counted up; what is not in here is not found
-  sizes        hash of each key's counted bytes, and their sum in the field ``bytes``
-  claim:<key>  hash of token and, once settled, outcome; its TTL is the claim's
-  waits:<key>  the token somebody waits for, for two seconds
-So the server's clock is the only one, and the server is left with nothing once nobody uses it. It may also take
-entries away by itself. By TTL it takes the least recently used first, which every set looks at; by ``maxmemory`` it
-takes any: such a key is a miss, and is taken off the books when it is set, touched or becomes the oldest. Should it
-take one of the two books, the next set drops the other: the cache starts empty, and the values left over expire.
-"""
+"""The guard around a shared store: while that is down or busy, nobody waits for it."""
 
 import logging
 import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from .redis import RedisStore
 from .sqlite import SqliteStore
-from .store import OVERHEAD, Claim, Store, StoreError
+from .store import Claim, Found, Kept, Lease, LeasingStore, Store, StoreError
 
-__all__ = ["OVERHEAD", "Claim", "GuardedStore", "RedisStore", "SqliteStore", "Store", "StoreError", "open_store"]
-
-ADMISSION = 0.03  # seconds to wait for a place inside the store
+ADMISSION = 0.03  # seconds that a look for an entry waits for a place inside the store
+PATIENCE = 0.25  # seconds that the others wait: without them a whole generation may be made twice, or lost
 PROBE_EVERY = 1.0  # seconds between two looks at a store that is down
 WARN_EVERY = 60.0  # seconds between two warnings
 logger = logging.getLogger("llama_api.store")
@@ -58,14 +32,16 @@ def open_store(url: str, max_entries: int, max_bytes: int) -> SqliteStore | Redi
 class GuardedStore:
     """A Store that never raises and hardly ever delays: while it is down, it knows nothing and says so at once.
 
-    The first failure puts it down; a thread then looks every second whether it is back. Each failure is told to
-    ``on_error``. A purge asked for meanwhile is done before it is used again.
+    Each operation gives None when nothing is known: the store is down, or was too busy to be asked. The first failure
+    puts it down; a thread then looks every second whether it is back. Each failure is told to ``on_error``. A purge
+    asked for meanwhile is done before it is used again.
     """
 
     def __init__(self, store: Store, on_error: Callable[[StoreError], None] = lambda error: None,
                  clock: Callable[[], float] = time.monotonic, probe_every: float = PROBE_EVERY):
         self.name = store.name
         self._store, self._on_error, self._clock, self._probe_every = store, on_error, clock, probe_every
+        self._leasing = store if isinstance(store, LeasingStore) else None
         self._warned: float | None = None
         self._reset()
         _guards.add(self)
@@ -75,51 +51,63 @@ class GuardedStore:
         """Whether operations reach the store."""
         return not self._down
 
-    def get(self, key: str) -> bytes | None:
-        return self._call(None, self._store.get, key)
+    @property
+    def leases(self) -> bool:
+        """Whether it is a store of many hosts, which counts leases."""
+        return self._leasing is not None
 
-    def set(self, key: str, value: bytes) -> int:
-        return self._call(0, self._store.set, key, value)
+    def get(self, key: str) -> Found | None:
+        return self._call(self._store.get, key, wait=ADMISSION)
 
-    def touch(self, keys: Iterable[str]) -> None:
-        self._call(None, self._store.touch, keys)
+    def set(self, key: str, value: bytes, epoch: str) -> int | None:
+        return self._call(self._store.set, key, value, epoch)
+
+    def touch(self, keys: Iterable[str]) -> bool:
+        """As in Store; whether it was done."""
+        def touch() -> bool:
+            self._store.touch(keys)
+            return True
+
+        return self._call(touch) is True
 
     def delete(self, key: str) -> None:
-        self._call(None, self._store.delete, key)
+        self._call(self._store.delete, key)
 
-    def clear(self) -> None:
+    def clear(self) -> str | None:
         """As in Store, if need be as soon as the store is back."""
         with self._state:
             self._purge, down = True, self._down
         if not down:
             try:
-                self._clear()
+                return self._clear()
             except StoreError as error:
                 self._fail(error)
+        return None
 
     def size(self) -> tuple[int, int] | None:
-        """As in Store; None when it cannot be told."""
-        return self._call(None, self._store.size)
+        return self._call(self._store.size, wait=ADMISSION)
 
     def claim(self, key: str, token: str, ttl: float) -> Claim | None:
-        """As in Store; also None, go on alone, when it cannot be told."""
-        return self._call(None, self._store.claim, key, token, ttl)
+        return self._call(self._store.claim, key, token, ttl)
 
-    def renew(self, key: str, token: str, ttl: float) -> bool:
-        """As in Store; True, nothing known against it, when it cannot be told."""
-        return self._call(True, self._store.renew, key, token, ttl)
+    def peek(self, claim: Claim, follower: str) -> bytes | None:
+        return self._call(self._store.peek, claim, follower)
 
-    def settle(self, key: str, token: str, outcome: bytes, linger: float) -> None:
-        self._call(None, self._store.settle, key, token, outcome, linger)
+    def settle(self, claim: Claim, outcome: bytes, linger: float) -> None:
+        self._call(self._store.settle, claim, outcome, linger)
 
-    def release(self, key: str, token: str) -> None:
-        self._call(None, self._store.release, key, token)
+    def release(self, claim: Claim) -> None:
+        self._call(self._store.release, claim)
 
-    def peek(self, key: str, token: str) -> Claim | None:
-        return self._call(None, self._store.peek, key, token)
+    def keep(self, claims: Sequence[Claim], leases: Sequence[Lease], ttl: float) -> Kept | None:
+        return self._call(self._store.keep, claims, leases, ttl)
 
-    def wanted(self, key: str, token: str) -> bool:
-        return self._call(False, self._store.wanted, key, token)
+    def lease(self, lease: Lease, waited: float, limit: int, ttl: float) -> bool | None:
+        return self._call(self._leasing.lease, lease, waited, limit, ttl) if self._leasing else None
+
+    def unlease(self, lease: Lease) -> None:
+        if self._leasing:
+            self._call(self._leasing.unlease, lease)
 
     def close(self) -> None:
         self._closing.set()
@@ -134,28 +122,27 @@ class GuardedStore:
         self._down = self._purge = False
         self._skipped = 0
 
-    def _call(self, unknown: Any, operation: Callable[..., Any], *args: Any) -> Any:
-        if self._down or not self._inside.acquire(timeout=ADMISSION):
-            return self._skip(unknown)
+    def _call(self, operation: Callable[..., Any], *args: Any, wait: float = PATIENCE) -> Any:
+        if self._down or not self._inside.acquire(timeout=wait):
+            return self._skip()
         try:
             if self._down:  # it went down while we waited to get in
-                return self._skip(unknown)
+                return self._skip()
             return operation(*args)
         except StoreError as error:
             self._fail(error)
-            return unknown
+            return None
         finally:
             self._inside.release()
 
-    def _skip(self, unknown: Any) -> Any:
+    def _skip(self) -> None:
         with self._state:
             self._skipped += 1
-        return unknown
 
-    def _clear(self) -> None:
+    def _clear(self) -> str:
         self._purge = False
         try:
-            self._store.clear()
+            return self._store.clear()
         except StoreError:
             self._purge = True
             raise

@@ -10,7 +10,7 @@ from typing import Any
 from flask_caching.backends.base import BaseCache
 from gevent.monkey import get_original
 
-OVERHEAD = 640  # bytes that an entry takes beside its text, as measured by benchmarks/lru.py
+OVERHEAD = 768  # bytes that an entry takes beside its text, as measured by benchmarks/lru.py
 _NOTHING = object()
 
 
@@ -57,8 +57,12 @@ class LRUCache(BaseCache):
             self.misses += 1
             return None
 
+    def takes(self, value: Any) -> bool:
+        """Whether ``value`` would be kept: it weighs at most an eighth of ``max_bytes``."""
+        return self._takes(OVERHEAD + sys.getsizeof(value))
+
     def set(self, key: str, value: Any, timeout: float | None = None) -> bool:  # type: ignore[override]
-        """Store ``value``; False when it weighs more than an eighth of ``max_bytes``, and then nothing is kept."""
+        """Store ``value``; False when it weighs too much, and then nothing is kept."""
         size = OVERHEAD + sys.getsizeof(value)
         with self._lock:
             return self._put(key, value, size, timeout)
@@ -87,6 +91,9 @@ class LRUCache(BaseCache):
             self.bytes = 0
         return True
 
+    def _takes(self, size: int) -> bool:
+        return size <= self.max_bytes // 8 and self.max_entries > 0
+
     def _has(self, key: str) -> bool:
         return key in self._values and not self._expired(key)
 
@@ -95,7 +102,7 @@ class LRUCache(BaseCache):
 
     def _put(self, key: str, value: Any, size: int, timeout: float | None) -> bool:
         self._drop(key)
-        if size > self.max_bytes // 8 or self.max_entries < 1:
+        if not self._takes(size):
             return False
         if seconds := self.default_timeout if timeout is None else timeout:
             self._expiries[key] = self._clock() + seconds

@@ -1,12 +1,9 @@
-"""The shared store of many hosts: a Redis (6 or later, or what speaks its protocol and Lua), see ``stores``.
-
-Every operation is one Lua script, so it is atomic and one round trip. All times are measured by the server.
-"""
+"""The shared store of many hosts: a Redis (6 or later, or what speaks its protocol and Lua), see redis_scripts."""
 
 import hashlib
 import socket
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,117 +13,15 @@ from redis.connection import parse_url
 from redis.retry import Retry
 
 from . import redis_connection
-from .store import OVERHEAD, WANTED_FOR, Claim, StoreError
+from .redis_scripts import PREFIX, scripts
+from .store import OVERHEAD, Claim, Found, Kept, Lease, StoreError
 
-PREFIX = "llama_api:1:"  # 1 is the version of the layout
 ENTRY_TTL = 30 * 86400.0  # seconds an entry that nobody uses stays
 BATCH = 500  # entries per script call, so that no call holds the server up
 
-_PRELUDE = f"""
-local entry, used, sizes = '{PREFIX}entry:', '{PREFIX}used', '{PREFIX}sizes'
-local claim, waits = '{PREFIX}claim:', '{PREFIX}waits:'
-local function newest()
-  local top = redis.call('ZREVRANGE', used, 0, 0, 'WITHSCORES')
-  return tonumber(top[2] or 0)
-end
-local function forget(key)
-  local size = tonumber(redis.call('HGET', sizes, key) or 0)
-  redis.call('ZREM', used, key)
-  redis.call('HDEL', sizes, key)
-  redis.call('UNLINK', entry .. key)
-  return redis.call('HINCRBY', sizes, 'bytes', -size)
-end
-local function ours(key, token)
-  local held = redis.call('HMGET', claim .. key, 'token', 'outcome')
-  return held[1] == token and not held[2]
-end
-local function wait_for(key, token)
-  redis.call('SET', waits .. key, token, 'PX', {int(WANTED_FOR * 1000)})
-end
-"""
-_SCRIPTS = {
-    "get": """
-        if redis.call('ZSCORE', used, ARGV[1]) then return redis.call('GET', entry .. ARGV[1]) end
-        return false""",
-    # What takes memory is written first: a server that has none refuses it before anything has changed.
-    "set": """
-        local key, size, ttl = ARGV[1], tonumber(ARGV[3]), ARGV[4]
-        local max_entries, max_bytes, evicted = tonumber(ARGV[5]), tonumber(ARGV[6]), 0
-        redis.call('SET', entry .. key, ARGV[2], 'PX', ttl)
-        if redis.call('HLEN', sizes) ~= redis.call('ZCARD', used) + 1 then redis.call('UNLINK', used, sizes) end
-        redis.call('ZADD', used, newest() + 1, key)
-        local bytes = redis.call('HINCRBY', sizes, 'bytes', size - tonumber(redis.call('HGET', sizes, key) or 0))
-        redis.call('HSET', sizes, key, size)
-        while true do
-          local oldest = redis.call('ZRANGE', used, 0, 0)[1]
-          if not oldest then break end
-          local there = redis.call('EXISTS', entry .. oldest) == 1
-          if there and redis.call('ZCARD', used) <= max_entries and bytes <= max_bytes then break end
-          bytes = forget(oldest)
-          if there then evicted = evicted + 1 end
-        end
-        redis.call('PEXPIRE', used, ttl)
-        redis.call('PEXPIRE', sizes, ttl)
-        return evicted""",
-    "touch": """
-        local score, ttl = newest(), ARGV[1]
-        for i = 2, #ARGV do
-          if redis.call('ZSCORE', used, ARGV[i]) then
-            if redis.call('PEXPIRE', entry .. ARGV[i], ttl) == 1 then
-              score = score + 1
-              redis.call('ZADD', used, score, ARGV[i])
-            else
-              forget(ARGV[i])
-            end
-          end
-        end
-        redis.call('PEXPIRE', used, ttl)
-        redis.call('PEXPIRE', sizes, ttl)
-        return score""",
-    "delete": "if redis.call('ZSCORE', used, ARGV[1]) then forget(ARGV[1]) end return 0",
-    "clear": """
-        redis.call('UNLINK', sizes)
-        if redis.call('EXISTS', used) == 0 then return 0 end
-        redis.call('RENAME', used, ARGV[1])
-        redis.call('PEXPIRE', ARGV[1], 3600000)
-        return 1""",
-    "sweep": """
-        local keys = redis.call('ZRANGE', ARGV[1], 0, tonumber(ARGV[2]) - 1)
-        for _, key in ipairs(keys) do
-          if not redis.call('ZSCORE', used, key) then redis.call('UNLINK', entry .. key) end
-        end
-        redis.call('ZREMRANGEBYRANK', ARGV[1], 0, tonumber(ARGV[2]) - 1)
-        return #keys""",
-    "size": "return {redis.call('ZCARD', used), tonumber(redis.call('HGET', sizes, 'bytes') or 0)}",
-    "claim": """
-        local key, token = ARGV[1], ARGV[2]
-        local held = redis.call('HMGET', claim .. key, 'token', 'outcome')
-        if held[1] and held[1] ~= token and not held[2] then
-          wait_for(key, held[1])
-          return held[1]
-        end
-        redis.call('HSET', claim .. key, 'token', token)
-        redis.call('HDEL', claim .. key, 'outcome')
-        redis.call('PEXPIRE', claim .. key, ARGV[3])
-        return false""",
-    "renew": "return ours(ARGV[1], ARGV[2]) and redis.call('PEXPIRE', claim .. ARGV[1], ARGV[3]) or 0",
-    "settle": """
-        if not ours(ARGV[1], ARGV[2]) then return 0 end
-        redis.call('HSET', claim .. ARGV[1], 'outcome', ARGV[3])
-        return redis.call('PEXPIRE', claim .. ARGV[1], ARGV[4])""",
-    "release": "return ours(ARGV[1], ARGV[2]) and redis.call('DEL', claim .. ARGV[1]) or 0",
-    "peek": """
-        local held = redis.call('HMGET', claim .. ARGV[1], 'token', 'outcome')
-        if held[1] ~= ARGV[2] then return false end
-        if not held[2] then wait_for(ARGV[1], ARGV[2]) end
-        return {held[2]}""",
-    "wanted": "return redis.call('GET', waits .. ARGV[1]) == ARGV[2] and ours(ARGV[1], ARGV[2]) and 1 or 0",
-    "ping": f"return redis.call('SET', '{PREFIX}ping', 1, 'PX', 1000)",
-}
-
 
 class RedisStore:
-    """A Store in the Redis at ``url``. An entry that was neither set nor touched for ``entry_ttl`` seconds goes."""
+    """A LeasingStore in the Redis at ``url``. An entry that is not set or touched for ``entry_ttl`` seconds goes."""
 
     concurrency = 128
 
@@ -136,8 +31,8 @@ class RedisStore:
         self._host, self._port = options.setdefault("host", "localhost"), options.setdefault("port", 6379)
         parts = urlsplit(url)
         self.name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-        self.max_entries, self.max_bytes, self._ttl = max_entries, max_bytes, _ms(entry_ttl)
-        self._scripts = {name: _PRELUDE + body for name, body in _SCRIPTS.items()}
+        self.max_entries, self.max_bytes = max_entries, max_bytes
+        self._scripts = scripts(_ms(entry_ttl))
         self._digests = {name: hashlib.sha1(text.encode()).hexdigest() for name, text in self._scripts.items()}
         self._addresses: list[tuple[int, Any]] = []
         options["connection_class"] = (redis_connection.TlsConnection if "connection_class" in options
@@ -151,54 +46,56 @@ class RedisStore:
         except OSError:
             pass  # told by the first operation; ping looks again
 
-    def get(self, key: str) -> bytes | None:
-        return self._run("get", key)
+    def get(self, key: str) -> Found:
+        return self._run("get", key, read=lambda reply: Found(reply[0], reply[1].decode()))
 
-    def set(self, key: str, value: bytes) -> int:
-        size = len(value) + OVERHEAD
-        if size > self.max_bytes or self.max_entries < 1:
-            self.delete(key)
-            return 0
-        return self._run("set", key, value, size, self._ttl, self.max_entries, self.max_bytes)
+    def set(self, key: str, value: bytes, epoch: str) -> int:
+        return self._run("set", key, value, len(value) + OVERHEAD, epoch, self.max_entries, self.max_bytes)
 
     def touch(self, keys: Iterable[str]) -> None:
         wanted = list(keys)
         for start in range(0, len(wanted), BATCH):
-            self._run("touch", self._ttl, *wanted[start:start + BATCH])
+            self._run("touch", *wanted[start:start + BATCH])
 
     def delete(self, key: str) -> None:
         self._run("delete", key)
 
-    def clear(self) -> None:
+    def clear(self) -> str:
         """At once nothing is found any more; then the values are removed, some at a time."""
-        trash = f"{PREFIX}trash:{uuid.uuid4().hex}"
-        more = self._run("clear", trash)
+        epoch = uuid.uuid4().hex
+        trash = f"{PREFIX}trash:{epoch}"
+        more = self._run("clear", trash, epoch)
         while more:
             more = self._run("sweep", trash, BATCH) == BATCH
+        return epoch
 
     def size(self) -> tuple[int, int]:
-        entries, total = self._run("size")
-        return entries, total
+        return self._run("size", read=lambda reply: (int(reply[0]), int(reply[1])))
 
-    def claim(self, key: str, token: str, ttl: float) -> Claim | None:
-        holder = self._run("claim", key, token, _ms(ttl))
-        return Claim(holder.decode(), None) if holder else None
+    def claim(self, key: str, token: str, ttl: float) -> Claim:
+        return self._run("claim", key, token, _ms(ttl),
+                         read=lambda reply: Claim(key, reply[0].decode(), reply[1].decode()))
 
-    def renew(self, key: str, token: str, ttl: float) -> bool:
-        return bool(self._run("renew", key, token, _ms(ttl)))
+    def peek(self, claim: Claim, follower: str) -> bytes | None:
+        return self._run("peek", _where(claim), claim.token, follower)
 
-    def settle(self, key: str, token: str, outcome: bytes, linger: float) -> None:
-        self._run("settle", key, token, outcome, _ms(linger))
+    def settle(self, claim: Claim, outcome: bytes, linger: float) -> None:
+        self._run("settle", _where(claim), claim.token, outcome, _ms(linger))
 
-    def release(self, key: str, token: str) -> None:
-        self._run("release", key, token)
+    def release(self, claim: Claim) -> None:
+        self._run("release", _where(claim), claim.token)
 
-    def peek(self, key: str, token: str) -> Claim | None:
-        found = self._run("peek", key, token)
-        return Claim(token, found[0]) if found else None
+    def keep(self, claims: Sequence[Claim], leases: Sequence[Lease], ttl: float) -> Kept:
+        held = [text for claim in claims for text in (_where(claim), claim.token)]
+        taken = [text for lease in leases for text in lease]
+        return self._run("keep", _ms(ttl), len(claims), *held, *taken, read=lambda reply: Kept(
+            reply[0].decode(), frozenset(token.decode() for token in reply[1:])))
 
-    def wanted(self, key: str, token: str) -> bool:
-        return bool(self._run("wanted", key, token))
+    def lease(self, lease: Lease, waited: float, limit: int, ttl: float) -> bool:
+        return self._run("lease", *lease, int(waited * 1000), limit, _ms(ttl), read=bool)
+
+    def unlease(self, lease: Lease) -> None:
+        self._run("unlease", *lease)
 
     def ping(self) -> None:
         """As in Store; it alone may take longer, for it looks the host's name up anew."""
@@ -216,14 +113,22 @@ class RedisStore:
         found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
         self._addresses[:] = [(family, address) for family, _, _, _, address in found]
 
-    def _run(self, script: str, *values: str | bytes | int) -> Any:
+    def _run(self, script: str, *values: str | bytes | int, read: Callable[[Any], Any] = lambda reply: reply) -> Any:
+        """What ``read`` makes of the server's reply to a script. Raises StoreError."""
         try:
             try:
-                return self._client.execute_command("EVALSHA", self._digests[script], 0, *values)
+                return read(self._client.execute_command("EVALSHA", self._digests[script], 0, *values))
             except redis.exceptions.NoScriptError:
-                return self._client.execute_command("EVAL", self._scripts[script], 0, *values)
+                return read(self._client.execute_command("EVAL", self._scripts[script], 0, *values))
         except (redis.RedisError, OSError, ValueError) as error:  # ValueError: no Redis answers there, but something
             raise StoreError(f"{type(error).__name__}: {error}") from error
+        except (TypeError, AttributeError, IndexError) as error:
+            raise StoreError("what answers there is not a Redis") from error
+
+
+def _where(claim: Claim) -> str:
+    """What names a claim in the scripts."""
+    return f"{claim.epoch}:{claim.key}"
 
 
 def _ms(seconds: float) -> int:

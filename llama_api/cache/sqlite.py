@@ -1,17 +1,44 @@
-"""The shared store of one host: answers and claims in a SQLite file, see ``stores`` for its layout."""
+"""The shared store of one host: answers and claims in a SQLite file, whose layout sqlite_file tells."""
 
+import functools
+import json
 import os
+import secrets
 import sqlite3
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
 
+from .native_thread import NativeThread
 from .sqlite_file import Damaged, SqliteFile
-from .store import OVERHEAD, WANTED_FOR, Claim, StoreError
+from .store import OUTDATED, OVERHEAD, UNDER_WAY, WANTED_FOR, Claim, Found, Kept, Lease, StoreError
 
+BUDGET = 0.08  # seconds an operation may take in all
+SLOW_BUDGET = 1.0  # to open, purge or close the file, which waits for the disk several times
 MARK_EVERY = 0.2  # seconds between two marks of waiting on one claim, so that a poll is seldom a write
 BATCH = 500  # keys touched in one transaction, so that no other process waits long
 _LIVES = "since <= :now AND :now < since + ttl"  # a time in the future is of an earlier boot: expired
+_WAITS = "since <= :now AND :now < since + :wanted_for"
+_GIVEN = "IN (SELECT value FROM json_each(:tokens))"
+_Operation = TypeVar("_Operation", bound=Callable[..., Any])
+
+
+def _natively(operation: _Operation) -> _Operation:
+    """Have ``operation`` of a SqliteStore run in its native thread, so that neither a lock nor a disk stops everybody.
+
+    It raises StoreError when it takes longer than its budget.
+    """
+    @functools.wraps(operation)
+    def run(self: "SqliteStore", *args: Any) -> Any:
+        slow = operation.__name__ in ("clear", "close") or not self._file.connected
+        try:
+            return self._thread.call(SLOW_BUDGET if slow else BUDGET, functools.partial(operation, self, *args))
+        except (TimeoutError, RuntimeError) as error:  # the last: no thread to be had
+            raise StoreError(f"{type(error).__name__}: {error}") from error
+
+    return run  # type: ignore[return-value]
 
 
 class SqliteStore:
@@ -28,104 +55,153 @@ class SqliteStore:
         if not os.path.isdir(os.path.dirname(path)):
             raise StoreError(f"the directory of {self.name} does not exist: create {os.path.dirname(path)}")
         self._file = SqliteFile(path)
+        self._thread = NativeThread()
         self._swept = 0.0
 
-    def get(self, key: str) -> bytes | None:
+    @_natively
+    def get(self, key: str) -> Found:
         with self._file.using() as db:
-            row = db.execute("SELECT value, length, crc FROM entries JOIN answers USING (id) WHERE key = ?",
-                             (key,)).fetchone()
-            if row and (len(row[0]), zlib.crc32(row[0])) != row[1:]:
+            row = db.execute("SELECT epoch, value, length, crc FROM totals LEFT JOIN entries ON key = ?"
+                             " LEFT JOIN answers USING (id)", (key,)).fetchone()
+            if row is None:
+                raise Damaged("the totals are gone")
+            epoch, value, *written = row
+            if written[0] is not None and (value is None or [len(value), zlib.crc32(value)] != written):
                 raise Damaged("an answer is not as it was written")
-        return row[0] if row else None
+        return Found(value, epoch)
 
-    def set(self, key: str, value: bytes) -> int:
-        size = len(value) + OVERHEAD
-        if size > self.max_bytes or self.max_entries < 1:
-            self.delete(key)
-            return 0
+    @_natively
+    def set(self, key: str, value: bytes, epoch: str) -> int:
         with self._file.writing() as db:
-            entries, total, tick = self._totals(db)
-            old = self._remove(db, "key = ?", key)
-            row = db.execute("INSERT INTO entries (key, used, length, crc) VALUES (?, ?, ?, ?)",
-                             (key, tick + 1, len(value), zlib.crc32(value)))
-            db.execute("INSERT INTO answers VALUES (?, ?)", (row.lastrowid, value))
-            entries, total, evicted = entries + (not old), total + size - old, 0
-            while entries > self.max_entries or total > self.max_bytes:
-                if not (removed := self._remove(db, "used = (SELECT min(used) FROM entries)")):
-                    raise Damaged("the totals are not those of the entries")
-                entries, total, evicted = entries - 1, total - removed, evicted + 1
-            db.execute("UPDATE totals SET entries = ?, bytes = ?, tick = ?", (entries, total, tick + 1))
+            entries, total, tick, now = self._totals(db)
+            if epoch != now:
+                return OUTDATED
+            if removed := self._remove(db, "key = ?", key):
+                entries, total = entries - 1, total - removed
+            evicted, size = 0, len(value) + OVERHEAD
+            if size <= self.max_bytes and self.max_entries >= 1:
+                tick, entries, total = tick + 1, entries + 1, total + size
+                row = db.execute("INSERT INTO entries (key, used, length, crc) VALUES (?, ?, ?, ?)",
+                                 (key, tick, len(value), zlib.crc32(value)))
+                db.execute("INSERT INTO answers VALUES (?, ?)", (row.lastrowid, value))
+                while entries > self.max_entries or total > self.max_bytes:
+                    if not (removed := self._remove(db, "used = (SELECT min(used) FROM entries)")):
+                        raise Damaged("the totals are not those of the entries")
+                    entries, total, evicted = entries - 1, total - removed, evicted + 1
+            db.execute("UPDATE totals SET entries = ?, bytes = ?, tick = ?", (entries, total, tick))
         return evicted
 
+    @_natively
     def touch(self, keys: Iterable[str]) -> None:
-        wanted = list(keys)
+        wanted = list(dict.fromkeys(reversed(list(keys))))[::-1]  # each where it comes last
         for start in range(0, len(wanted), BATCH):
             batch = wanted[start:start + BATCH]
             with self._file.writing() as db:
                 tick = self._totals(db)[2]
-                db.executemany("UPDATE entries SET used = ? WHERE key = ?", enumerate(batch, tick + 1))
+                db.execute("UPDATE entries SET used = :tick + given.key + 1 FROM json_each(:keys) AS given"
+                           " WHERE entries.key = given.value", {"tick": tick, "keys": json.dumps(batch)})
                 db.execute("UPDATE totals SET tick = ?", (tick + len(batch),))
 
+    @_natively
     def delete(self, key: str) -> None:
         with self._file.writing() as db:
             if old := self._remove(db, "key = ?", key):
                 db.execute("UPDATE totals SET entries = entries - 1, bytes = bytes - ?", (old,))
 
-    def clear(self) -> None:
+    @_natively
+    def clear(self) -> str:
+        epoch = secrets.token_hex(8)
         with self._file.writing() as db:
             db.execute("DELETE FROM entries")
             db.execute("DELETE FROM answers")
-            db.execute("UPDATE totals SET entries = 0, bytes = 0")
+            db.execute("UPDATE totals SET entries = 0, bytes = 0, epoch = ?", (epoch,))
+            self._sweep(db, self._clock())
+        return epoch
 
+    @_natively
     def size(self) -> tuple[int, int]:
         with self._file.using() as db:
             return self._totals(db)[:2]
 
-    def claim(self, key: str, token: str, ttl: float) -> Claim | None:
+    @_natively
+    def claim(self, key: str, token: str, ttl: float) -> Claim:
         with self._file.writing() as db:
             now = self._clock()  # read inside: while we waited to write, another may have claimed
-            self._sweep(db, now)
-            found = db.execute(f"SELECT token FROM claims WHERE key = :key AND token <> :token AND outcome IS NULL"
-                               f" AND {_LIVES}", {"now": now, "key": key, "token": token}).fetchone()
-            if found:
-                db.execute("UPDATE claims SET wanted = ? WHERE key = ?", (now, key))
+            if abs(now - self._swept) >= 1:
+                self._sweep(db, now)
+            epoch = self._totals(db)[3]
+            row = db.execute(f"SELECT token FROM claims WHERE key = :key AND epoch = :epoch AND token <> :token"
+                             f" AND outcome IS NULL AND {_LIVES}",
+                             {"now": now, "key": key, "epoch": epoch, "token": token}).fetchone()
+            if row:
+                db.execute("REPLACE INTO waits VALUES (?, ?, ?)", (row[0], token, now))
             else:
-                db.execute("REPLACE INTO claims VALUES (?, ?, ?, ?, NULL, NULL)", (key, token, now, ttl))
-        return Claim(found[0], None) if found else None
+                db.execute("REPLACE INTO claims VALUES (?, ?, ?, ?, ?, NULL)", (token, key, epoch, now, ttl))
+        return Claim(key, epoch, row[0] if row else token)
 
-    def renew(self, key: str, token: str, ttl: float) -> bool:
-        return self._holding("UPDATE claims SET since = :now, ttl = :ttl", key, token, ttl=ttl)
-
-    def settle(self, key: str, token: str, outcome: bytes, linger: float) -> None:
-        self._holding("UPDATE claims SET since = :now, ttl = :ttl, outcome = :outcome", key, token,
-                      ttl=linger, outcome=outcome)
-
-    def release(self, key: str, token: str) -> None:
-        self._holding("DELETE FROM claims", key, token)
-
-    def peek(self, key: str, token: str) -> Claim | None:
-        outcome, lives, wanted, now = self._look(key, token)
-        if not lives:
+    @_natively
+    def peek(self, claim: Claim, follower: str) -> bytes | None:
+        with self._file.using() as db:
+            row = db.execute("SELECT outcome, claims.since, ttl, waits.since FROM claims LEFT JOIN waits"
+                             " ON waits.token = claims.token AND follower = ? WHERE claims.token = ?",
+                             (follower, claim.token)).fetchone()
+        now = self._clock()  # read after the row: never before it
+        if row is None or not row[1] <= now < row[1] + row[2]:
             return None
-        if outcome is None and (wanted is None or now - wanted >= MARK_EVERY):
+        outcome, marked = row[0], row[3]
+        if outcome is None and marked is not None and marked <= now < marked + MARK_EVERY:
+            return UNDER_WAY
+        if outcome is None:
             with self._file.writing() as db:
-                db.execute("UPDATE claims SET wanted = ? WHERE key = ? AND token = ?", (self._clock(), key, token))
-        return Claim(token, outcome)
+                db.execute("REPLACE INTO waits VALUES (?, ?, ?)", (claim.token, follower, now))
+            return UNDER_WAY
+        with suppress(StoreError), self._file.writing() as db:  # it will expire in any case
+            db.execute("DELETE FROM waits WHERE token = ? AND follower = ?", (claim.token, follower))
+            if not self._wanted(db, [claim.token], now):
+                self._end(db, claim.token)
+        return bytes(outcome)
 
-    def wanted(self, key: str, token: str) -> bool:
-        _, lives, wanted, now = self._look(key, token)
-        return lives and wanted is not None and now - wanted < WANTED_FOR
+    @_natively
+    def settle(self, claim: Claim, outcome: bytes, linger: float) -> None:
+        with self._file.writing() as db:
+            now = self._clock()
+            if self._wanted(db, [claim.token], now):
+                db.execute(f"UPDATE claims SET since = :now, ttl = :ttl, outcome = :outcome WHERE token = :token"
+                           f" AND outcome IS NULL AND {_LIVES}",
+                           {"now": now, "ttl": linger, "outcome": outcome, "token": claim.token})
+            else:
+                self._end(db, claim.token, under_way=True)
 
+    @_natively
+    def release(self, claim: Claim) -> None:
+        with self._file.writing() as db:
+            self._end(db, claim.token, under_way=True)
+
+    @_natively
+    def keep(self, claims: Sequence[Claim], leases: Sequence[Lease], ttl: float) -> Kept:
+        """As in Store; there are no leases, for nobody can take one here."""
+        tokens = [claim.token for claim in claims]
+        if not tokens:
+            with self._file.using() as db:
+                return Kept(self._totals(db)[3], frozenset())
+        with self._file.writing() as db:
+            now = self._clock()
+            db.execute(f"UPDATE claims SET since = :now, ttl = :ttl WHERE token {_GIVEN} AND outcome IS NULL"
+                       f" AND {_LIVES}", {"now": now, "ttl": ttl, "tokens": json.dumps(tokens)})
+            return Kept(self._totals(db)[3], self._wanted(db, tokens, now))
+
+    @_natively
     def ping(self) -> None:
         with self._file.writing() as db:
             db.execute("UPDATE totals SET tick = ?", (self._totals(db)[2] + 1,))
 
+    @_natively
     def close(self) -> None:
         self._file.close()
 
-    def _totals(self, db: sqlite3.Connection) -> tuple[int, int, int]:
-        """Entries, bytes and the last tick."""
-        row = db.execute("SELECT entries, bytes, tick FROM totals").fetchone()
+    def _totals(self, db: sqlite3.Connection) -> tuple[int, int, int, str]:
+        """Entries, bytes, the last tick and the epoch."""
+        row = db.execute("SELECT entries, bytes, tick, epoch FROM totals").fetchone()
         if row is None:
             raise Damaged("the totals are gone")
         return row
@@ -139,25 +215,21 @@ class SqliteStore:
         db.execute("DELETE FROM answers WHERE id = ?", row[:1])
         return row[1] + OVERHEAD
 
-    def _holding(self, change: str, key: str, token: str, **values: object) -> bool:
-        """Do ``change`` to the claim if it is still ours and under way; say whether it was."""
-        with self._file.writing() as db:
-            values.update(key=key, token=token, now=self._clock())
-            where = f" WHERE key = :key AND token = :token AND outcome IS NULL AND {_LIVES}"
-            return db.execute(change + where, values).rowcount > 0
+    def _wanted(self, db: sqlite3.Connection, tokens: list[str], now: float) -> frozenset[str]:
+        """Those of the claims that live and that somebody waits for."""
+        rows = db.execute(f"SELECT DISTINCT token FROM claims JOIN (SELECT token FROM waits WHERE {_WAITS})"
+                          f" USING (token) WHERE token {_GIVEN} AND {_LIVES}",
+                          {"tokens": json.dumps(tokens), "now": now, "wanted_for": WANTED_FOR})
+        return frozenset(token for token, in rows)
 
-    def _look(self, key: str, token: str) -> tuple[bytes | None, bool, float | None, float]:
-        """Outcome, whether the claim lives, time of the last mark, and now (read after the row: never before it)."""
-        with self._file.using() as db:
-            row = db.execute("SELECT outcome, since, ttl, wanted FROM claims WHERE key = ? AND token = ?",
-                             (key, token)).fetchone()
-        now = self._clock()
-        if row is None:
-            return None, False, None, now
-        return row[0], row[1] <= now < row[1] + row[2], row[3], now
+    def _end(self, db: sqlite3.Connection, token: str, under_way: bool = False) -> None:
+        """Remove the claim, or do so only if it has no outcome yet."""
+        only = " AND outcome IS NULL" if under_way else ""
+        if db.execute(f"DELETE FROM claims WHERE token = ?{only}", (token,)).rowcount:
+            db.execute("DELETE FROM waits WHERE token = ?", (token,))
 
     def _sweep(self, db: sqlite3.Connection, now: float) -> None:
-        """Once a second remove the claims that are over."""
-        if abs(now - self._swept) >= 1:
-            db.execute(f"DELETE FROM claims WHERE NOT ({_LIVES})", {"now": now})
-            self._swept = now
+        """Remove the claims and the waits that are over."""
+        db.execute(f"DELETE FROM claims WHERE NOT ({_LIVES})", {"now": now})
+        db.execute(f"DELETE FROM waits WHERE NOT ({_WAITS})", {"now": now, "wanted_for": WANTED_FOR})
+        self._swept = now

@@ -1,17 +1,33 @@
-"""The file behind the SQLite store: opened, checked, watched, set aside and made anew, see ``stores``."""
+"""The file behind the SQLite store: opened, checked, watched, set aside and made anew.
+
+It is in WAL mode with ``synchronous = NORMAL``: a commit survives the process, not the power. Its tables:
+  entries  key, used (a tick: the higher, the later; the lowest is evicted first), length and crc of the answer
+  answers  the bytes, apart from what changes with each use
+  totals   one row: entries, bytes, the last tick, kept by the transaction that changes the entries; and the epoch
+  claims   token, key, epoch, since, ttl (of the monotonic clock, which all processes of a host share), outcome
+  waits    token of a claim, follower, since
+A file that is damaged, or that is not ours or of an older layout, is renamed to ``<name>.corrupt-<n>`` or
+``<name>.foreign-<n>`` and a fresh one is made; one of a newer layout is left alone and not used. Opening and renaming
+happen under ``<name>.lock``. A deleted or replaced file is noticed by its inode.
+"""
 
 import fcntl
 import os
 import sqlite3
-import threading
 import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from gevent.monkey import get_original
+
 from .store import StoreError
 
-APPLICATION, VERSION = 0x6C6C6170, 1  # "llap"; PRAGMA application_id and user_version
+# It is used in native threads, where gevent's own would not do.
+_allocate_native_lock = get_original("_thread", "allocate_lock")
+_native_sleep = get_original("time", "sleep")
+
+APPLICATION, VERSION = 0x6C6C6170, 2  # "llap"; PRAGMA application_id and user_version
 BUSY = 0.06  # seconds an operation may wait for another process's write
 ASIDE_KEPT = 5  # damaged files kept for a post-mortem; the last of them is overwritten
 # A constraint too: what we write breaks none, unless pages of different times are mixed.
@@ -22,10 +38,13 @@ _SCHEMA = f"""
                           length INTEGER NOT NULL, crc INTEGER NOT NULL);
     CREATE INDEX entries_used ON entries (used);
     CREATE TABLE answers (id INTEGER PRIMARY KEY, value BLOB NOT NULL);
-    CREATE TABLE totals (entries INTEGER NOT NULL, bytes INTEGER NOT NULL, tick INTEGER NOT NULL);
-    INSERT INTO totals VALUES (0, 0, 0);
-    CREATE TABLE claims (key TEXT PRIMARY KEY, token TEXT NOT NULL, since REAL NOT NULL, ttl REAL NOT NULL,
-                         outcome BLOB, wanted REAL);
+    CREATE TABLE totals (entries INTEGER NOT NULL, bytes INTEGER NOT NULL, tick INTEGER NOT NULL, epoch TEXT NOT NULL);
+    INSERT INTO totals VALUES (0, 0, 0, lower(hex(randomblob(8))));
+    CREATE TABLE claims (token TEXT PRIMARY KEY, key TEXT NOT NULL, epoch TEXT NOT NULL, since REAL NOT NULL,
+                         ttl REAL NOT NULL, outcome BLOB) WITHOUT ROWID;
+    CREATE INDEX claims_key ON claims (key, epoch);
+    CREATE TABLE waits (token TEXT NOT NULL, follower TEXT NOT NULL, since REAL NOT NULL,
+                        PRIMARY KEY (token, follower)) WITHOUT ROWID;
     PRAGMA application_id = {APPLICATION};
     PRAGMA user_version = {VERSION};
 """
@@ -40,11 +59,16 @@ class SqliteFile:
 
     def __init__(self, path: str):
         self._path = path
-        self._lock = threading.Lock()
-        self.db: sqlite3.Connection | None = None
-        self._inode: tuple[int, int] | None = None  # of the file behind self.db
+        self._lock = _allocate_native_lock()
+        self._db: sqlite3.Connection | None = None
+        self._inode: tuple[int, int] | None = None  # of the file behind self._db
         self._damaged: tuple[int, int] | None = None  # of a file that must not be opened again
         _files.add(self)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the file was open a moment ago."""
+        return self._db is not None
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
@@ -75,32 +99,32 @@ class SqliteFile:
         """Undo what was begun; let go of the connection unless the cause is known to lie elsewhere."""
         if isinstance(error, Damaged) or _code(error) in _DAMAGED:
             self._damaged = self._inode
-        elif _code(error) in _PASSING and self.db:
+        elif _code(error) in _PASSING and self._db:
             with suppress(sqlite3.Error):
-                if self.db.in_transaction:
-                    self.db.execute("ROLLBACK")
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
                 return
         self._drop()
 
     def _drop(self) -> None:
-        if self.db is not None:
+        if self._db is not None:
             with suppress(sqlite3.Error):
-                self.db.close()
-        self.db = self._inode = None
+                self._db.close()
+        self._db = self._inode = None
 
     def _connected(self) -> sqlite3.Connection:
         """The connection to the file that is at the path now, which may be another than a moment ago."""
-        if self.db is not None:
+        if self._db is not None:
             found = _stat(self._path)
             if found is None or (found.st_dev, found.st_ino) != self._inode:
                 self._drop()
             elif found.st_size == 0:
                 raise Damaged("the file was emptied")
-        if self.db is None:
+        if self._db is None:
             with self._alone():
                 self._open()
-        assert self.db is not None
-        return self.db
+        assert self._db is not None
+        return self._db
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -115,7 +139,7 @@ class SqliteFile:
                 except BlockingIOError:
                     if time.monotonic() > until:
                         raise
-                    time.sleep(0.002)
+                    _native_sleep(0.002)
             yield
         finally:
             os.close(handle)
@@ -129,8 +153,8 @@ class SqliteFile:
         elif self._damaged == _inode(self._path) or self._emptied():
             self._set_aside("corrupt")
         try:
-            self.db = self._connect()
-            ours = self._ours(self.db)
+            self._db = self._connect()
+            ours = self._ours(self._db)
         except sqlite3.DatabaseError as error:
             if _code(error) not in _DAMAGED:
                 raise
@@ -140,8 +164,8 @@ class SqliteFile:
         if not ours:
             self._drop()
             self._set_aside(aside)
-            self.db = self._connect()
-            self._ours(self.db)
+            self._db = self._connect()
+            self._ours(self._db)
         self._inode, self._damaged = _inode(self._path), None
 
     def _emptied(self) -> bool:

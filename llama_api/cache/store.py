@@ -1,36 +1,76 @@
-"""What every shared store has in common: its interface, its one exception and how an entry's size is counted."""
+"""What every shared store has in common: its interface, its values, its one exception and how it counts an entry.
 
-from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+A store keeps three things for all processes that share it:
+
+Entries are answers, opaque bytes under a digest: the most recently set or touched ones within both of its bounds.
+
+Claims say who makes the answer to a key, so that others wait for it instead of making it too. A claim that is not
+kept up expires, so that a killed holder frees those who wait. What came of it can be read by those who wait, and goes
+with the last of them.
+
+Leases count what may be taken a limited number of times, such as the slots of one Ollama; only a store of many hosts
+has them. They expire like claims, and a free one goes to whoever has waited longest.
+
+A purge begins a new *epoch*, a name that is never used again: neither an entry nor a claim of an earlier one is found.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 OVERHEAD = 256  # bytes counted for an entry beside its value: the key, its row or hash fields, two indexes
-WANTED_FOR = 1.0  # seconds after a peek that a claim counts as wanted; followers peek far more often
+WANTED_FOR = 1.0  # seconds that a follower's look at a claim counts as waiting for it; followers look far more often
+QUEUED_FOR = 1.0  # seconds that asking for a lease in vain keeps one's place; those who wait ask far more often
+UNDER_WAY = b""  # what a look at a claim finds while there is no outcome
+OUTDATED = -1  # what comes of setting an entry whose epoch is over
 
 
 class StoreError(Exception):
     """The shared store could not do what it was asked. Its text is a sentence for the log; it holds no password."""
 
 
-class Claim(NamedTuple):
-    """Who makes the answer to a key, and, once it is settled, what came of it (None while it is under way)."""
+class Found(NamedTuple):
+    """What a look for an entry found: its value, None where there is none, and the epoch it looked in."""
 
+    value: bytes | None
+    epoch: str
+
+
+class Claim(NamedTuple):
+    """The right to make the answer to ``key``, of the process that drew ``token``, taken in ``epoch``."""
+
+    key: str
+    epoch: str
     token: str
-    outcome: bytes | None
+
+
+class Lease(NamedTuple):
+    """One of those that may be taken under ``name``, held by whoever drew ``token``."""
+
+    name: str
+    token: str
+
+
+class Kept(NamedTuple):
+    """What the keeping up of claims found: the epoch, and the tokens of those claims that somebody waits for."""
+
+    epoch: str
+    wanted: frozenset[str]
 
 
 class Store(Protocol):
-    """Answers and claims shared by processes. Every method may raise StoreError, and does so within about 60 ms."""
+    """Answers and claims shared by processes. Every method may raise StoreError, and does so within about 100 ms."""
 
     name: str  # the URL without user and password
     concurrency: int  # how many operations may usefully be inside at once
 
-    def get(self, key: str) -> bytes | None:
-        """The value of ``key``, or None. Its recency is not changed, see ``touch``."""
+    def get(self, key: str) -> Found:
+        """Look for the entry of ``key``. Its recency is not changed, see ``touch``."""
 
-    def set(self, key: str, value: bytes) -> int:
+    def set(self, key: str, value: bytes, epoch: str) -> int:
         """Store ``value`` as the most recently used. Returns how many other entries were evicted to keep the bounds.
 
-        A value that could not fit alone is not stored; what was there before is gone all the same.
+        OUTDATED, and nothing has changed, when ``epoch`` is over. A value that could not fit alone is not stored; what
+        was there before is gone all the same.
         """
 
     def touch(self, keys: Iterable[str]) -> None:
@@ -39,35 +79,60 @@ class Store(Protocol):
     def delete(self, key: str) -> None:
         """Forget ``key``."""
 
-    def clear(self) -> None:
-        """Forget every entry. Claims stay, for the generations they stand for go on."""
+    def clear(self) -> str:
+        """Forget every entry, and begin a new epoch, which is returned.
+
+        Claims of before can be kept up, settled and followed by those who have them, but are not found any more.
+        """
 
     def size(self) -> tuple[int, int]:
         """Entries, and bytes: the values' lengths plus OVERHEAD for each. Costs the same however many there are."""
 
-    def claim(self, key: str, token: str, ttl: float) -> Claim | None:
-        """Take the claim on ``key`` for ``ttl`` seconds: None when it is now ours, else the living claim of another.
+    def claim(self, key: str, token: str, ttl: float) -> Claim:
+        """The living claim on ``key``: ours, with ``token``, for ``ttl`` seconds when no other one is under way.
 
-        An expired or a settled claim is taken over. Finding another's counts as waiting for it, see ``wanted``.
+        Finding another's counts as waiting for it, under ``token``, see ``peek``.
         """
 
-    def renew(self, key: str, token: str, ttl: float) -> bool:
-        """Let our claim live ``ttl`` seconds from now. False when it is lost: expired, settled or another's."""
+    def peek(self, claim: Claim, follower: str) -> bytes | None:
+        """What came of ``claim``: the outcome, UNDER_WAY, or None when it is over without one.
 
-    def settle(self, key: str, token: str, outcome: bytes, linger: float) -> None:
-        """Publish what came of our claim, to be read for ``linger`` seconds. Nothing happens when it is lost."""
+        ``follower`` counts as waiting from this look on, for WANTED_FOR seconds or until it gets the outcome.
+        """
 
-    def release(self, key: str, token: str) -> None:
-        """Give our claim up without an outcome. Nothing happens when it is lost or settled."""
+    def settle(self, claim: Claim, outcome: bytes, linger: float) -> None:
+        """End our claim, and leave ``outcome`` to those who wait, for ``linger`` seconds at most.
 
-    def peek(self, key: str, token: str) -> Claim | None:
-        """The claim of ``token`` while it lives or its outcome lingers, and leave a mark that somebody waits."""
+        Nothing happens when the claim is lost: expired, or released.
+        """
 
-    def wanted(self, key: str, token: str) -> bool:
-        """Whether anybody peeked at this claim within the last WANTED_FOR seconds."""
+    def release(self, claim: Claim) -> None:
+        """End our claim without an outcome. Nothing happens when it is lost or settled."""
+
+    def keep(self, claims: Sequence[Claim], leases: Sequence[Lease], ttl: float) -> Kept:
+        """Let our claims and leases live ``ttl`` seconds from now, all in one round trip.
+
+        A claim that is lost stays so; a lease that had lapsed counts again, for what it stands for goes on.
+        """
 
     def ping(self) -> None:
         """Prove that the store can be reached and written, connecting anew if need be."""
 
     def close(self) -> None:
         """Let go of connections. The store may be used again afterwards and connects by itself."""
+
+
+@runtime_checkable
+class LeasingStore(Store, Protocol):
+    """A store of many hosts, which counts what they share."""
+
+    def lease(self, lease: Lease, waited: float, limit: int, ttl: float) -> bool:
+        """Take ``lease`` for ``ttl`` seconds if fewer than ``limit`` of its name are taken and nobody is before us.
+
+        ``waited`` is how many seconds we have wanted it: each free one is kept for whoever has waited longest, as far
+        as they may take it by their own limit. Whoever gets False has a place in that order for QUEUED_FOR seconds,
+        and asks again sooner than that. All limits of one name are compared with the same count.
+        """
+
+    def unlease(self, lease: Lease) -> None:
+        """Give ``lease`` back, or the place in the order of those who wait for it."""

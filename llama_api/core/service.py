@@ -219,11 +219,12 @@ class Service:
         return find() or generate()
 
     def _generate(self, flight: Flight, call: ModelCall) -> Landing:
+        epoch = self._cache.epoch  # of the claim, if there is one
         made = self._fleet.generate(call, flight)
         answer = Answer.of(flight.pieces, made.completion, model=call.model, digest=made.digest, host=made.host,
                            created=time.time())
         stored = (flight.key is not None and made.completion.finish_reason is not None
-                  and self._cache.set(flight.key, answer))
+                  and self._cache.set(flight.key, answer, epoch))
         return Landing(answer, "generated", stored, made.ended_at)
 
 

@@ -2,117 +2,277 @@
 
 import pytest
 
-from llama_api.cache import TRUST_SECONDS, AnswerCache, LRUCache
-from tests.support.fakes import answer
+from llama_api.answer import Answer
+from llama_api.cache import TRUST_SECONDS, AnswerCache, Found, Kept, LRUCache
+from llama_api.cache.store import OUTDATED
+from tests.support.fakes import Clock, answer
 
 
 class Store:
-    """A shared store in a dict, which can be away."""
+    """A guarded store in a dict, which can be away or busy."""
 
     def __init__(self):
-        self.values, self.available, self.touched = {}, True, []
+        self.values, self.available, self.busy, self.touched, self.epoch = {}, True, False, [], 1
+
+    def known(self, value):
+        return value if self.available and not self.busy else None
 
     def get(self, key):
-        return self.values.get(key) if self.available else None
+        return self.known(Found(self.values.get(key), f"epoch-{self.epoch}"))
 
-    def set(self, key, value):
-        self.values[key] = value
-        return 1
+    def set(self, key, value, epoch):
+        if self.known(True) and epoch == f"epoch-{self.epoch}":
+            self.values[key] = value
+            return 1
+        return self.known(OUTDATED)
 
     def delete(self, key):
         self.values.pop(key, None)
 
     def clear(self):
-        self.values.clear()
+        if self.available:
+            self.values.clear()
+            self.epoch += 1
+        return self.known(f"epoch-{self.epoch}")
 
     def size(self):
-        return (len(self.values), 99) if self.available else None
+        return self.known((len(self.values), 99))
 
     def touch(self, keys):
-        self.touched += keys
+        self.touched += self.known(keys) or []
+        return self.known(True)
+
+    def keep(self, claims, leases, ttl):
+        return self.known(Kept(f"epoch-{self.epoch}", frozenset()))
+
+    def close(self):
+        self.available = False
 
 
 class Two:
     """Two workers' caches on one store, with clocks that tick together."""
 
     def __init__(self, **kwargs):
-        self.now, self.store = [1000.0], Store()
+        self.clock, self.store, self.purges = Clock(), Store(), []
         self.caches = [AnswerCache(LRUCache(10, 1 << 20, clock=self.clock), self.store, clock=self.clock,
-                                   wall_clock=lambda: self.now[0] + 1e9, **kwargs) for _ in range(2)]
+                                   wall_clock=lambda: self.clock() + 1e9, on_purge=lambda: self.purges.append(1),
+                                   **kwargs) for _ in range(2)]
+        for cache in self.caches:
+            cache.get("nothing")  # so that it knows the store's epoch
 
-    def clock(self):
-        return self.now[0]
-
-    def new(self, text):
-        return answer(text, created=self.now[0] + 1e9)
+    def put(self, cache, key="key", text="A."):
+        return cache.set(key, answer(text, created=self.clock() + 1e9), cache.epoch)
 
 
-def test_an_answer_of_one_worker_is_the_others_too():
+@pytest.fixture
+def open_two():
+    """Make two caches, and end what they began."""
+    made = []
+
+    def two(**kwargs):
+        made.append(Two(**kwargs))
+        return made[-1]
+
+    yield two
+    for each in made:
+        for cache in each.caches:
+            cache.close()
+
+
+@pytest.fixture
+def two(open_two):
+    return open_two()
+
+
+def text_of(entry):
+    return entry and entry.answer.text
+
+
+def test_an_answer_of_one_worker_is_the_others_too(two):
     """It comes out of the store with its age."""
-    two = Two()
     here, there = two.caches
-    assert here.set("key", two.new("A."))
-    two.now[0] += 30
+    assert two.put(here)
+    two.clock.tick(30)
     entry = there.get("key")
     assert entry.answer.text == "A." and entry.born == 1000.0 and there.get("other") is None
     assert here.size() == (1, 99) and here.evictions == 1
 
 
-@pytest.mark.parametrize("act, text", [
-    (lambda cache, two: cache.clear(), None), (lambda cache, two: cache.set("key", two.new("B.")), "B.")])
-def test_a_purge_or_a_renewal_is_everywhere_after_a_second(act, text):
+@pytest.mark.parametrize("act, text", [(lambda two: two.caches[0].clear(), None),
+                                       (lambda two: two.put(two.caches[0], text="B."), "B.")])
+def test_a_purge_or_a_renewal_is_everywhere_after_a_second(two, act, text):
     """The in-process copy is trusted for a second, then the store is asked again."""
-    two = Two()
     here, there = two.caches
-    here.set("key", two.new("A."))
-    assert there.get("key").answer.text == "A."
-    act(here, two)
-    two.now[0] += TRUST_SECONDS - 0.01
-    assert there.get("key").answer.text == "A."
-    two.now[0] += 0.01
-    found = there.get("key")
-    assert (found and found.answer.text) == text
+    two.put(here)
+    assert text_of(there.get("key")) == "A."
+    act(two)
+    two.clock.tick(TRUST_SECONDS)
+    assert text_of(there.get("key")) == text
 
 
-def test_without_the_store_the_copy_goes_on():
-    """A store that is away costs no entry of this process."""
-    two = Two()
+@pytest.mark.parametrize("trouble", [{"available": False}, {"busy": True}])
+def test_a_store_that_says_nothing_costs_no_entry_of_this_process(two, trouble):
+    """Away or merely busy: the copy goes on, for as long as it lasts, and what is new is kept here."""
     here, there = two.caches
-    here.set("key", two.new("A."))
-    two.store.available = False
-    two.now[0] += 100
-    assert here.get("key").answer.text == "A." and there.get("key") is None
-    assert here.size() == (1, here.front.bytes)
+    two.put(here)
+    vars(two.store).update(trouble)
+    two.clock.tick(100)
+    assert text_of(here.get("key")) == text_of(here.get("key")) == "A." and there.get("key") is None
+    assert two.put(here, "new") and text_of(here.get("new")) == "A."
+    assert here.size() == (2, here.front.bytes)
 
 
-@pytest.mark.parametrize("garbage", [b"", b"x", b"[]", b"5", b"null", b'{"text": "x"}', b'{"a": 1}', b"\x80\x04K\x05.",
-                                     b'"\xff"'])
-def test_garbage_in_the_store_is_a_miss_and_is_removed(garbage):
-    """What is no answer is never served, and not asked for again."""
-    two = Two()
-    two.store.values["key"] = garbage
-    assert two.caches[0].get("key") is None and two.store.values == {}
+def test_what_the_store_has_not_is_dropped(two):
+    """A store that answers knows better than the copy: it was evicted, or purged."""
+    here, _ = two.caches
+    two.put(here)
+    two.store.values.clear()
+    two.clock.tick(TRUST_SECONDS)
+    assert here.get("key") is None and len(here.front) == 0
 
 
-def test_an_answer_past_all_use_is_not_taken_from_the_store():
+@pytest.mark.parametrize("stored", [
+    b"", b"x", b"[]", b"5", b"null", b'{"text": "x"}', b'{"a": 1}', b"\x80\x04K\x05.", b'"\xff"',
+    answer("Later.").to_bytes().replace(b'"format":', b'"format":1'),
+    answer("Newer.").to_bytes().replace(b'{', b'{"colour":"blue",', 1)])
+def test_what_cannot_be_read_is_a_miss_and_is_left_alone(two, stored):
+    """During an upgrade it may be a newer version's, which still wants it."""
+    here, _ = two.caches
+    two.store.values["key"] = stored
+    assert here.get("key") is None and two.store.values == {"key": stored}
+    assert two.put(here) and text_of(here.get("key")) == "A."
+
+
+def test_an_answer_past_all_use_is_not_taken_from_the_store(open_two):
     """With a TTL, an answer older than TTL and stale time together is none; one younger keeps its age."""
-    two = Two(ttl=60, stale_seconds=40)
+    two = open_two(ttl=60, stale_seconds=40)
     here, there = two.caches
-    here.set("key", two.new("A."))
-    two.now[0] += 99
-    assert there.get("key").answer.text == "A."
-    two.now[0] += 1
+    two.put(here)
+    two.clock.tick(99)
+    assert text_of(there.get("key")) == "A."
+    two.clock.tick(1)
     assert there.get("key") is None
 
 
-def test_what_the_copy_served_counts_as_use_in_the_store():
-    """Keys served from the copy are reported once, so that both evict by the same use."""
-    two = Two()
-    here = two.caches[0]
-    here.set("a", two.new("A."))
-    here.set("b", two.new("B."))
-    for _ in range(3):
-        here.get("a")
-    here.report_use()
-    here.report_use()
+# Purges
+
+
+def test_an_answer_begun_before_a_purge_does_not_enter(two):
+    """Neither the copy nor the store, whether the purge was here, or elsewhere and not yet heard of."""
+    here, there = two.caches
+    for purging in (here, there):
+        begun = here.epoch
+        purging.clear()
+        assert not here.set("key", answer("Late."), begun)
+        assert here.get("key") is None and two.store.values == {} and len(here.front) == 0
+        assert two.put(here) and two.store.values
+
+
+def test_without_a_store_too_a_purge_is_a_line():
+    """What was begun after it is stored."""
+    purges = []
+    cache = AnswerCache(LRUCache(10, 1 << 20), on_purge=lambda: purges.append(len(cache.front)))
+    begun = cache.epoch
+    assert cache.set("key", answer(), begun)
+    cache.clear()
+    assert not cache.set("key", answer(), begun) and cache.get("key") is None and purges == [0]
+    assert cache.set("key", answer(), cache.epoch) and cache.get("key")
+
+
+def test_a_purge_elsewhere_empties_the_copies_as_soon_as_it_is_heard_of(two):
+    """By whichever way: each look tells the epoch, and nothing of before is left, nor joined."""
+    here, there = two.caches
+    two.put(here, "a"), two.put(here, "b")
+    two.purges.clear()
+    there.clear()
+    assert len(two.purges) == 1 and len(here.front) == 2
+    assert here.get("other") is None
+    assert len(two.purges) == 2 and len(here.front) == 0
+    here.get("other"), there.get("other")
+    assert len(two.purges) == 2
+
+
+def test_a_look_that_a_purge_overtakes_finds_nothing(two):
+    """What the store gave just before it is not put into the emptied copy."""
+    here, there = two.caches
+    two.put(there)
+    get = two.store.get
+
+    def overtaken(key):
+        found = get(key)
+        here.clear()
+        return found
+
+    two.store.get = overtaken
+    assert here.get("key") is None and len(here.front) == 0
+    two.store.get = get
+    assert two.put(here), "the late reply must not be taken for another purge"
+
+
+def test_a_purge_while_the_store_is_away_holds_when_it_is_back(two):
+    """What was begun before it does not enter, although the store has not heard of the purge yet."""
+    here, _ = two.caches
+    begun = here.epoch
+    two.store.available = False
+    here.clear()
+    two.store.available = True
+    assert not here.set("key", answer("Late."), begun) and two.store.values == {}
+    here.get("key")
+    assert two.put(here)
+
+
+def test_what_was_begun_before_the_store_was_known_does_not_enter_it(open_two):
+    """Who knows whether there was a purge meanwhile."""
+    two = open_two()
+    late = AnswerCache(LRUCache(10, 1 << 20), two.store)
+    begun = late.epoch
+    late.get("other")
+    assert not late.set("key", answer("Late."), begun) and two.store.values == {}
+    late.close()
+
+
+# Use
+
+
+def test_what_was_served_counts_as_use_in_the_order_of_service(two):
+    """From the copy or by the store, each once, the last one last; what was only looked for does not count."""
+    here, there = two.caches
+    for key in "abc":
+        two.put(here, key)
+    for key in ("a", "c", "a", "b", "c", "a", "nothing"):
+        there.get(key)
+    two.clock.tick(TRUST_SECONDS)
+    there.get("c")
+    there.keeper.report_use()
+    there.keeper.report_use()
+    assert two.store.touched == ["b", "a", "c"]
+
+
+def test_use_that_a_busy_store_did_not_hear_of_is_told_again(two):
+    """In its order, before what was served since."""
+    here, _ = two.caches
+    for key in "abc":
+        two.put(here, key)
+    here.get("b"), here.get("a")
+    two.store.busy = True
+    here.keeper.report_use()
+    two.store.busy = False
+    here.get("c"), here.get("b")
+    here.keeper.report_use()
+    assert two.store.touched == ["a", "c", "b"]
+
+
+def test_a_new_answer_evicts_by_what_was_served_until_then(two):
+    """What is not reported yet is reported before it is set."""
+    here, _ = two.caches
+    two.put(here, "a")
+    here.get("a")
+    two.put(here, "b")
     assert two.store.touched == ["a"]
+
+
+def test_a_too_large_answer_takes_the_one_before_it_along():
+    """It is not kept, and what it should have replaced is outdated."""
+    cache = AnswerCache(LRUCache(10, 8_000))
+    assert cache.set("key", answer("small"), cache.epoch)
+    assert not cache.set("key", Answer("llama3:8b", "x" * 2000), cache.epoch) and cache.get("key") is None

@@ -324,7 +324,7 @@ def test_an_answer_that_came_just_before_is_a_hit(bench):
     def late_get(key):
         looks.append(key)
         if len(looks) == 1:
-            bench.cache.set(key, answer("Just now."))
+            bench.cache.set(key, answer("Just now."), bench.cache.epoch)
             return None
         return get(key)
 

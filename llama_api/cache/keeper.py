@@ -1,0 +1,122 @@
+"""What keeps up, a few times a second, all that this process has in a shared store."""
+
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable
+
+from .epochs import Epochs
+from .guarded import GuardedStore
+from .store import Claim, Kept, Lease
+
+logger = logging.getLogger(__name__)
+
+KEEP_EVERY = 0.4  # seconds between two rounds
+KEPT_FOR = 3.0  # seconds that a claim or a lease outlives its last round: at most so long a dead process holds it
+
+
+class Keeper:
+    """Renews this process's claims and leases in one round trip, reports what it served, and learns of purges.
+
+    The thread that does all this starts with the first use.
+    """
+
+    def __init__(self, store: GuardedStore, epochs: Epochs):
+        self._store, self._epochs = store, epochs
+        self._claims: dict[Claim, Callable[[bool], object]] = {}
+        self._leases: dict[Lease, None] = {}
+        self._used: dict[str, None] = {}  # keys that were served since the last report, the last one last
+        self._starting, self._started, self._stopped = threading.Lock(), False, threading.Event()
+        _keepers.add(self)
+
+    def __repr__(self) -> str:
+        return f"<Keeper of {len(self._claims)} claims, {len(self._leases)} leases, {len(self._used)} uses to report>"
+
+    def start(self) -> None:
+        """Begin the rounds, unless they have begun."""
+        with self._starting:
+            if not self._started:
+                threading.Thread(target=self._run, name="keeper", daemon=True).start()
+                self._started = True
+
+    def hold(self, claim: Claim, told: Callable[[bool], object]) -> None:
+        """Keep ``claim`` up until ``drop``; each round tells ``told`` whether any other process waits for it."""
+        self._claims[claim] = told
+        self.start()
+
+    def drop(self, claim: Claim) -> None:
+        """Let go of ``claim``: its end is told by ``settle`` or ``release``."""
+        del self._claims[claim]
+
+    def lease(self, lease: Lease, waited: float, limit: int) -> bool | None:
+        """Take ``lease`` and keep it up until ``unlease``, see LeasingStore; None when the store cannot tell."""
+        taken = self._store.lease(lease, waited, limit, KEPT_FOR)
+        if taken:
+            self._leases[lease] = None
+            self.start()
+        return taken
+
+    def unlease(self, lease: Lease) -> None:
+        """Give ``lease`` back, or its place in the order of those who wait."""
+        self._leases.pop(lease, None)
+        self._store.unlease(lease)
+
+    def served(self, key: str) -> None:
+        """Note that the entry of ``key`` was served just now, by this process's copy or by the store."""
+        self._used.pop(key, None)
+        self._used[key] = None
+        if not self._started:
+            self.start()
+
+    def report_use(self) -> None:
+        """Tell the store what was served since the last report, in that order, so that both evict by the same use."""
+        if keys := list(self._used):
+            for key in keys:
+                self._used.pop(key, None)
+            if not self._store.touch(keys) and self._store.available:
+                self._used = {**dict.fromkeys(keys), **self._used}  # it was busy: another time
+
+    def stop(self) -> None:
+        """End the rounds for good."""
+        self._stopped.set()
+
+    def forked(self) -> None:
+        """Begin anew in a forked child, which has neither the thread nor what its parent holds."""
+        for held in (self._claims, self._leases, self._used):
+            held.clear()
+        self._starting, self._started, self._stopped = threading.Lock(), False, threading.Event()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(KEEP_EVERY):
+            try:
+                self._round()
+            except Exception:
+                logger.exception("the keeper of what is shared failed")
+
+    def _round(self) -> None:
+        claims, leases, since = list(self._claims), list(self._leases), self._epochs.number
+        kept = self._store.keep(claims, leases, KEPT_FOR)
+        for lease in leases:
+            if lease not in self._leases:  # given back meanwhile, perhaps before it was kept up
+                self._store.unlease(lease)
+        if kept is not None:
+            self._epochs.saw(kept.epoch, since)
+        elif not self._store.available:
+            kept = Kept("", frozenset())  # nobody can wait for us there
+        if kept is not None:
+            for claim in claims:
+                if told := self._claims.get(claim):
+                    told(claim.token in kept.wanted)
+        self.report_use()
+
+
+_keepers: "weakref.WeakSet[Keeper]" = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for keeper in list(_keepers):
+        keeper.forked()
+
+
+os.register_at_fork(after_in_child=_after_fork)
