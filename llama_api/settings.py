@@ -289,6 +289,10 @@ class Settings:
         host, _, port = self.bind.rpartition(":")
         return f"http://{ {'0.0.0.0': '127.0.0.1', '[::]': '[::1]'}.get(host, host) }:{port}"
 
+    def shown(self) -> dict[str, Any]:
+        """The settings by their variables, fit to be shown: keys, and what URLs have of passwords, are masked."""
+        return {variable(spec): _shown(spec.name, getattr(self, spec.name)) for spec in fields(self) if spec.metadata}
+
     def warnings(self) -> list[str]:
         """What is allowed but probably not meant, a sentence each."""
         found = [f"{name} is not a setting of this service; is it misspelled?" for name in self.unknown]
@@ -337,6 +341,19 @@ def in_force() -> Settings:
 def variable(spec: Any) -> str:
     """The environment variable of a field of Settings."""
     return str(spec.metadata["prefix"] + (spec.metadata["variable"] or spec.name.upper()))
+
+
+def _shown(name: str, value: Any) -> Any:
+    """A value as one would write it, without its secrets."""
+    if name in ("api_keys", "api_keys_file"):
+        return "***" if value else ""
+    if isinstance(value, OllamaHost):
+        return _masked(value.url, False) + ("" if value.slots is None else f"*{value.slots}")
+    if name == "model_aliases":
+        return ",".join(f"{alias}={model}" for alias, model in value)
+    if isinstance(value, tuple):
+        return ",".join(_shown("", item) for item in value)
+    return _masked(value, False) if isinstance(value, str) and "://" in value else value
 
 
 def _masked(text: str, secret: bool) -> str:

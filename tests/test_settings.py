@@ -162,6 +162,29 @@ def test_secrets_are_masked_in_faults(name, text):
     assert "s3cret" not in fault and "***" in fault
 
 
+@pytest.mark.parametrize("name, text, value", [row for row in GOOD if "API_KEYS" not in row[0] and "@" not in row[1]
+                                               and not row[1].startswith("redis://:")])
+def test_settings_are_shown_as_they_are_written(name, text, value):
+    """What is shown of a setting is a value of its variable that means the same."""
+    settings = Settings.from_env({named(name): text})
+    assert settings.shown().keys() == VARIABLES.keys()
+    assert Settings.from_env({named(name): str(settings.shown()[named(name)])}) == settings
+
+
+def test_nothing_secret_is_shown(tmp_path):
+    """Neither keys, from wherever they come, nor the passwords of any URL."""
+    (tmp_path / "keys").write_text("secret-1\n")
+    shown = Settings.from_env({
+        "LLAMA_API_API_KEYS": "secret-2,secret-3", "LLAMA_API_API_KEYS_FILE": str(tmp_path / "keys"),
+        "LLAMA_API_OLLAMA_URL": "http://me:secret-4@a*2,https://secret-5@b", "LLAMA_API_CACHE_URL": "redis://:secret@h/1",
+    }).shown()
+    assert "secret" not in str(shown)
+    assert shown["LLAMA_API_OLLAMA_URL"] == "http://***@a*2,https://***@b"
+    assert shown["LLAMA_API_CACHE_URL"] == "redis://***@h/1"
+    assert shown["LLAMA_API_API_KEYS"] == shown["LLAMA_API_API_KEYS_FILE"] == "***"
+    assert Settings().shown()["LLAMA_API_API_KEYS"] == ""
+
+
 def test_keys_come_from_the_variable_and_from_the_file(tmp_path):
     """The keys of API_KEYS and those of the file, one a line, all count."""
     path = tmp_path / "keys"
