@@ -43,6 +43,11 @@ class Completion(NamedTuple):
         tokens, nanoseconds = self.output_tokens, self.eval_duration
         return round(tokens / nanoseconds * 1e9, 2) if tokens and nanoseconds else None
 
+    @property
+    def seconds(self) -> float | None:
+        """Time of the generation by Ollama's own clock, without the load of the model; None when it told none."""
+        return None if self.total_duration is None else (self.total_duration - (self.load_duration or 0)) / 1e9
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:

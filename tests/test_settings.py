@@ -176,8 +176,8 @@ def test_nothing_secret_is_shown(tmp_path):
     (tmp_path / "keys").write_text("secret-1\n")
     shown = Settings.from_env({
         "LLAMA_API_API_KEYS": "secret-2,secret-3", "LLAMA_API_API_KEYS_FILE": str(tmp_path / "keys"),
-        "LLAMA_API_OLLAMA_URL": "http://me:secret-4@a*2,https://secret-5@b", "LLAMA_API_CACHE_URL": "redis://:secret@h/1",
-    }).shown()
+        "LLAMA_API_OLLAMA_URL": "http://me:secret-4@a*2,https://secret-5@b",
+        "LLAMA_API_CACHE_URL": "redis://:secret@h/1"}).shown()
     assert "secret" not in str(shown)
     assert shown["LLAMA_API_OLLAMA_URL"] == "http://***@a*2,https://***@b"
     assert shown["LLAMA_API_CACHE_URL"] == "redis://***@h/1"

@@ -15,7 +15,7 @@ from ..answer import Answer, Piece
 from ..core import Directives, Reply, Service
 from ..errors import Fault, fault_of
 from ..http import gone_check, note, read_json_body
-from ..metrics import Machine
+from ..metrics import SAVING, Machine
 from ..model_call import ModelCall
 from ..settings import Settings
 from ..waiting import Wait, Watchdog
@@ -125,6 +125,8 @@ class Exchanges:
             "time_to_first_token_ms": None if reply.cached else milliseconds(times.first_token),
             "tokens_per_second": None if reply.cached or completion is None else completion.tokens_per_second}
         g.record.update(figures, cache=reply.result)
+        if reply.result in SAVING and completion is not None and completion.seconds is not None:
+            g.record["saved_ms"] = milliseconds(completion.seconds)
         if reply.host is not None:
             g.record["host"] = reply.host
         if answer and self._settings.log_prompts:

@@ -1,6 +1,7 @@
 """What Prometheus is told, right over all worker processes; the only module that knows its library."""
 
 import os
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -12,10 +13,12 @@ from ..errors import SLUGS
 from ..settings import Settings
 from ..upstreams import Ended, Fleet
 
-__all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
+__all__ = ["CONTENT_TYPE_LATEST", "SAVING", "Metrics"]
 
 OUTCOMES = ("stop", "length", "error", "cancelled")
 RESULTS = ("hit", "stale", "miss", "collapsed", "refresh", "bypass")
+SAVING = frozenset({"hit", "stale", "collapsed"})  # the results that spare Ollama a generation
+ANSWERED = {"hit": "hit", "stale": "hit", "collapsed": "joined"}  # how a question was answered, else generated
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _SECONDS = (.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
@@ -29,6 +32,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._evictions_told = 0
         self._define()
+        self._bytes_limit.set(settings.cache_max_bytes if settings.cache_max_entries else 0)
 
     def request_ended(self, record: dict[str, Any], method: str, endpoint: str, status: int, seconds: float) -> None:
         """Count one request: ``record`` is what its log line tells, ``endpoint`` the pattern of its URL."""
@@ -38,8 +42,11 @@ class Metrics:
             self._errors(slug).inc()
         if result := record.get("cache"):
             self._results(result).inc()
-            if result in ("hit", "stale", "collapsed"):
+            if "error" not in record and "inference_latency_ms" in record:  # without it the client left first
+                self._answers(ANSWERED.get(result, "generated")).inc()
+            if result in SAVING:
                 self._saved_tokens.inc(record.get("output_tokens") or 0)
+                self._saved_seconds.inc(record.get("saved_ms", 0.0) / 1000)
 
     # What a generation tells: upstreams.Observer
 
@@ -70,9 +77,19 @@ class Metrics:
 
     def exposition(self, cache: AnswerCache, fleet: Fleet) -> bytes:
         """The Prometheus text, over all workers."""
+        self.refresh(cache, fleet)
+        return generate_latest(self._all())
+
+    def samples(self) -> Iterator[tuple[str, dict[str, str], float]]:
+        """The name, the labels and the value of each sample, over all workers."""
+        for metric in self._all().collect():
+            for sample in metric.samples:
+                yield sample.name, sample.labels, sample.value
+
+    def refresh(self, cache: AnswerCache, fleet: Fleet) -> None:
+        """Bring up to date what is looked at rather than told."""
         self.note_cache(cache)
         self._up.set(fleet.state().ollama["reachable"])
-        return generate_latest(self._all())
 
     def note_cache(self, cache: AnswerCache) -> None:
         """Bring the figures of the cache up to date."""
@@ -93,12 +110,11 @@ class Metrics:
     def cache_counts(self) -> dict[str, int]:
         """How many requests had each result, and ``evictions``, over all workers."""
         counts: dict[str, int] = {}
-        for metric in self._all().collect():
-            for sample in metric.samples:
-                if sample.name == "llama_api_cache_requests_total":
-                    counts[sample.labels["result"]] = int(sample.value)
-                elif sample.name == "llama_api_cache_evictions_total":
-                    counts["evictions"] = int(sample.value)
+        for name, labels, value in self.samples():
+            if name == "llama_api_cache_requests_total":
+                counts[labels["result"]] = int(value)
+            elif name == "llama_api_cache_evictions_total":
+                counts["evictions"] = int(value)
         return counts
 
     def _all(self) -> CollectorRegistry:
@@ -124,7 +140,10 @@ class Metrics:
         self._durations = histogram("request_duration_seconds", "Time to answer a request.", "endpoint")
         self._errors = counter("errors_total", "Requests that ended in a problem.", "slug")
         self._results = counter("cache_requests_total", "Questions, by what the cache did.", "result")
+        self._answers = counter("answers_total", "Questions that were answered, by where from.", "result")
         self._saved_tokens = counter("saved_tokens_total", "Output tokens that a hit or a joined call saved.")
+        self._saved_seconds = counter(
+            "saved_seconds_total", "Ollama's own time, loading left out, that a hit or a joined call saved.")
         self._generations = counter("generations_total", "Generations that held a slot.", "outcome")
         self._inference = histogram("inference_duration_seconds", "Time of a generation with its slot.")
         self._first_token = histogram("time_to_first_token_seconds", "From the slot to the first piece.")
@@ -136,11 +155,12 @@ class Metrics:
         whole = "livemostrecent" if self._shared_store else "livesum"  # a shared store is one, in-process caches add up
         self._entries = gauge("cache_entries", "Answers in the cache.", whole)
         self._bytes = gauge("cache_bytes", "Bytes of the answers in the cache.", whole)
+        self._bytes_limit = gauge("cache_bytes_limit", "Bytes of answers that the cache may hold.", whole)
         self._evictions = counter("cache_evictions_total", "Answers evicted to keep within the bounds.")
         self._store_errors = counter("store_errors_total", "Failures of the shared store.")
         self._up = gauge("ollama_up", "Whether Ollama answers.", "livemostrecent")
         # At zero from the start: a rate over a series that is yet to come misses its first event.
         for labelled, values in ((self._generations, OUTCOMES), (self._results, RESULTS),
-                                 (self._errors, SLUGS)):
+                                 (self._answers, ("hit", "joined", "generated")), (self._errors, SLUGS)):
             for value in values:
                 labelled(value)

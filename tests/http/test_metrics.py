@@ -8,12 +8,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.support.gunicorn_server import JSON, new_prompt, together, until
 
 NO_CACHE, NO_STORE = {"Cache-Control": "no-cache"}, {"Cache-Control": "no-store"}
-NAMES = """requests_total request_duration_seconds_bucket request_duration_seconds_count request_duration_seconds_sum
-    generations_total inference_duration_seconds_bucket time_to_first_token_seconds_bucket queue_wait_seconds_bucket
-    prompt_tokens_total generated_tokens_total saved_tokens_total cache_requests_total cache_entries cache_bytes
-    cache_evictions_total generations_running generations_waiting errors_total ollama_up""".split()
+NAMES = """requests_total request_duration_seconds_bucket request_duration_seconds_count
+    request_duration_seconds_sum generations_total inference_duration_seconds_bucket
+    time_to_first_token_seconds_bucket queue_wait_seconds_bucket prompt_tokens_total generated_tokens_total
+    saved_tokens_total saved_seconds_total answers_total cache_requests_total cache_entries cache_bytes
+    cache_bytes_limit cache_evictions_total generations_running generations_waiting errors_total ollama_up""".split()
 RESULTS = {"hit", "stale", "miss", "collapsed", "refresh", "bypass"}
 SAVING = {"hit", "stale", "collapsed"}
+ANSWERED = dict.fromkeys(RESULTS, "generated") | {"hit": "hit", "stale": "hit", "collapsed": "joined"}
 
 
 @pytest.fixture(params=["one worker", "two workers"])
@@ -61,6 +63,10 @@ def test_responses_log_and_metrics_add_up(api, double):
 
     saved = sum(record.get("output_tokens") or 0 for record in asked if record["cache"] in SAVING)
     assert grown("saved_tokens_total") == saved > 0
+    spared = sum(record["saved_ms"] for record in asked if "saved_ms" in record) / 1000
+    assert grown("saved_seconds_total") == pytest.approx(spared) and spared > 0
+    answered = Counter(ANSWERED[record["cache"]] for record in asked if "error" not in record)
+    assert {result: grown("answers_total", result) for result in set(ANSWERED.values())} == answered
     led = [record for record in asked if record["cache"] not in SAVING and record.get("output_tokens")]
     assert grown("generated_tokens_total") == sum(record["output_tokens"] for record in led)
     assert grown("prompt_tokens_total") == sum(record["input_tokens"] for record in led)
