@@ -11,7 +11,7 @@ REQUIREMENTS := requirements.txt requirements-dev.txt requirements-embedded.txt
 STAMP := $(VENV)/.installed
 COMPILE = build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header $(ARGS)
 
-.PHONY: run setup install test lint bench chaos lock clean
+.PHONY: run setup install test lint bench chaos lock audit clean
 
 run: setup
 	@exec $(BIN)/python -m llama_api.commands.run
@@ -53,14 +53,22 @@ chaos: setup
 	$(BIN)/python -m tests.chaos $(ARGS)
 
 # Each requirements*.in becomes the .txt beside it: all that it needs, for any Python and machine, by version and hash.
-# Versions stay as they are; `make lock ARGS=--upgrade` takes the newest.
+# Versions stay as they are; `make lock ARGS=--upgrade` takes the newest. LICENCES.md lists what the service runs on.
 lock:
-	@"$(PYTHON)" -m venv build/lock && build/lock/bin/python -m pip install --quiet uv==0.13.9
+	@"$(PYTHON)" -m venv build/lock && build/lock/bin/python -m pip install --quiet uv==0.13.9 pip-licenses==5.5.5
 	$(COMPILE) requirements.in -o requirements.txt
 	$(COMPILE) requirements-dev.in -o requirements-dev.txt \
 		$$(sed -n 's/^\([a-z0-9.-]*\)==.*/--no-emit-package \1/p' requirements.txt)
 	$(COMPILE) requirements-bench.in -o requirements-bench.txt
 	$(COMPILE) --no-deps requirements-embedded.in -o requirements-embedded.txt
+	@build/lock/bin/python -m pip install --quiet --require-hashes -r requirements.txt
+	build/lock/bin/pip-licenses --from=mixed --format=markdown --output-file=LICENCES.md \
+		--packages $$(sed -n 's/^\([a-z0-9.-]*\)==.*/\1/p' requirements.txt)
+
+# Asks PyPI whether a fault is known of any package that the service runs on.
+audit:
+	@"$(PYTHON)" -m venv build/audit && build/audit/bin/python -m pip install --quiet pip-audit==2.10.1
+	build/audit/bin/pip-audit --strict --require-hashes --disable-pip --requirement requirements.txt
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .hypothesis .coverage* build *.egg-info
