@@ -155,9 +155,10 @@ def operations() -> dict[tuple[str, str], Json]:
 
 
 def _generating(kind: str, example: Json) -> Json:
-    chunks = {"anyOf": [TEXT, {"type": "object", "required": ["data"], "properties": {"data": {
-        **TEXT, "contentMediaType": "application/json", "contentSchema": {
-            "oneOf": [_ref(f"{kind}Chunk"), _ref("OpenAIError")]}}}}]}
+    chunk = {**TEXT, "contentMediaType": "application/json", "contentSchema": {
+        "oneOf": [_ref(f"{kind}Chunk"), _ref("OpenAIError")]}}
+    chunks = {"anyOf": [TEXT, {"type": "object", "required": ["data"], "properties": {
+        "data": {"anyOf": [{"const": "[DONE]"}, chunk]}}}]}
     return {"tags": ["openai"], "description": ANSWER, "parameters": ["Cache-Control"],
             "requestBody": {"required": True, "content": {"application/json": {
                 "schema": _ref(f"{kind}Request"), "examples": {

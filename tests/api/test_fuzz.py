@@ -20,6 +20,7 @@ from tests.support.gunicorn_server import JSON
 
 # Hypothesis warns when the random module is used meanwhile: by schemathesis, and by the double in its thread.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
+TAKING = ("/generate", "/v1/chat/completions", "/v1/completions")  # what bodies of many shapes are sent to
 SEND_LIMIT = 8.0  # seconds for an answer or the end of a connection: the head's limit is 2
 GROWTH_MB = 32
 FUZZ = settings(deadline=None, max_examples=300, derandomize=True, database=None,
@@ -50,13 +51,13 @@ def test_what_the_document_says_holds(server, mode):
     assert {(operation.method.upper(), operation.path) for operation in operations} >= {
         ("POST", "/generate"), ("GET", "/health"), ("DELETE", "/cache")}
     if mode is GenerationMode.NEGATIVE:  # the others take nothing that could be wrong
-        operations = [operation for operation in operations if operation.path == "/generate"]
+        operations = [operation for operation in operations if operation.path in TAKING]
     for operation in operations:
-        @settings(FUZZ, max_examples=60 if operation.path == "/generate" else 6)
+        @settings(FUZZ, max_examples=60 if operation.path in TAKING else 6)
         @given(case=operation.as_strategy(generation_mode=mode))
         def probe(case):
             # Whether a model is served and a window wide enough is not in a schema.
-            foreign = case.path.startswith("/api/")
+            foreign = case.path.startswith(("/api/", "/v1/"))
             case.call_and_validate(timeout=SEND_LIMIT, excluded_checks=[positive_data_acceptance] * foreign)
 
         probe()
@@ -122,6 +123,23 @@ def test_any_body_is_answered_or_refused(server, body):
     reply = server.ask_raw(body, JSON, timeout=SEND_LIMIT)
     if reply.status != 200:
         assert (reply.status, reply.slug) in {(400, "malformed-json"), (422, "invalid-request")}
+
+
+NAMES = st.sampled_from("model messages prompt tools stream response_format max_tokens stop logprobs other".split())
+MESSAGES = st.lists(st.dictionaries(st.sampled_from("role content tool_calls tool_call_id other".split()), VALUES))
+
+
+@FUZZ
+@given(path=st.sampled_from(TAKING[1:]), messages=MESSAGES,
+       body=st.dictionaries(NAMES, VALUES, max_size=4) | VALUES)
+def test_any_body_is_answered_or_refused_in_openais_words(server, path, messages, body):
+    """The same at /v1: an answer, or an error object of a status that says whose fault it is."""
+    if isinstance(body, dict):
+        body = {"model": "llama3:8b", "messages" if "chat" in path else "prompt": messages, **body}
+    reply = server.request("POST", path, json.dumps(body), JSON, timeout=SEND_LIMIT)
+    if reply.status != 200:
+        assert reply.status in (400, 404, 413) and reply.json["error"]["type"] == "invalid_request_error"
+        assert reply.json["error"]["code"] not in (None, "unknown_url")
 
 
 DIRECTIVES = st.lists(st.sampled_from([
