@@ -1,6 +1,5 @@
 """Sharing from outside: collapsing, purging, surviving, in a process, over workers and hosts (contract, 4)."""
 
-import functools
 import http.client
 import json
 import os
@@ -8,6 +7,7 @@ import signal
 import sqlite3
 import time
 from collections import Counter
+from contextlib import closing
 
 import psutil
 import pytest
@@ -19,6 +19,7 @@ from tests.support.redis_server import RedisServer
 MANY = 50
 TAKEOVER = 5.0  # seconds in which the work of a killed process is taken over
 EVERYWHERE = 1.0  # seconds in which all workers know of a purge
+USED = 2.0  # seconds in which what was served counts as used everywhere
 GONE = 2.0  # seconds in which a generation that nobody wants must stop
 STORED_ONLY, NO_CACHE, NO_STORE = ({"Cache-Control": name} for name in ("only-if-cached", "no-cache", "no-store"))
 JOINED = "llama-api; fwd=miss; collapsed"
@@ -45,10 +46,18 @@ def pair_of(shared_double, shared_serve, shared_redis, tmp_path_factory):
         if store not in made:
             path = tmp_path_factory.mktemp("sqlite") / "answers.db"
             made[store] = (
-                [shared_serve(shared_double, workers=2, cache_url=f"sqlite:///{path}", parallel=4)] if store == "sqlite"
-                else [shared_serve(shared_double, cache_url=shared_redis.url, parallel=4) for _ in range(2)])
+                [patient(shared_serve, shared_double, workers=2, cache_url=f"sqlite:///{path}", parallel=4)]
+                if store == "sqlite" else
+                [patient(shared_serve, shared_double, cache_url=shared_redis.url, parallel=4) for _ in range(2)])
         return made[store]
     return pair
+
+
+def patient(serve, double, **settings):
+    """A server whose stores may take their time."""
+    server = serve(double, start=False, **settings)
+    server.application = "tests.support.patient:app"
+    return server.start()
 
 
 @pytest.fixture
@@ -68,29 +77,6 @@ def group(request, pair_of, double):
     """A function that sends its n-th call to the n-th process in turn (or to whichever worker takes it)."""
     servers = pair_of(request.param)
     return lambda n=0: servers[n % len(servers)]
-
-
-def with_a_store_in_time(scene):
-    """Play a scene again when the store failed in it.
-
-    A machine so starved that a store misses its few milliseconds has each process go on alone, as is right.
-    """
-    @functools.wraps(scene)
-    def played(group, double):
-        for _ in range(3):
-            until(lambda: {group(n).health()["status"] for n in range(4)} == {"healthy"})
-            before = store_errors(group)
-            try:
-                return scene(group, double)
-            except AssertionError:
-                if store_errors(group) == before:
-                    raise
-        raise AssertionError("the store failed again and again")
-    return played
-
-
-def store_errors(group):
-    return [group(n).metrics()["store_errors_total",] for n in range(2)]
 
 
 # Within a process
@@ -180,7 +166,6 @@ def test_different_prompts_are_never_mixed_up(api, double):
 
 # Over workers and hosts
 
-@with_a_store_in_time
 def test_an_answer_of_one_is_a_hit_for_all(group, double):
     """Whichever worker or host is asked."""
     prompt = new_prompt()
@@ -190,7 +175,6 @@ def test_an_answer_of_one_is_a_hit_for_all(group, double):
     assert double.generations[prompt] == 1
 
 
-@with_a_store_in_time
 def test_identical_requests_everywhere_are_one_generation(group, double):
     """Plain and streamed, spread over all processes at once."""
     prompt = new_prompt("[[ttft=0.7]]")
@@ -202,7 +186,6 @@ def test_identical_requests_everywhere_are_one_generation(group, double):
     assert kinds[JOINED] >= MANY
 
 
-@with_a_store_in_time
 def test_a_failure_is_one_failure_everywhere(group, double):
     """It is not repeated once per process."""
     prompt = new_prompt("[[fault=oom]] [[delay=0.7]]")
@@ -210,7 +193,6 @@ def test_a_failure_is_one_failure_everywhere(group, double):
     assert {reply.slug for reply in replies} == {"ollama-error"} and double.generations[prompt] == 1
 
 
-@with_a_store_in_time
 def test_when_all_have_left_everywhere_the_generation_ends(group, double):
     """The followers of other processes count as much as the leader's own clients."""
     prompt = new_prompt("[[ttft=30]]")
@@ -222,7 +204,6 @@ def test_when_all_have_left_everywhere_the_generation_ends(group, double):
     double.wait(GONE + 0.5, running=0, closed_early=1)  # which of them went last is known half a second later
 
 
-@with_a_store_in_time
 def test_a_leader_who_leaves_does_not_fail_those_elsewhere(group, double):
     """The clients of the other processes get the answer that was begun."""
     prompt = new_prompt("[[ttft=0.8]]")
@@ -236,7 +217,6 @@ def test_a_leader_who_leaves_does_not_fail_those_elsewhere(group, double):
     assert double.generations[prompt] == 1 and double.closed_early == 0
 
 
-@with_a_store_in_time
 def test_a_renewal_and_a_purge_are_everywhere_within_a_second(group, double):
     """The new answer replaces the old one in every process; what is purged is served by none; all agree on that."""
     renewed, purged = new_prompt(), new_prompt()
@@ -254,7 +234,6 @@ def test_a_renewal_and_a_purge_are_everywhere_within_a_second(group, double):
     assert {group(n).health()["cache_size"] for n in range(8)} == {0}
 
 
-@with_a_store_in_time
 def test_the_figures_are_the_stores(group, double):
     """entries, bytes and cache_size are those of the shared store, whoever is asked."""
     group(0).request("DELETE", "/cache")
@@ -329,6 +308,86 @@ def answered(client):
             return None
 
 
+# A purge
+
+
+@pytest.fixture(params=["memory", *STORES])
+def anywhere(request, double):
+    """As ``group``, and a service without a store too."""
+    if request.param == "memory":
+        server = request.getfixturevalue("server")
+        return lambda n=0: server
+    servers = request.getfixturevalue("pair_of")(request.param)
+    return lambda n=0: servers[n % len(servers)]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
+def test_a_generation_of_before_a_purge_is_not_stored(anywhere, double, stream):
+    """Its callers get their answer, wherever they are and wherever the purge was; nobody after them does."""
+    prompt = new_prompt("[[ttft=1.5]]")
+    callers = [anywhere(n).open_ask(prompt, stream=stream) for n in range(4)]
+    double.wait(running=1)
+    time.sleep(0.3)
+    assert anywhere(1).request("DELETE", "/cache").status == 204
+    for caller in callers:
+        with caller:
+            assert caller.head.status == 200 and answer_for(prompt).split()[-1] in caller.read().decode()
+    assert double.generations[prompt] == 1
+    assert {anywhere(n).ask(prompt, STORED_ONLY).slug for n in range(6)} == {"not-cached"}
+    assert {anywhere(n).get("/cache").json["entries"] for n in range(4)} == {0}
+
+
+def test_whoever_comes_after_a_purge_does_not_join_what_was_before(anywhere, double):
+    """It is a generation of its own, once for all who come, and that is stored."""
+    prompt = new_prompt("[[ttft=2.5]]")
+    before = anywhere(0).open_ask(prompt)
+    double.wait(running=1)
+    assert anywhere(1).request("DELETE", "/cache").status == 204
+    time.sleep(EVERYWHERE)
+    double.set(ttft=0)
+    after = together(8, lambda n: anywhere(n).ask(prompt))
+    assert {reply.text for reply in after} == {answer_for(prompt)} and double.generations[prompt] == 2
+    with before:
+        assert before.head.status == 200 and before.read()
+    assert {anywhere(n).ask(prompt, STORED_ONLY).status for n in range(6)} == {200}
+
+
+def test_after_a_purge_no_answer_is_left_in_the_files_rows(pair_of, double, tmp_path):
+    """Neither an entry nor what came of a generation."""
+    api, = pair_of("sqlite")
+    prompt = new_prompt("[[ttft=0.3]]")
+    together(8, lambda n: api.ask(prompt))
+    assert answer_for(prompt).encode() in rows_of(api)
+    api.request("DELETE", "/cache")
+    until(lambda: answer_for(prompt).encode() not in rows_of(api), EVERYWHERE)
+
+
+def rows_of(api):
+    """All that stands in the live rows of a server's SQLite file."""
+    with closing(sqlite3.connect(api.settings["cache_url"].removeprefix("sqlite:///"))) as db:
+        tables = [name for name, in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        return b" ".join(value if isinstance(value, bytes) else str(value).encode()
+                         for table in tables for row in db.execute(f"SELECT * FROM {table}") for value in row)
+
+
+# Use
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_is_served_stays_and_what_is_not_goes(serve, double, tmp_path, workers):
+    """Hits count as use in the store's order, also those that the store itself answers."""
+    api = patient(serve, double, workers=workers, cache_url=f"sqlite:///{tmp_path}/answers.db", cache_max_entries=3)
+    kept, unused, recent, new = (new_prompt() for _ in range(4))
+    for prompt in (kept, unused, recent):
+        api.ask(prompt)
+    for _ in range(2):
+        time.sleep(1.6)
+        assert api.ask(kept).cache == "llama-api; hit"
+    time.sleep(USED)
+    api.ask(new)
+    assert [api.ask(prompt, STORED_ONLY).status for prompt in (kept, unused, recent, new)] == [200, 504, 200, 200]
+
+
 # A store that fails
 
 def test_redis_killed_or_stopped_never_fails_a_request(serve, double, redis_server):
@@ -356,6 +415,24 @@ def test_redis_killed_or_stopped_never_fails_a_request(serve, double, redis_serv
     last = new_prompt()
     api.ask(last)
     assert api.get("/cache").json["entries"] == 1
+
+
+def test_a_sqlite_that_another_holds_locked_fails_no_request_and_costs_no_answer(serve, double, tmp_path):
+    """What the process has it serves on, what is new it generates; when the lock is free the store is used again."""
+    path = tmp_path / "answers.db"
+    api = serve(double, cache_url=f"sqlite:///{path}")
+    known, new = new_prompt(), new_prompt()
+    api.ask(known)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        time.sleep(1.1)
+        replies = together(20, lambda n: api.ask((known, new)[n % 2]))
+        assert {reply.text for reply in replies} == {answer_for(known), answer_for(new)}
+        assert [api.ask(prompt).cache for prompt in (known, new)] == ["llama-api; hit"] * 2
+        other.execute("ROLLBACK")
+    assert double.generations[known] == double.generations[new] == 1
+    until(lambda: api.health()["status"] == "healthy")
+    stored_again(api, path)
 
 
 def test_sqlite_deleted_or_corrupt_never_fails_a_request(serve, double, tmp_path):
