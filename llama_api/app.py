@@ -41,11 +41,12 @@ def create_app(settings: Settings | None = None) -> Flask:
     metrics = Metrics(settings)
     machine, watchdog, flights = Machine(), Watchdog(), Flights()
     fleet = _fleet(settings, metrics, watchdog)
-    cache = _cache(app, settings, metrics, flights)
+    cache = _cache(app, settings, metrics)
     models = Models(fleet, settings.model, settings.models, settings.model_aliases)
     service = Service(fleet, cache, flights, settings.cache_ttl, settings.cache_stale_if_error)
     exchanges = exchange.Exchanges(settings, service, machine, watchdog)
     request_schema = schemas.GenerateRequest(models, settings.max_tokens_limit, settings.num_ctx)
+    cache.when_purged(request_schema.forget)
 
     recorder = Recorder(metrics, log)
     app.extensions["llama_api"] = Running(settings, recorder, fleet)
@@ -79,7 +80,7 @@ def _fleet(settings: Settings, metrics: Metrics, watchdog: Watchdog) -> Fleet:
     return Fleet(upstreams, gate, metrics)
 
 
-def _cache(app: Flask, settings: Settings, metrics: Metrics, flights: Flights) -> AnswerCache:
+def _cache(app: Flask, settings: Settings, metrics: Metrics) -> AnswerCache:
     front = Cache(app, config={
         "CACHE_TYPE": "llama_api.cache.LRUCache", "CACHE_DEFAULT_TIMEOUT": 0,
         "CACHE_OPTIONS": {"max_entries": settings.cache_max_entries, "max_bytes": settings.cache_max_bytes}}).cache
@@ -88,4 +89,4 @@ def _cache(app: Flask, settings: Settings, metrics: Metrics, flights: Flights) -
         store = GuardedStore(open_store(settings.cache_url, settings.cache_max_entries, settings.cache_max_bytes),
                              on_error=metrics.store_failed)
     return AnswerCache(cast(LRUCache, front), store, settings.cache_ttl, settings.cache_stale_if_error,
-                       on_write=metrics.cache_written, on_purge=flights.seal)
+                       on_write=metrics.cache_written)

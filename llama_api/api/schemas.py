@@ -118,6 +118,10 @@ class GenerateRequest(Schema):
         """
         return self._remembered(body) if len(body) <= REMEMBERED_BYTES else self._read(body)
 
+    def forget(self) -> None:
+        """Forget the bodies that are remembered: they hold prompts."""
+        self._remembered.cache_clear()
+
     def _read(self, body: bytes) -> tuple[ModelCall, bool]:
         try:
             loaded: tuple[ModelCall, bool] = self.load(parse_object(body))

@@ -35,14 +35,14 @@ class AnswerCache:
     worker is everywhere within a second. A store that is down or busy leaves the LRU to go on alone.
 
     A purge is a line in time: an answer that was begun in an earlier ``epoch`` does not enter. Each time a new one
-    begins, here or elsewhere, the LRU is emptied and ``on_purge`` called.
+    begins, here or elsewhere, the LRU is emptied and what ``when_purged`` was given is done.
     """
 
     def __init__(self, front: LRUCache, store: GuardedStore | None = None, ttl: float = 0, stale_seconds: float = 0,
                  clock: Callable[[], float] = time.monotonic, wall_clock: Callable[[], float] = time.time,
-                 on_write: Callable[["AnswerCache"], None] = lambda cache: None,
-                 on_purge: Callable[[], None] = lambda: None):
-        self.front, self.store, self._on_write, self._on_purge = front, store, on_write, on_purge
+                 on_write: Callable[["AnswerCache"], None] = lambda cache: None):
+        self.front, self.store, self._on_write = front, store, on_write
+        self._on_purge: list[Callable[[], None]] = []
         self.enabled = front.max_entries > 0
         self.epochs = Epochs(self._forget)
         self.keeper = Keeper(store, self.epochs) if store is not None else None
@@ -61,6 +61,7 @@ class AnswerCache:
         entry: Entry | None = self.front.get(key)
         if self.keeper is None:
             return entry
+        self.keeper.start()
         now = self._clock()
         if entry is None or now - entry.checked >= TRUST_SECONDS:
             entry = self._asking.call(key, lambda: self._ask(key, entry, now))
@@ -83,6 +84,15 @@ class AnswerCache:
             self.front.set(key, entry, self._timeout)
         self._on_write(self)
         return True
+
+    def when_purged(self, action: Callable[[], None]) -> None:
+        """Have ``action`` done at each purge, here or elsewhere."""
+        self._on_purge.append(action)
+
+    def watch(self) -> None:
+        """Hear of purges elsewhere from now on, also in a process that never looks for an answer."""
+        if self.keeper is not None:
+            self.keeper.start()
 
     def clear(self) -> None:
         """Remove every answer, for every worker and host within TRUST_SECONDS."""
@@ -107,7 +117,8 @@ class AnswerCache:
 
     def _forget(self) -> None:
         self.front.clear()
-        self._on_purge()
+        for action in self._on_purge:
+            action()
 
     def _delete(self, key: str) -> None:
         self.front.delete(key)

@@ -19,7 +19,7 @@ KEPT_FOR = 3.0  # seconds that a claim or a lease outlives its last round: at mo
 class Keeper:
     """Renews this process's claims and leases in one round trip, reports what it served, and learns of purges.
 
-    The thread that does all this starts with the first use.
+    The thread that does all this starts with the first use, and ends with ``stop``.
     """
 
     def __init__(self, store: GuardedStore, epochs: Epochs):
@@ -35,10 +35,11 @@ class Keeper:
 
     def start(self) -> None:
         """Begin the rounds, unless they have begun."""
-        with self._starting:
-            if not self._started:
-                threading.Thread(target=self._run, name="keeper", daemon=True).start()
-                self._started = True
+        if not self._started:
+            with self._starting:
+                if not self._started:
+                    threading.Thread(target=self._run, name="keeper", daemon=True).start()
+                    self._started = True
 
     def hold(self, claim: Claim, told: Callable[[bool], object]) -> None:
         """Keep ``claim`` up until ``drop``; each round tells ``told`` whether any other process waits for it."""
@@ -66,8 +67,6 @@ class Keeper:
         """Note that the entry of ``key`` was served just now, by this process's copy or by the store."""
         self._used.pop(key, None)
         self._used[key] = None
-        if not self._started:
-            self.start()
 
     def report_use(self) -> None:
         """Tell the store what was served since the last report, in that order, so that both evict by the same use."""

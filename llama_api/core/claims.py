@@ -33,6 +33,7 @@ class Claims:
 
         ``find`` looks into the cache once more: another process may have answered since the first look.
         """
+        self._keeper.start()
         token, key = secrets.token_hex(8), str(flight.key)
         while (claim := self._claim(key, token)) is not None:
             if claim.token == token:

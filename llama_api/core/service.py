@@ -140,6 +140,7 @@ class Service:
     def __init__(self, fleet: Fleet, cache: AnswerCache, flights: Flights, ttl: float = 0.0,
                  stale_if_error: float = 0.0):
         self._fleet, self._cache, self._flights = fleet, cache, flights
+        cache.when_purged(flights.seal)
         self._ttl, self._stale_if_error = ttl, stale_if_error
         self._claims = Claims(cache, flights) if cache.store is not None and cache.enabled else None
 
@@ -148,6 +149,8 @@ class Service:
         asked_at = time.monotonic()
         bypass = directives.no_store or not self._cache.enabled
         key = None if bypass else call.key
+        if bypass:
+            self._cache.watch()
         entry = self._cache.get(key) if key is not None and not directives.no_cache else None
         acceptable = entry is not None and (
             directives.max_age is None or asked_at - entry.born <= directives.max_age)
@@ -177,7 +180,6 @@ class Service:
 
     def purge(self) -> None:
         """Remove every answer; what comes from now on joins no generation of before."""
-        self._flights.seal()
         self._cache.clear()
 
     def ttl(self, entry: Entry) -> int | None:

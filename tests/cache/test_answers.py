@@ -55,9 +55,9 @@ class Two:
     def __init__(self, **kwargs):
         self.clock, self.store, self.purges = Clock(), Store(), []
         self.caches = [AnswerCache(LRUCache(10, 1 << 20, clock=self.clock), self.store, clock=self.clock,
-                                   wall_clock=lambda: self.clock() + 1e9, on_purge=lambda: self.purges.append(1),
-                                   **kwargs) for _ in range(2)]
+                                   wall_clock=lambda: self.clock() + 1e9, **kwargs) for _ in range(2)]
         for cache in self.caches:
+            cache.when_purged(lambda: self.purges.append(1))
             cache.get("nothing")  # so that it knows the store's epoch
 
     def put(self, cache, key="key", text="A."):
@@ -171,7 +171,8 @@ def test_an_answer_begun_before_a_purge_does_not_enter(two):
 def test_without_a_store_too_a_purge_is_a_line():
     """What was begun after it is stored."""
     purges = []
-    cache = AnswerCache(LRUCache(10, 1 << 20), on_purge=lambda: purges.append(len(cache.front)))
+    cache = AnswerCache(LRUCache(10, 1 << 20))
+    cache.when_purged(lambda: purges.append(len(cache.front)))
     begun = cache.epoch
     assert cache.set("key", answer(), begun)
     cache.clear()

@@ -170,7 +170,9 @@ def test_what_is_served_is_not_evicted_by_what_is_not(open_cache):
 def test_a_purge_elsewhere_is_heard_of_without_a_request(open_cache):
     """The copies of an idle process are emptied, and its flights can be joined no more."""
     purges = []
-    here, there = open_cache(on_purge=lambda: purges.append(1)), open_cache()
+    here, there = open_cache(), open_cache()
+    here.when_purged(lambda: purges.append(1))
+    here.watch()
     here.get("nothing")
     assert here.set("key", answer(), here.epoch) and here.get("key")
     heard = len(purges)

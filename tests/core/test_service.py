@@ -372,7 +372,7 @@ def test_a_request_after_a_purge_joins_nothing_of_before(bench):
     until(lambda: len(bench.fleet.calls) == 2)
     bench.fleet.proceed.set()
     assert before.answer().text == after.answer().text == "The sky"
-    assert (before.result, after.result) == ("miss", "miss")
+    assert (label(before), label(after)) == (("miss", "miss", False, False), MISS)
 
 
 def test_all_kinds_of_pieces_are_kept_and_replayed(bench):

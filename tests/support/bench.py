@@ -55,7 +55,7 @@ class Bench:
     def __init__(self, max_entries=100, max_bytes=1 << 20, store=None, cache_ttl=0.0, cache_stale_if_error=86400.0):
         self.fleet, self.flights = FakeFleet(), Flights()
         self.front = LRUCache(max_entries, max_bytes)
-        self.cache = AnswerCache(self.front, store, cache_ttl, cache_stale_if_error, on_purge=self.flights.seal)
+        self.cache = AnswerCache(self.front, store, cache_ttl, cache_stale_if_error)
         self.service = Service(self.fleet, self.cache, self.flights, cache_ttl, cache_stale_if_error)
 
     def begin(self, asked=None, gone=lambda: False, **directives):
