@@ -148,6 +148,9 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_path = self.directory / "api.log"
         self.settings = {"bind": f"127.0.0.1:{self.port}", "log_file": self.log_path, **settings}
+        self.arguments = []  # of gunicorn's command line
+        self.root = ROOT  # of the source that is run
+        self.tls = None  # the client's context, for a server that speaks TLS
         self.process = None
 
     @property
@@ -162,8 +165,9 @@ class Server:
     def spawn(self):
         """Start the process; what it prints is appended to two files."""
         with open(self.directory / "stdout", "ab") as out, open(self.directory / "stderr", "ab") as err:
-            self.process = subprocess.Popen([sys.executable, "-m", "gunicorn", self.application], cwd=ROOT,
-                                            stdout=out, stderr=err, env=self.environment, start_new_session=True)
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "gunicorn", *map(str, self.arguments), self.application], cwd=self.root,
+                stdout=out, stderr=err, env=self.environment, start_new_session=True)
 
     def start(self):
         """Start the process and wait until every worker answers."""
@@ -184,7 +188,10 @@ class Server:
 
     def open(self, method, path, body=None, headers=None, timeout=PATIENCE):
         """Send a request and return its Exchange."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        if self.tls is None:
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        else:
+            connection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=timeout, context=self.tls)
         try:
             connection.request(method, path, body, headers or {})
         except BaseException:

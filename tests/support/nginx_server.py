@@ -6,9 +6,10 @@ import socket
 import subprocess
 import threading
 
+from tests.support.certificates import certify
 from tests.support.double import answer_for
 from tests.support.gunicorn_server import ROOT, Server, free_port, until
-from tests.support.programs import find, needed
+from tests.support.programs import find
 
 CLIENTS = 12
 PROGRAM = find("nginx")
@@ -34,7 +35,7 @@ class Nginx(Server):
         super().__init__(directory, {})
         first, second = services
         self.tls_port = free_port()
-        self.certificate = self.directory / "fullchain.pem"
+        self.certificate = None  # with tls.conf, the one to trust
         (self.directory / "snippets").mkdir()
         moved = {"listen 80;": f"listen 127.0.0.1:{self.port};", "listen 443 ": f"listen 127.0.0.1:{self.tls_port} ",
                  "/etc/ssl/llama-api": str(self.directory), ":8001": f":{first.port}", ":8002": f":{second.port}"}
@@ -45,16 +46,9 @@ class Nginx(Server):
                 text = text.replace(shipped, ours)
             (self.directory / place).write_text(text)
         if front == "tls.conf":
-            self._certify()
+            self.certificate, _ = certify(self.directory)
         user = "user root;" if os.geteuid() == 0 else ""  # its workers write to our directory
         (self.directory / "nginx.conf").write_text(MAIN.format(home=self.directory, user=user))
-
-    def _certify(self):
-        """Sign a certificate for localhost by itself."""
-        subprocess.run([needed("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
-                        "-nodes", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "2",
-                        "-keyout", self.directory / "privkey.pem", "-out", self.certificate],
-                       check=True, capture_output=True)
 
     def __enter__(self):
         with open(self.directory / "stderr", "ab") as err:

@@ -8,7 +8,7 @@ import pytest
 from gevent.pool import Pool
 from gevent.socket import socket as GeventSocket
 
-from llama_api.server.worker import _Listener, _Server
+from llama_api.server.listener import ListenerName, Server
 
 CLIENTS = 20
 
@@ -24,14 +24,14 @@ def listener():
 
 def test_connections_that_wait_in_the_kernel_are_served_at_the_close(listener):
     """They are taken in the same breath, and their handlers may still ask for the listener's name."""
-    address, name, pool = listener.getsockname(), _Listener(listener), Pool()
+    address, name, pool = listener.getsockname(), ListenerName(listener), Pool()
 
     def handle(client, _):
         gevent.sleep(0)  # the listener is closed before this goes on
         client.sendall(repr(name.getsockname()).encode())
         client.close()
 
-    server = _Server(listener, handle=handle, spawn=pool)
+    server = Server(listener, handle=handle, spawn=pool)
     server.start()
     with ExitStack() as stack:
         clients = [stack.enter_context(socket.create_connection(address, timeout=5)) for _ in range(CLIENTS)]
@@ -44,7 +44,7 @@ def test_connections_that_wait_in_the_kernel_are_served_at_the_close(listener):
 
 def test_a_second_close_does_nothing(listener):
     """gunicorn may close twice."""
-    server = _Server(listener, handle=print, spawn=Pool())
+    server = Server(listener, handle=print, spawn=Pool())
     server.start()
     server.close()
     server.close()

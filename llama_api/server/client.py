@@ -1,0 +1,82 @@
+"""A client's connection: TLS that is begun in time, and writes that last as long as somebody reads."""
+
+import errno
+import fcntl
+import struct
+import termios
+from socket import MSG_PEEK
+from ssl import SSLContext
+from typing import Any
+
+import gevent
+import gevent.socket
+import gevent.ssl
+
+SEND_SECONDS = 30.0  # that a client may leave what we send unread
+HANDSHAKE_SECONDS = 5.0
+HANDSHAKE = b"\x16"  # how TLS begins (RFC 8446 §5.1, ContentType)
+
+
+class PlainHTTP(Exception):
+    """The client does not speak TLS. ``client`` is its socket."""
+
+    def __init__(self, client: Any):
+        super().__init__(client)
+        self.client = client
+
+
+class _Patient:
+    """Writes that wait for the reader: gevent bounds a whole write, here it is the time in which nothing is read."""
+
+    send_seconds = SEND_SECONDS
+
+    def sendall(self: Any, data: Any, flags: int = 0) -> None:
+        """Send all of ``data``. Raises ConnectionResetError once nothing of it has been read for ``send_seconds``."""
+        rest = memoryview(data)
+        self.settimeout(self.send_seconds)
+        try:
+            while rest:
+                unread = self.unread()
+                try:
+                    rest = rest[self.send(rest, flags):]
+                except TimeoutError:
+                    # The kernel wants a third of its buffer free before it takes more, which is long for a slow reader.
+                    if self.unread() >= unread:
+                        raise ConnectionResetError(errno.ECONNRESET, "the client does not read") from None
+        finally:
+            self.settimeout(None)
+
+    def unread(self: Any) -> int:
+        """Bytes that the kernel holds because the other side has no room for them (tcp(7), SIOCOUTQ)."""
+        held: int = struct.unpack("i", fcntl.ioctl(self.fileno(), termios.TIOCOUTQ, b"    "))[0]
+        return held
+
+
+class Client(_Patient, gevent.socket.socket):
+    """The socket of a client."""
+
+
+class TLSClient(_Patient, gevent.ssl.SSLSocket):
+    """The socket of a client that speaks TLS."""
+
+
+def connected(accepted: Any, context: SSLContext | None, suppress_ragged_eofs: bool = True) -> Any:
+    """The client on the socket ``accepted``, its handshake done where there is a ``context``.
+
+    Raises PlainHTTP, or OSError when the handshake fails or does not come in time. ``accepted`` is used up.
+    """
+    client: Any = Client(accepted.family, accepted.type, accepted.proto, fileno=accepted.detach())
+    if context is None:
+        return client
+    context.sslsocket_class = TLSClient
+    try:
+        with gevent.Timeout(HANDSHAKE_SECONDS, TimeoutError):
+            if client.recv(1, MSG_PEEK) not in (HANDSHAKE, b""):
+                raise PlainHTTP(client)
+            client = context.wrap_socket(client, server_side=True, do_handshake_on_connect=False,
+                                         suppress_ragged_eofs=suppress_ragged_eofs)
+            client.do_handshake()
+    except OSError:
+        client.close()
+        raise
+    return client

@@ -1,0 +1,40 @@
+"""gevent's StreamServer, which loses no connection when it closes."""
+
+import _socket
+from typing import Any
+
+import gevent.socket
+from gevent.server import StreamServer
+
+
+class ListenerName:
+    """What the handler of a connection asks of its listener, which may be closed by then."""
+
+    def __init__(self, listener: Any):
+        self._name = listener.getsockname()
+
+    def getsockname(self) -> Any:
+        return self._name
+
+
+class Server(StreamServer):
+    """Accepts connections until it is closed."""
+
+    def close(self) -> None:
+        """Take what the kernel has connected already before the socket is closed: it would reset those."""
+        if not self.closed:
+            self.stop_accepting()
+            # gevent's own socket would be closed a turn of the event loop later, with more connections come.
+            listener = _socket.socket(fileno=self.socket.detach())
+            while not self.full() and (accepted := _accepted(listener)) is not None:
+                self.do_handle(*accepted)
+            listener.close()
+        super().close()
+
+
+def _accepted(listener: Any) -> tuple[Any, Any] | None:
+    try:
+        descriptor, address = listener._accept()
+    except OSError:  # BlockingIOError: nobody is there
+        return None
+    return gevent.socket.socket(listener.family, listener.type, listener.proto, fileno=descriptor), address

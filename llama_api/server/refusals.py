@@ -1,0 +1,56 @@
+"""What is refused before it is a request, answered by a problem (RFC 9457) as every other error is."""
+
+import logging
+import socket
+from typing import Any
+
+import gevent
+import orjson
+from gunicorn.http import errors
+
+from ..logs import new_request_id
+
+logger = logging.getLogger(__name__)
+
+LINGER_SECONDS = 1.0
+UNREADABLE = "This could not be read as an HTTP request: correct its request line, its headers or its framing."
+# The statuses of gunicorn's own errors; every other ParseException is 400.
+_STATUSES = ((errors.LimitRequestLine, 414, "URI Too Long"), (errors.ForbiddenProxyRequest, 403, "Forbidden"),
+             (errors.LimitRequestHeaders, 431, "Request Header Fields Too Large"),
+             (errors.ExpectationFailed, 417, "Expectation Failed"),
+             (errors.UnsupportedTransferCoding, 501, "Not Implemented"))
+
+
+def refuse_unreadable(client: Any, error: errors.ParseException) -> None:
+    """Answer what gunicorn could not read."""
+    status, reason = next((row[1:] for row in _STATUSES if isinstance(error, row[0])), (400, "Bad Request"))
+    refuse(client, status, reason, UNREADABLE)
+
+
+def refuse(client: Any, status: int, reason: str, detail: str) -> None:
+    """Write a problem and log it, but nothing of what came: after a wrong length that is the end of a prompt."""
+    request_id = new_request_id()
+    logger.info("refused with %s %s", status, reason, extra={"fields": {
+        "request_id": request_id, "method": None, "path": None, "status": status, "duration_ms": 0.0,
+        "client": _address(client)}})
+    body = orjson.dumps({
+        "type": f"/problems/{reason.lower().replace(' ', '-')}", "title": reason, "status": status, "instance": "/",
+        "detail": detail, "request_id": request_id})
+    head = (f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: application/problem+json\r\n"
+            f"X-Request-ID: {request_id}\r\nContent-Length: {len(body)}\r\n\r\n")
+    try:
+        client.sendall(head.encode() + body)
+        # Closed with something unread a connection is reset, and the client might not see the answer (RFC 9112 §9.6).
+        client.shutdown(socket.SHUT_WR)
+        with gevent.Timeout(LINGER_SECONDS, False):
+            while client.recv(65536):
+                pass
+    except OSError:
+        pass  # it has gone
+
+
+def _address(client: Any) -> str | None:
+    try:
+        return str(client.getpeername()[0])
+    except (OSError, IndexError):
+        return None
