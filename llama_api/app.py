@@ -14,7 +14,7 @@ from .api import admin, docs, exchange, generate, health, ollama, openai, schema
 from .cache import AnswerCache, GuardedStore, LRUCache, open_store
 from .commands import cache as cache_commands
 from .core import Flights, Models, Service
-from .http import LeanFlask, Recorder, bound_sending, problems, security
+from .http import LeanFlask, Recorder, problems, security
 from .logs import JsonLog
 from .metrics import Machine, Metrics
 from .ollama import OllamaClient
@@ -51,7 +51,6 @@ def create_app(settings: Settings | None = None) -> Flask:
     recorder = Recorder(metrics, log)
     app.extensions["llama_api"] = Running(settings, recorder, fleet)
     recorder.init_app(app)
-    app.before_request(bound_sending)
     security.init_app(app, settings)
     problems.init_app(app, {**openai.WRITERS, **ollama.WRITERS})
     app.register_blueprint(generate.blueprint(exchanges, request_schema))

@@ -1,11 +1,11 @@
 """What any Flask service under gunicorn needs: connections, access, problems and a record of each request."""
 
 from . import problems, security
-from .connection import bound_sending, gone_check, read_json_body
+from .connection import gone_check, read_json_body
 from .flask_app import LeanFlask
 from .problems import note, problem_of
 from .record import Recorder
 from .security import HEALTH_PATHS, OPEN_PATHS, PAGE_FILES, PAGE_POLICY
 
-__all__ = ["HEALTH_PATHS", "OPEN_PATHS", "PAGE_FILES", "PAGE_POLICY", "LeanFlask", "Recorder", "bound_sending",
-           "gone_check", "note", "problem_of", "problems", "read_json_body", "security"]
+__all__ = ["HEALTH_PATHS", "OPEN_PATHS", "PAGE_FILES", "PAGE_POLICY", "LeanFlask", "Recorder", "gone_check", "note",
+           "problem_of", "problems", "read_json_body", "security"]

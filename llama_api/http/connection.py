@@ -4,7 +4,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from flask import Request, request
+from flask import Request
 from gunicorn.http.errors import ParseException
 
 from ..waiting import Watchdog
@@ -12,7 +12,6 @@ from ..errors import BodyTimeout, BodyTooLarge, ClientGone, MalformedJSON, NotJS
 from ..sockets import quiet
 
 BODY_SECONDS = 15.0  # for a whole body: no worker bounds it
-SEND_SECONDS = 30.0  # that a client may leave what we send unread
 
 
 def read_json_body(request: Request, limit: int, watchdog: Watchdog, any_type: bool = False) -> bytes:
@@ -53,12 +52,6 @@ def gone_check(environ: dict[str, Any]) -> Callable[[], bool]:
     """
     client = environ.get("gunicorn.socket")
     return lambda: client is not None and quiet(client) is False
-
-
-def bound_sending() -> None:
-    """Have a write to this request's client fail when it reads nothing for SEND_SECONDS."""
-    if (client := request.environ.get("gunicorn.socket")) is not None:
-        client.settimeout(SEND_SECONDS)
 
 
 class _Deadline:
