@@ -1,8 +1,12 @@
 """What a socket tells without being read."""
 
 import _socket
+import select
 from typing import Any
 
+from gevent.monkey import get_original
+
+_poll = get_original("select", "poll")  # gevent's own knows no POLLRDHUP; this one never waits here
 _PEEK = _socket.MSG_PEEK | _socket.MSG_DONTWAIT
 
 
@@ -20,3 +24,23 @@ def quiet(sock: Any) -> bool | None:
         return False
     finally:
         peek.detach()
+
+
+def hung_up(sock: Any) -> bool:
+    """Whether the other side has closed the connection, or its half of it; what it sent before does not matter."""
+    if sock.fileno() < 0:
+        return True
+    poll = _poll()
+    poll.register(sock, select.POLLRDHUP)  # POLLHUP and POLLERR need not be asked for
+    return bool(poll.poll(0))
+
+
+def stop_reading(sock: Any) -> None:
+    """Have whoever reads from ``sock`` find its end. TLS sockets too: their own shutdown would end writing as well."""
+    plain = _socket.socket(fileno=sock.fileno())
+    try:
+        plain.shutdown(_socket.SHUT_RD)
+    except OSError:
+        pass  # it is closed already
+    finally:
+        plain.detach()

@@ -1,6 +1,5 @@
 """The client's connection: a body read within its limits, and whether the client is still there."""
 
-import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +8,7 @@ from gunicorn.http.errors import ParseException
 
 from ..waiting import Watchdog
 from ..errors import BodyTimeout, BodyTooLarge, ClientGone, MalformedJSON, NotJSON
-from ..sockets import quiet
+from ..sockets import hung_up, stop_reading
 
 BODY_SECONDS = 15.0  # for a whole body: no worker bounds it
 
@@ -46,12 +45,13 @@ def read_json_body(request: Request, limit: int, watchdog: Watchdog, any_type: b
 
 
 def gone_check(environ: dict[str, Any]) -> Callable[[], bool]:
-    """A function that tells whether the client of this request has closed its connection.
+    """A function that tells whether the client of this request has closed its connection, or its half of it.
 
+    Who has closed one half, and would still read, cannot be told from one who is gone.
     A server that does not hand over its socket (``gunicorn.socket``) leaves that unknown.
     """
     client = environ.get("gunicorn.socket")
-    return lambda: client is not None and quiet(client) is False
+    return lambda: client is not None and hung_up(client)
 
 
 class _Deadline:
@@ -65,4 +65,4 @@ class _Deadline:
     def strike(self) -> None:
         self.struck = True
         if self._client is not None:
-            self._client.shutdown(socket.SHUT_RD)
+            stop_reading(self._client)

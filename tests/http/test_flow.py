@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import json
 import os
 import signal
 import socket
@@ -235,6 +236,42 @@ def test_a_reader_that_never_reads_does_not_hold_the_slot(wide, double):
         double.wait(running=0)
         other = new_prompt()
         assert wide.ask(other).text == answer_for(other)
+
+
+def generate(prompt, stream=False):
+    """The bytes of a request to /generate."""
+    body = json.dumps({"prompt": prompt, "stream": stream}).encode()
+    return (b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("stray", [b"\n", b"x", b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"])
+def test_a_leaver_is_seen_behind_what_it_sent_last(wide, double, stray, stream):
+    """Bytes after the request, a line break or the next request, do not hide that nobody is there any more."""
+    with wide.send_raw(generate(new_prompt("[[ttft=30]]"), stream)) as client:
+        double.wait(running=1)
+        client.sendall(stray)
+    double.wait(GONE, running=0, closed_early=1)
+
+
+def test_who_sends_the_next_request_early_has_not_left(wide, double):
+    """Both are answered, one after the other."""
+    prompts = [new_prompt("[[ttft=0.5]]") for _ in range(2)]
+    with wide.send_raw(b"".join(map(generate, prompts))) as client:
+        answers = b""
+        while answers.count(b'"finish_reason"') < 2:
+            answers += (piece := client.recv(65536))
+            assert piece, answers
+    assert 0 < answers.find(answer_for(prompts[0]).encode()) < answers.find(answer_for(prompts[1]).encode())
+
+
+def test_who_closes_one_direction_has_left(wide, double):
+    """A client that will not send any more cannot be told from one that is gone."""
+    with wide.send_raw(generate(new_prompt("[[ttft=30]]"))) as client:
+        double.wait(running=1)
+        client.shutdown(socket.SHUT_WR)
+        double.wait(GONE, running=0, closed_early=1)
 
 
 @pytest.mark.parametrize("data", [
