@@ -12,20 +12,22 @@ class Generate(Conversing):
     changing = ('images', 'suffix', 'context', 'raw', 'template', 'format')
 
     def check(self):
-        body = self.body
-        check_modes(body, body['model'], self.name, self.model.capabilities)
+        body, can = self.body, self.model.capabilities
+        check_modes(body, body['model'], self.name, can)
         self.prompt = self.said = body.get('prompt') or ''
         self.empty = not self.prompt
-        check_sight(body.get('images'), self.model.capabilities, self.knobs.version)
+        if 'images' in body:
+            check_sight(body['images'], can, self.knobs.version)
 
     def record(self):
         if self.prompt:
             self.server.generations[self.prompt] += 1
 
     def measure(self, window):
-        body = self.body
-        count = prompt_tokens(self.prompt, body.get('system')) + len(body.get('context') or ())
-        self.count = self.fit(count, window)
+        count = prompt_tokens(self.prompt, self.body.get('system'))
+        if given := self.body.get('context'):
+            count += len(given)
+        self.count = count if count <= window else self.fit(count, window)
 
     def answer(self):
         options, rest = self.options, self.rest()

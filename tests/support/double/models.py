@@ -34,7 +34,7 @@ class Model:
 class Loaded:
     """How a model is loaded: its load-time options, its window, and until when."""
 
-    options: list
+    options: dict
     window: int
     keep: float
     expires: float
@@ -86,6 +86,8 @@ class Models:
 
     async def load(self, name, options, keep, knobs):
         """See that NAME is loaded with OPTIONS; a load whose client leaves is lost."""
+        window = self.window(name, options, knobs)
+        options = {option: value for option, value in options.items() if option in LOAD_OPTIONS and value is not None}
         if not self.is_loaded(name, options):
             if self.lock.locked() and self.loading > knobs.max_queue:
                 raise Refused(503, BUSY)
@@ -96,7 +98,7 @@ class Models:
                         await self.read(knobs.load)
             finally:
                 self.loading -= 1
-        self.keep(name, options, self.window(name, options, knobs), keep)
+        self.keep(name, options, window, keep)
 
     async def read(self, seconds):
         """Take the time of a load."""
@@ -110,15 +112,13 @@ class Models:
     def is_loaded(self, name, options):
         """Tell whether NAME is loaded with these load-time OPTIONS and has not expired."""
         loaded = self.loaded.get(name)
-        return bool(loaded) and loaded.options == [options.get(option) for option in LOAD_OPTIONS] \
-            and loaded.expires > time.time()
+        return bool(loaded) and loaded.options == options and loaded.expires > time.time()
 
     def keep(self, name, options, window, keep):
         """Write down that NAME is loaded, for KEEP seconds or as long as it was told before."""
-        if keep is None:
-            keep = self.loaded[name].keep if name in self.loaded else 300
-        self.loaded[name] = Loaded([options.get(option) for option in LOAD_OPTIONS], window, keep,
-                                   time.time() + (keep if keep >= 0 else FOR_EVER))
+        loaded = self.loaded.get(name)
+        keep = keep if keep is not None else loaded.keep if loaded else 300
+        self.loaded[name] = Loaded(options, window, keep, time.time() + (keep if keep >= 0 else FOR_EVER))
 
     # --- what is told
 

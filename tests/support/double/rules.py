@@ -64,11 +64,16 @@ def check_fields(body, struct):
         kind = kinds.get(name)
         if kind and type(value) is not kind and value is not None:
             raise mismatch(value, f'struct field {struct}.{name} of type {GO_TYPES[kind]}')
-    if not 0 <= (body.get('top_logprobs') or 0) <= 20:
+    if 'top_logprobs' in body and not 0 <= (body['top_logprobs'] or 0) <= 20:
         raise Refused(400, 'top_logprobs must be between 0 and 20')
-    if body.get('images'):
-        check_images(body['images'], struct)
-    think = body.get('think')
+    if 'images' in body:
+        check_images(body['images'] or (), struct)
+    if 'think' in body:
+        check_think(body['think'])
+
+
+def check_think(think):
+    """Refuse what is neither a switch nor a level."""
     if think is not None and not isinstance(think, (bool, str)):
         raise Refused(400, f'think must be a boolean or string ({HOW_TO_THINK})')
     if isinstance(think, str) and think not in LEVELS:
@@ -87,7 +92,7 @@ def check_images(images, struct):
 
 def check_options(options):
     """Refuse options of a wrong type, which Ollama takes for a fault of its own; unknown ones and nulls are ignored."""
-    for name, value in (options or {}).items():
+    for name, value in options.items():
         kind = OPTIONS.get(name)
         if kind and type(value) not in PYTHON[kind] and value is not None:
             raise Refused(500, f'option "{name}" must be of type {kind}')
@@ -151,7 +156,7 @@ def check_tools(tools):
 
 def check_modes(body, sent, name, capabilities):
     """Refuse a generate that does not go together, or that a model of these CAPABILITIES cannot do."""
-    if body.get('raw') and any(body.get(field) for field in ('template', 'system', 'context')):
+    if 'raw' in body and body['raw'] and any(body.get(field) for field in ('template', 'system', 'context')):
         raise Refused(400, 'raw mode does not support template, system, or context')
     if (template := body.get('template')) and template.count('{{') != template.count('}}'):
         raise Refused(500, 'template: :1: unclosed action')

@@ -161,7 +161,7 @@ def answer_for(prompt, system=None, n=None, stop=(), tokens=0, **rest):
 def prompt_tokens(prompt, system=None):
     """Return the prompt_eval_count of a call without `context`."""
     if isinstance(prompt, str):
-        return len(prompt.split()) + len((system or '').split()) + TEMPLATE_TOKENS
+        return len(prompt.split()) + (len(system.split()) if system else 0) + TEMPLATE_TOKENS
     further = max(0, sum(message.get('role') != 'system' for message in prompt) - 1)
     return (sum(len((message.get('content') or '').split()) for message in prompt) + TEMPLATE_TOKENS
             + TURN_TOKENS * further)

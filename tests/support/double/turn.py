@@ -83,9 +83,11 @@ class Turn:
         self.name = self.find(body.get('model') or '')
         self.model = self.server.models.all[self.name]
         self.check()
-        self.options = body.get('options') or {}
-        check_options(self.options)
-        check_format(body.get('format'))
+        if options := body.get('options'):
+            self.options = options
+            check_options(options)
+        if 'format' in body:
+            check_format(body['format'])
 
     async def only_load(self, fault):
         """Load the model, or unload it if it is to be kept for no time."""
@@ -131,7 +133,7 @@ class Conversing(Turn):
     def rest(self):
         """Return the further fields that change the answer, as pieces_for takes them."""
         body, model, knobs = self.body, self.model, self.knobs
-        found = {name: value for name in self.changing if (value := body.get(name))}
+        found = {name: body[name] for name in self.changing if name in body and body[name]}
         if model.voice:
             found['voice'] = model.voice
         if 'thinking' in model.capabilities and body.get('think') is not False:
