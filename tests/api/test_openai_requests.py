@@ -410,6 +410,8 @@ def test_an_unknown_ability_is_left_to_ollama():
      "does not support tools"),
     ({"reasoning_effort": "low"}, '"llama3:8b" does not support thinking', "reasoning_effort",
      "does not support thinking"),
+    ({"reasoning": {"effort": "max"}}, 'think value "max" is not supported for this model', "reasoning.effort",
+     "effort"),
     ({}, '"llama3:8b" does not support chat', "model", "does not support chat"),
     ({"tools": [TOOL]}, "json: cannot unmarshal bool into Go struct field", "tools", "schema"),
     ({"tools": [TOOL], "response_format": STRUCTURED}, '{"error":{"message":"failed to parse grammar"}}',
