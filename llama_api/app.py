@@ -1,13 +1,11 @@
 """The application, put together as a straight list."""
 
-import os
 from dataclasses import dataclass
 from typing import cast
 
 import click
 from flask import Flask
 from flask_caching import Cache
-
 
 from . import page
 from .api import admin, docs, exchange, generate, health, ollama, openai, schemas
@@ -19,7 +17,7 @@ from .logs import JsonLog
 from .metrics import Machine, Metrics
 from .ollama import OllamaClient
 from .settings import Settings, in_force
-from .upstreams import Breaker, Fleet, Gate, Monitor, Upstream
+from .upstreams import Breaker, Fleet, Monitor, Slots, Upstream
 from .waiting import Watchdog
 
 
@@ -73,10 +71,10 @@ def _fleet(settings: Settings, metrics: Metrics, watchdog: Watchdog) -> Fleet:
     upstreams = []
     for host in settings.ollamas:
         client = OllamaClient(host.url, settings, watchdog)
-        upstreams.append(Upstream(host.name, client, Monitor(client, settings.model), Breaker()))
-    gate = Gate(settings.parallel, settings.queue, settings.queue_timeout,
-                directory=os.environ.get("PROMETHEUS_MULTIPROC_DIR"), peers=settings.workers > 1)
-    return Fleet(upstreams, gate, metrics)
+        slots = Slots(host.url, host.slots or settings.parallel)
+        upstreams.append(Upstream(host.name, client, Monitor(client, host.name), Breaker(), slots))
+    models = (settings.model, *(model for model in settings.models if model != "*"))
+    return Fleet(upstreams, models, metrics, settings.queue, settings.queue_timeout, settings.timeout)
 
 
 def _cache(app: Flask, settings: Settings, metrics: Metrics) -> AnswerCache:

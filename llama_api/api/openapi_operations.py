@@ -68,7 +68,7 @@ What to do with the cache; several directives are joined by commas, unknown ones
 METRICS_EXAMPLE = """\
 # HELP llama_api_generations_running Generations that hold a slot.
 # TYPE llama_api_generations_running gauge
-llama_api_generations_running 1.0
+llama_api_generations_running{host="127.0.0.1:11434"} 1.0
 """
 
 PARAMETERS: dict[str, Json] = {
@@ -115,17 +115,23 @@ _EXAMPLES = (
 DETAILS = {fault.slug: fault.detail for fault in (problems.fault_for(error, "PUT") for error in _EXAMPLES)}
 
 
+_HOST: Json = {"host": "127.0.0.1:11434", "usable": True, "reachable": True, "version": "0.33.0", "model_present": True,
+               "loaded": True, "gpu_percent": 100, "context_length": 8192, "digest": "365c0bd3c000", "running": 0,
+               "slots": 1, "reason": None}
+_AWAY = _HOST | {"usable": False, "reachable": False, "version": None, "model_present": False, "loaded": None,
+                 "gpu_percent": None, "context_length": None, "digest": None,
+                 "reason": "Nobody accepts connections at OLLAMA_URL; start Ollama with `ollama serve`."}
 HEALTH_EXAMPLES: dict[str, Json] = {
     "healthy": {"status": "healthy", "cache_size": 42, "model": "llama3:8b",
                 "ollama": {"reachable": True, "version": "0.33.0", "model_present": True},
-                "queue": {"running": 0, "waiting": 0, "slots": 1, "limit": 64}},
+                "queue": {"running": 0, "waiting": 0, "slots": 1, "limit": 64}, "hosts": [_HOST]},
     "degraded": {"status": "degraded", "reason": "the queue is full", "cache_size": 42, "model": "llama3:8b",
                  "ollama": {"reachable": True, "version": "0.33.0", "model_present": True},
-                 "queue": {"running": 1, "waiting": 64, "slots": 1, "limit": 64}},
-    "unhealthy": {"status": "unhealthy", "reason": "Ollama cannot be reached; run `ollama serve` on its host.",
+                 "queue": {"running": 1, "waiting": 64, "slots": 1, "limit": 64}, "hosts": [_HOST | {"running": 1}]},
+    "unhealthy": {"status": "unhealthy", "reason": _AWAY["reason"],
                   "cache_size": 42, "model": "llama3:8b",
                   "ollama": {"reachable": False, "version": None, "model_present": False},
-                  "queue": {"running": 0, "waiting": 0, "slots": 1, "limit": 64}},
+                  "queue": {"running": 0, "waiting": 0, "slots": 1, "limit": 64}, "hosts": [_AWAY]},
 }
 
 

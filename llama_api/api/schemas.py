@@ -231,6 +231,27 @@ class QueueHealth(Schema):
     limit = fields.Integer(required=True, metadata={"example": 64})
 
 
+class HostHealth(Schema):
+    """The newest probe of one Ollama; null is what it did not tell."""
+
+    host = fields.String(required=True, metadata={"example": "127.0.0.1:11434"})
+    usable = fields.Boolean(required=True, metadata={"description": "Whether generations may go there."})
+    reachable = fields.Boolean(required=True)
+    version = fields.String(required=True, allow_none=True, metadata={"example": "0.33.0"})
+    model_present = fields.Boolean(required=True)
+    loaded = fields.Boolean(required=True, allow_none=True, metadata={"description": "Whether the model is in memory."})
+    gpu_percent = fields.Integer(required=True, allow_none=True, metadata={
+        "example": 100, "description": "How much of the loaded model is on the GPU."})
+    context_length = fields.Integer(required=True, allow_none=True, metadata={
+        "example": 8192, "description": "Window of the loaded model, in tokens."})
+    digest = fields.String(required=True, allow_none=True, metadata={
+        "example": "365c0bd3c000", "description": "The first 12 digits of the model's build."})
+    running = fields.Integer(required=True, metadata={"example": 0})
+    slots = fields.Integer(required=True, metadata={"example": 1})
+    reason = fields.String(required=True, allow_none=True, metadata={
+        "example": None, "description": "Why it is not usable, or what is amiss all the same."})
+
+
 class Health(Schema):
     """The state of the service."""
 
@@ -240,6 +261,7 @@ class Health(Schema):
     model = fields.String(required=True, metadata={"example": "llama3:8b"})
     ollama = fields.Nested(OllamaHealth, required=True)
     queue = fields.Nested(QueueHealth, required=True)
+    hosts = fields.List(fields.Nested(HostHealth), required=True)
 
 
 class CacheStats(Schema):

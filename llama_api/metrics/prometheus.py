@@ -16,6 +16,7 @@ from ..upstreams import Ended, Fleet
 __all__ = ["CONTENT_TYPE_LATEST", "SAVING", "Metrics"]
 
 OUTCOMES = ("stop", "length", "error", "cancelled")
+MATCHES = ("hit", "miss", "none")
 RESULTS = ("hit", "stale", "miss", "collapsed", "refresh", "bypass")
 SAVING = frozenset({"hit", "stale", "collapsed"})  # the results that spare Ollama a generation
 ANSWERED = {"hit": "hit", "stale": "hit", "collapsed": "joined"}  # how a question was answered, else generated
@@ -31,7 +32,7 @@ class Metrics:
         self._many = "PROMETHEUS_MULTIPROC_DIR" in os.environ
         self._registry = CollectorRegistry()
         self._evictions_told = 0
-        self._define()
+        self._define([host.name for host in settings.ollamas])
         self._bytes_limit.set(settings.cache_max_bytes if settings.cache_max_entries else 0)
 
     def request_ended(self, record: dict[str, Any], method: str, endpoint: str, status: int, seconds: float) -> None:
@@ -56,7 +57,15 @@ class Metrics:
 
     def running(self, host: str, change: int) -> None:
         """One more (1) or less (-1) holds a slot of ``host``."""
-        self._running.inc(change)
+        self._running(host).inc(change)
+
+    def failed_over(self, host: str) -> None:
+        """What failed at ``host`` is tried at another Ollama."""
+        self._failovers(host).inc()
+
+    def prefix_matched(self, result: str) -> None:
+        """A generation went to the Ollama that knows its beginning (``hit``), could not (``miss``), or had none."""
+        self._matches(result).inc()
 
     def generation_ended(self, ended: Ended) -> None:
         """A generation that held a slot has ended."""
@@ -89,7 +98,9 @@ class Metrics:
     def refresh(self, cache: AnswerCache, fleet: Fleet) -> None:
         """Bring up to date what is looked at rather than told."""
         self.note_cache(cache)
-        self._up.set(fleet.state().ollama["reachable"])
+        for host in fleet.state().hosts:
+            self._up(host["host"]).set(host["reachable"])
+            self._slots(host["host"]).set(host["slots"])
 
     def note_cache(self, cache: AnswerCache) -> None:
         """Bring the figures of the cache up to date."""
@@ -124,7 +135,7 @@ class Metrics:
         MultiProcessCollector(registry)
         return registry
 
-    def _define(self) -> None:
+    def _define(self, hosts: list[str]) -> None:
         def counter(name: str, text: str, *labels: str) -> Any:
             metric = Counter(f"llama_api_{name}", text, labels, registry=self._registry)
             return cache(metric.labels) if labels else metric  # the library looks a label up in 10 µs, this in 0.1
@@ -133,8 +144,9 @@ class Metrics:
             metric = Histogram(f"llama_api_{name}", text, labels, registry=self._registry, buckets=_SECONDS)
             return cache(metric.labels) if labels else metric
 
-        def gauge(name: str, text: str, mode: Any = "livesum") -> Gauge:
-            return Gauge(f"llama_api_{name}", text, registry=self._registry, multiprocess_mode=mode)
+        def gauge(name: str, text: str, *labels: str, mode: Any = "livesum") -> Any:
+            metric = Gauge(f"llama_api_{name}", text, labels, registry=self._registry, multiprocess_mode=mode)
+            return cache(metric.labels) if labels else metric
 
         self._requests = counter("requests_total", "Requests answered.", "method", "endpoint", "status")
         self._durations = histogram("request_duration_seconds", "Time to answer a request.", "endpoint")
@@ -150,17 +162,21 @@ class Metrics:
         self._queue_wait = histogram("queue_wait_seconds", "Wait of a generation for its slot.")
         self._prompt_tokens = counter("prompt_tokens_total", "Tokens of prompts that Ollama read.")
         self._generated_tokens = counter("generated_tokens_total", "Tokens that Ollama generated.")
-        self._running = gauge("generations_running", "Generations that hold a slot.")
+        self._running = gauge("generations_running", "Generations that hold a slot.", "host")
         self._waiting = gauge("generations_waiting", "Generations that wait for a slot.")
         whole = "livemostrecent" if self._shared_store else "livesum"  # a shared store is one, in-process caches add up
-        self._entries = gauge("cache_entries", "Answers in the cache.", whole)
-        self._bytes = gauge("cache_bytes", "Bytes of the answers in the cache.", whole)
-        self._bytes_limit = gauge("cache_bytes_limit", "Bytes of answers that the cache may hold.", whole)
+        self._entries = gauge("cache_entries", "Answers in the cache.", mode=whole)
+        self._bytes = gauge("cache_bytes", "Bytes of the answers in the cache.", mode=whole)
+        self._bytes_limit = gauge("cache_bytes_limit", "Bytes of answers that the cache may hold.", mode=whole)
         self._evictions = counter("cache_evictions_total", "Answers evicted to keep within the bounds.")
         self._store_errors = counter("store_errors_total", "Failures of the shared store.")
-        self._up = gauge("ollama_up", "Whether Ollama answers.", "livemostrecent")
+        self._up = gauge("ollama_up", "Whether Ollama answers.", "host", mode="livemostrecent")
+        self._slots = gauge("slots", "Generations that an Ollama takes at once.", "host", mode="livemostrecent")
+        self._failovers = counter("failovers_total", "Failures at an Ollama that another was tried after.", "host")
+        self._matches = counter("prefix_matches_total", "Generations, by whether they went to their prefix.", "result")
         # At zero from the start: a rate over a series that is yet to come misses its first event.
-        for labelled, values in ((self._generations, OUTCOMES), (self._results, RESULTS),
-                                 (self._answers, ("hit", "joined", "generated")), (self._errors, SLUGS)):
+        for labelled, values in ((self._generations, OUTCOMES), (self._results, RESULTS), (self._matches, MATCHES),
+                                 (self._answers, ("hit", "joined", "generated")), (self._errors, SLUGS),
+                                 (self._running, hosts), (self._failovers, hosts)):
             for value in values:
                 labelled(value)

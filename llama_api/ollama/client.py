@@ -5,8 +5,6 @@ Texts of Ollama's errors may hold paths and host names: they are logged and neve
 
 import http.client
 import logging
-import random
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,8 +25,6 @@ from ..settings import Settings
 
 logger = logging.getLogger(__name__)
 
-TRIES = 3  # of a connect failure or a busy Ollama; nothing else is safe to repeat
-BACKOFF_SECONDS = 0.15
 SHOW_SECONDS = 5.0
 TEXT_LIMIT = 64 << 20  # characters of one answer
 ERROR_LIMIT = 64 << 10  # bytes of an error body that are read
@@ -52,29 +48,20 @@ class OllamaClient:
         self._prepared: dict[tuple[str, str], requests.PreparedRequest] = {}
         self._model_stops: dict[str, tuple[str | None, list[str]]] = {}  # by model: its build and its own stops
 
-    def generate(self, call: ModelCall, digest: str | None, cancellation: Cancellation,
+    def generate(self, call: ModelCall, digest: str | None, seconds: float, cancellation: Cancellation,
                  publish: Callable[[list[Piece]], None]) -> Completion:
-        """Generate the answer to ``call``, handing the pieces of it to ``publish`` as they come.
+        """Generate the answer to ``call``, within ``seconds``, handing its pieces to ``publish`` as they come.
 
         ``digest`` is the model's build, by which its own stops are remembered. Raises OllamaError, or Cancelled.
         """
-        deadline = time.monotonic() + self._settings.timeout
+        deadline = time.monotonic() + seconds
         payload = dict(call.body) | {"stream": True}
         if self._settings.keep_alive is not None:
             payload["keep_alive"] = self._settings.keep_alive
-        for attempt in range(1, TRIES + 1):
-            try:
-                if stops := call.options.get("stop"):
-                    payload["options"] = call.options | {
-                        "stop": self._all_stops(call.model, stops, digest, deadline, cancellation)}
-                return self._generate_once(call, orjson.dumps(payload), deadline, cancellation, publish)
-            except (OllamaUnavailable, OllamaBusy) as error:
-                delay = BACKOFF_SECONDS * 2 ** attempt * random.uniform(0.5, 1.5)
-                if attempt == TRIES or time.monotonic() + delay >= deadline:
-                    raise
-                logger.info("trying Ollama again: %s", error)
-                self._pause(delay, cancellation)
-        raise AssertionError("unreachable")
+        if stops := call.options.get("stop"):
+            payload["options"] = call.options | {
+                "stop": self._all_stops(call.model, stops, digest, deadline, cancellation)}
+        return self._generate_once(call, orjson.dumps(payload), deadline, cancellation, publish)
 
     def inventory(self, seconds: float) -> list[dict[str, Any]]:
         """The models of ``/api/tags``, within ``seconds``. Raises OllamaError."""
@@ -238,13 +225,6 @@ class OllamaClient:
 
     def _log_upstream(self, status: int, text: Any) -> None:
         logger.warning("Ollama answered %d: %.500s", status, text if isinstance(text, str) else "(no error text)")
-
-    @staticmethod
-    def _pause(seconds: float, cancellation: Cancellation) -> None:
-        woken = threading.Event()
-        with cancellation.interrupts(woken.set):
-            if woken.wait(seconds):
-                raise Cancelled
 
 
 def _drain(sock: Any, raw: Any) -> None:

@@ -1,10 +1,13 @@
 """Which Ollama answers, and when. Knows no HTTP."""
 
 from .breaker import Breaker
-from .fleet import Ended, Fleet, Generated, Observer, Run, State
-from .monitor import Monitor, Probe
-from .queue import Gate
+from .fleet import Fleet
+from .monitor import Monitor
+from .probe import Probe
+from .run import Ended, Generated, Observer, Run
+from .slots import Slots
+from .state import State
 from .upstream import Upstream
 
-__all__ = ["Breaker", "Ended", "Fleet", "Gate", "Generated", "Monitor", "Observer", "Probe", "Run", "State",
+__all__ = ["Breaker", "Ended", "Fleet", "Generated", "Monitor", "Observer", "Probe", "Run", "Slots", "State",
            "Upstream"]

@@ -15,59 +15,62 @@ RECENT_SECONDS = 60.0
 class Breaker:
     """Stops piling requests on an Ollama that hangs (its other endpoints stay green; ollama issue 15950).
 
-    After HANG_TIMEOUTS generations in a row timed out, one at a time is let through as a trial and the others fail at
-    once; any answer of Ollama's, even an error, closes it again.
+    After HANG_TIMEOUTS generations in a row timed out without a piece, one at a time is let through as a trial and the
+    others fail at once; any answer of Ollama's, even an error or a piece, closes it again.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._timeouts = 0
+        self.timeouts = 0  # in a row
         self._last_timeout = 0.0
         self._trial: object | None = None
 
     @property
     def open(self) -> bool:
         """Whether only a trial at a time is let through."""
-        return self._timeouts >= HANG_TIMEOUTS
+        return self.timeouts >= HANG_TIMEOUTS
+
+    @property
+    def admits(self) -> bool:
+        """Whether one more generation would be let through."""
+        return self.timeouts < HANG_TIMEOUTS or self._trial is None
 
     @property
     def reason(self) -> str | None:
         """Why the service is degraded, None when it is not."""
-        recent = self._timeouts and self._clock() - self._last_timeout < RECENT_SECONDS
+        recent = self.timeouts and self._clock() - self._last_timeout < RECENT_SECONDS
         if not (self.open or recent):
             return None
-        return f"generations in a row that timed out: {self._timeouts}; Ollama may hang: restart it if this lasts"
+        return f"generations in a row that timed out: {self.timeouts}; Ollama may hang: restart it if this lasts"
+
+    def check(self) -> None:
+        """Raise OllamaHangs when one more generation would not be let through."""
+        if not self.admits:
+            raise OllamaHangs(self.timeouts)
 
     @contextmanager
-    def admission(self) -> Iterator[Callable[[], None]]:
-        """Let one generation through. The block calls what it is given once more after its wait for a slot.
-
-        Raises OllamaUnavailable when the breaker is open and a trial is under way.
-        """
+    def admission(self) -> Iterator[None]:
+        """Let one generation through, and learn from how it ends. Raises OllamaHangs when another is the trial."""
         mine = object()
-
-        def admit() -> None:
-            with self._lock:
-                if self.open and self._trial not in (None, mine):
-                    raise OllamaHangs(self._timeouts)
-                if self.open:
-                    self._trial = mine
-
+        with self._lock:
+            self.check()
+            if self.open:
+                self._trial = mine
         try:
-            admit()
-            yield admit
-        except OllamaTimeout:
+            yield
+        except OllamaTimeout as error:
             with self._lock:
-                self._timeouts, self._last_timeout = self._timeouts + 1, self._clock()
+                self.timeouts = 0 if error.flowing else self.timeouts + 1
+                self._last_timeout = self._clock()
             raise
         except (OllamaUnavailable, Cancelled):
             raise
         except OllamaError:
-            self._timeouts = 0
+            self.timeouts = 0
             raise
         else:
-            self._timeouts = 0
+            self.timeouts = 0
         finally:
             with self._lock:
                 if self._trial is mine:

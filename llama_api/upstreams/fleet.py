@@ -1,152 +1,220 @@
 """The Ollamas and the one queue before them: a free slot takes the next generation."""
 
+import logging
+import random
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any
 
-from ..answer import Completion, Piece
+from ..errors import (OllamaBrokeOff, OllamaBusy, OllamaError, OllamaReset, OllamaTimeout, OllamaUnavailable,
+                      QueueTimeout)
 from ..model_call import ModelCall
-from ..waiting import Cancellation, Cancelled, Progress
-from .queue import Gate
+from ..waiting import Cancellation, Cancelled, Wait
+from .journey import Journey
+from .monitor import FIRST_PROBE_SECONDS
+from .probe import Probe
+from .queue import Queue, Slot, Waiter
+from .roster import Roster
+from .run import Generated, Observer, Run
+from .state import State, state_of
 from .upstream import Upstream
 
-PS_SECONDS = 1.0  # for /api/ps, which Ollama holds back while it loads or unloads a model
+logger = logging.getLogger(__name__)
 
-
-class Run(Protocol):
-    """A generation as the fleet sees it: told where it is, given the pieces, stopped by its cancellation."""
-
-    started_at: float
-    cancellation: Cancellation
-    progress: Progress
-
-    def publish(self, pieces: Sequence[Piece]) -> None:
-        """Take the pieces that came together."""
-
-
-class Generated(NamedTuple):
-    """How a generation ended, in which build of the model (``digest``) and where; ``ended_at`` is monotonic."""
-
-    completion: Completion
-    digest: str | None
-    host: str
-    ended_at: float
-
-
-class Ended(NamedTuple):
-    """The facts of a generation that held a slot. ``outcome`` is stop, length, error or cancelled; times in seconds."""
-
-    outcome: str
-    host: str
-    queue_seconds: float
-    seconds: float
-    first_piece_seconds: float | None
-    completion: Completion | None
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """What the newest probes, the breakers and the queue tell: each reason is a sentence, None where there is none.
-
-    ``unready`` keeps requests from being served, ``unusable`` says that no Ollama is usable, ``degraded`` what else is
-    amiss. ``ollama``, ``queue`` and ``hosts`` are those of GET /health.
-    """
-
-    unready: str | None
-    unusable: str | None
-    degraded: str | None
-    ollama: dict[str, Any]
-    queue: dict[str, Any]
-    hosts: list[dict[str, Any]]
-
-
-class Observer(Protocol):
-    """Who is told the facts of each generation."""
-
-    def waiting(self, change: int) -> None:
-        """One more (1) or less (-1) waits for a slot."""
-
-    def running(self, host: str, change: int) -> None:
-        """One more (1) or less (-1) holds a slot of ``host``."""
-
-    def generation_ended(self, ended: Ended) -> None:
-        """A generation that held a slot has ended."""
+TRIES = 3  # of a single Ollama that cannot be reached or is busy; nothing else is safe to repeat
+BACKOFF_SECONDS = 0.15
+FAILOVER = (OllamaUnavailable, OllamaBusy, OllamaReset, OllamaBrokeOff)  # before a piece: the next Ollama is tried
+PS_SECONDS = 1.0
 
 
 class Fleet:
-    """Generates: waits for a free slot of a usable Ollama, and has that one answer."""
+    """Generates: waits for a free slot of a usable Ollama, and has that one answer.
 
-    def __init__(self, upstreams: Sequence[Upstream], gate: Gate, observer: Observer):
-        self.upstreams, self.gate, self._observer = list(upstreams), gate, observer
+    ``models`` are those that are served, the default one first; ``timeout`` is the deadline of a generation from its
+    slot on, ``queue_timeout`` the longest wait for one, in seconds.
+    """
+
+    def __init__(self, upstreams: Sequence[Upstream], models: Sequence[str], observer: Observer, queue: int = 64,
+                 queue_timeout: float = 60.0, timeout: float = 300.0):
+        self.upstreams, self._models, self._observer = tuple(upstreams), tuple(models), observer
+        self._roster = Roster(upstreams)
+        self._queue = Queue(self._roster, queue, queue_timeout)
+        self._queue_timeout, self._timeout, self._single = queue_timeout, timeout, len(self.upstreams) == 1
+        for upstream in upstreams:
+            upstream.monitor.noted = self._noted
+
+    # What is known
 
     def stale_since(self, model: str, digest: str | None) -> float | None:
-        """When (monotonic) another build of ``model`` than ``digest`` was first seen; None while it is the newest."""
-        return self.upstreams[0].monitor.stale_since(model, digest)
+        """When (monotonic) another build of ``model`` than ``digest`` was first seen; None while it is the newest.
+
+        Never waits.
+        """
+        self._start()
+        return self._roster.stale_since(model, digest)
 
     def state(self) -> State:
-        """The state of all Ollamas and of the queue."""
-        probe, gate, breaker = self.upstreams[0].monitor.latest(), self.gate, self.upstreams[0].breaker
-        full = gate.running >= gate.slots and gate.waiting >= gate.limit
-        troubles = [breaker.reason, "the queue is full" if full else None]
-        return State(
-            probe.reason, probe.reason, "; ".join(trouble for trouble in troubles if trouble) or None,
-            {"reachable": probe.reachable, "version": probe.version, "model_present": probe.model_present},
-            {"running": gate.running, "waiting": gate.waiting, "slots": gate.slots, "limit": gate.limit}, [])
+        """The state of all Ollamas and of the queue, by probes at most 2 s old."""
+        self._wait_fresh()
+        return state_of(self._roster, self._queue, self._models)
 
     def inventory(self) -> list[dict[str, Any]]:
-        """The models of the newest probe, as /api/tags tells them."""
-        return list(self.upstreams[0].monitor.latest().models)
+        """The models as last told, as /api/tags tells them: each once, in the build that answers where that is known.
+
+        Waits for the first probes alone.
+        """
+        self._wait_fresh(first=True)
+        found: dict[str, dict[str, Any]] = {}
+        for upstream in self.upstreams:
+            for model in upstream.monitor.latest.models:
+                name = str(model["name"])
+                if name not in found or model.get("digest") == self._roster.build(name) != found[name].get("digest"):
+                    found[name] = model
+        return list(found.values())
 
     def loaded(self) -> list[dict[str, Any]]:
-        """The loaded models, as /api/ps tells them. Raises OllamaError."""
-        return self.upstreams[0].client.loaded(PS_SECONDS)
+        """The loaded models, as /api/ps tells them, each once. Raises OllamaError when no Ollama tells."""
+        found: dict[str, dict[str, Any]] | None = None
+        failure: OllamaError = OllamaUnavailable()
+        for upstream in [one for one in self.upstreams if one.reached] or self.upstreams[:1]:
+            try:
+                models = upstream.client.loaded(PS_SECONDS)
+            except OllamaError as error:
+                failure = error
+            else:
+                found = {str(model.get("name")): model for model in models} | (found or {})
+        if found is None:
+            raise failure
+        return list(found.values())
 
     def show(self, model: str, **fields: Any) -> dict[str, Any]:
         """What /api/show tells of ``model``; ``fields`` are further ones of its request. Raises OllamaError."""
-        return self.upstreams[0].client.show(model, **fields)
+        return self._any_for(model).client.show(model, **fields)
 
     def load(self, model: str, cancellation: Cancellation) -> None:
         """Have ``model`` loaded, and wait until it is. Raises OllamaError or Cancelled."""
-        self.upstreams[0].client.load(model, cancellation)
+        self._any_for(model).client.load(model, cancellation)
+
+    # Generating
 
     def generate(self, call: ModelCall, run: Run) -> Generated:
-        """Generate the answer to ``call``. Raises OllamaError, QueueFull, QueueTimeout or Cancelled."""
-        upstream = self.upstreams[0]
-        digest = upstream.monitor.digest(call.model)
-        outcome, completion = "error", None
-        with upstream.breaker.admission() as admit, self._slot(upstream, run) as slot_at:
-            admit()
-            try:
-                completion = upstream.client.generate(call, digest, run.cancellation, run.publish)
-                outcome = completion.finish_reason or "error"
-            except Cancelled:
-                outcome = "cancelled"
-                raise
-            finally:
-                ended_at, first = time.monotonic(), run.progress.first_piece_at
-                self._observer.generation_ended(Ended(
-                    outcome, upstream.host, slot_at - run.started_at, ended_at - slot_at,
-                    None if first is None else first - slot_at, completion))
-        return Generated(completion, digest, upstream.host, ended_at)
+        """Generate the answer to ``call``. Raises OllamaError, QueueFull, QueueTimeout or Cancelled.
 
-    @contextmanager
-    def _slot(self, upstream: Upstream, run: Run) -> Iterator[float]:
-        """Hold a slot for ``run`` from the time that is given, and tell the observer who waits and who runs."""
-        self._observer.waiting(1)
-        waits = True
+        What fails at one Ollama before its first piece is tried at the next, at each once, until the deadline.
+        """
+        if self._single or not self._roster.hosts(call.model):
+            self._wait_fresh()
+        if self._single:
+            self.upstreams[0].breaker.check()
+        journey = Journey(call, run, self._timeout)
         try:
-            with self.gate.slot(run.cancellation):
-                run.progress.slot_at, run.progress.host = slot_at, _ = time.monotonic(), upstream.host
-                run.progress.state = "writing"
-                self._observer.waiting(-1)
-                waits = False
-                self._observer.running(upstream.host, 1)
+            while True:
+                slot = self._slot(journey)
+                self._observer.running(slot.upstream.host, 1)
                 try:
-                    yield slot_at
+                    return self._generate_at(slot.upstream, journey)
+                except FAILOVER as error:
+                    self._fail_over(slot.upstream, journey, error)
                 finally:
-                    self._observer.running(upstream.host, -1)
+                    self._observer.running(slot.upstream.host, -1)
+                    self._queue.give_back(slot)
         finally:
-            if waits:
+            if (ended := journey.ended()) is not None:
+                self._observer.generation_ended(ended)
+
+    def _slot(self, journey: Journey) -> Slot:
+        """A slot for ``journey``. Raises what failed before when there is none in time for a further try."""
+        progress, waited = journey.run.progress, False
+        waiter = Waiter(journey.call.model, lambda free: self._ranked(journey, free), journey.tried, journey.since)
+
+        def waits() -> None:
+            nonlocal waited
+            waited = True
+            progress.wait = lambda: self._queue.told(waiter)
+            self._observer.waiting(1)
+
+        try:
+            slot = self._queue.take(waiter, journey.run.cancellation, waits, journey.seconds_left(self._queue_timeout))
+        except (OllamaError, QueueTimeout) as error:
+            raise journey.failure or error
+        finally:
+            if waited:
+                progress.wait = Wait
                 self._observer.waiting(-1)
+        journey.begin(slot)
+        return slot
+
+    def _generate_at(self, upstream: Upstream, journey: Journey) -> Generated:
+        """Have ``upstream`` generate; a single one that cannot be reached or is busy is tried a few times."""
+        for attempt in range(1, TRIES + 1):
+            try:
+                return self._try(upstream, journey)
+            except (OllamaUnavailable, OllamaBusy) as error:
+                delay = BACKOFF_SECONDS * 2 ** attempt * random.uniform(0.5, 1.5)
+                if not self._single or attempt == TRIES or delay >= journey.seconds_left(delay + 1):
+                    raise
+                logger.info("trying Ollama again: %s", error)
+                _pause(delay, journey.run.cancellation)
+        raise AssertionError("unreachable")
+
+    def _try(self, upstream: Upstream, journey: Journey) -> Generated:
+        call, run, build = journey.call, journey.run, self._roster.build(journey.call.model)
+        with upstream.breaker.admission():
+            try:
+                completion = upstream.client.generate(call, build, journey.seconds_left(self._timeout),
+                                                      run.cancellation, run.publish)
+            except Cancelled:
+                journey.outcome = "cancelled"
+                raise
+            except OllamaTimeout as error:
+                raise OllamaTimeout(journey.flowing) from error
+        journey.outcome, journey.completion = completion.finish_reason or "error", completion
+        return Generated(completion, build, upstream.host, time.monotonic())
+
+    def _fail_over(self, upstream: Upstream, journey: Journey, error: OllamaError) -> None:
+        """Have the next Ollama tried. Raises ``error`` when there is none, or when a piece of the answer has come."""
+        if self._single:
+            raise error
+        upstream.failed()
+        if journey.flowing or all(one is upstream or one in journey.tried
+                                  for one in self._roster.hosts(journey.call.model)):
+            raise error
+        journey.failed(upstream, error)
+        self._observer.failed_over(upstream.host)
+        logger.warning("%s failed and another Ollama is tried: %s", upstream.host, error)
+
+    def _ranked(self, journey: Journey, free: list[Upstream]) -> list[Upstream]:
+        """Those with a free slot, the best one first: that have the model loaded, then those with the least to do."""
+        model = journey.call.model
+        return sorted(free, key=lambda one: (one.breaker.open, one.loaded(model) is False, one.slots.share,
+                                             one.slots.work))
+
+    # Probes
+
+    def _noted(self, probe: Probe) -> None:
+        self._roster.noted(probe)
+        self._queue.look()
+
+    def _any_for(self, model: str) -> Upstream:
+        """One that can tell of ``model``, the first one when none is usable."""
+        return next(iter(self._roster.hosts(model)), self.upstreams[0])
+
+    def _start(self) -> None:
+        for upstream in self.upstreams:
+            upstream.monitor.start()
+
+    def _wait_fresh(self, first: bool = False) -> None:
+        """Wait until each probe is at most 2 s old, or is there at all when ``first``; at most 1.2 s in all."""
+        self._start()
+        until = time.monotonic() + FIRST_PROBE_SECONDS
+        for monitor in [upstream.monitor for upstream in self.upstreams]:
+            if not (monitor.known if first else monitor.fresh):
+                monitor.wait_fresh(max(0.0, until - time.monotonic()))
+
+
+def _pause(seconds: float, cancellation: Cancellation) -> None:
+    woken = threading.Event()
+    with cancellation.interrupts(woken.set):
+        if woken.wait(seconds):
+            raise Cancelled

@@ -1,88 +1,73 @@
-"""The way to the model: so many slots, a bounded queue before them, and nobody waits for ever."""
+"""The queue of one worker before all Ollamas: a free slot takes whoever has waited longest for it."""
 
-import fcntl
 import math
-import os
 import random
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from bisect import bisect_left, insort
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import NamedTuple, Protocol
 
-from ..errors import QueueFull, QueueTimeout
-from ..waiting import Cancellation, Cancelled
+from ..errors import OllamaError, OllamaUnavailable, QueueFull, QueueTimeout
+from ..waiting import Cancellation, Cancelled, Wait
+from .upstream import Upstream
 
-SLOT_POLL = 0.02  # seconds between two tries for a slot that other processes hold
-
-
-class SlotFiles:
-    """Slots that all processes of the service share: a lock on one file each, which the kernel frees at any death."""
-
-    def __init__(self, directory: str, slots: int):
-        self._directory, self._slots = directory, slots
-        self._opened = 0
-        self._free: list[int] = []  # descriptors of those that this process does not hold
-
-    def take(self) -> int | None:
-        """Lock a free slot, or return None. Never blocks."""
-        for slot in self._free:
-            if _try_lock(slot):
-                self._free.remove(slot)
-                return slot
-        while self._opened < self._slots:
-            path = os.path.join(self._directory, f"slot-{self._opened}")
-            slot = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            self._opened += 1
-            if _try_lock(slot):
-                return slot
-            self._free.append(slot)
-        return None
-
-    def give_back(self, slot: int) -> None:
-        """Unlock ``slot``."""
-        fcntl.flock(slot, fcntl.LOCK_UN)
-        self._free.append(slot)
+LOOK_EVERY = 0.004  # seconds, nearly, between two looks at slots that other processes hold
 
 
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+class Slot(NamedTuple):
+    """A slot of an Ollama, taken ``at`` (monotonic)."""
+
+    upstream: Upstream
+    number: int
+    at: float
 
 
-class _Slots:
-    """Slots of this process alone."""
+class Choice(Protocol):
+    """Which Ollamas a generation may go to."""
 
-    def __init__(self, slots: int):
-        self._free = slots
+    def hosts(self, model: str) -> Sequence[Upstream]:
+        """Those that are usable for ``model``."""
 
-    def take(self) -> int | None:
-        if not self._free:
-            return None
-        self._free -= 1
-        return self._free
-
-    def give_back(self, slot: int) -> None:
-        self._free += 1
+    def failure(self, model: str) -> OllamaError | None:
+        """Why none is usable; None as long as it is worth a wait."""
 
 
-class Gate:
-    """At most ``slots`` at once, at most ``limit`` waiting in order, none longer than ``wait_seconds``.
+class Waiter:
+    """A generation that wants a slot of an Ollama that has ``model`` and is not one of ``tried``.
 
-    With a ``directory`` the slots are those of all processes that use it. ``peers`` tells that others do all the time:
-    then a slot given back is not at once taken again by the next one here.
+    ``prefers`` puts those that have a free slot in order, the best one first.
     """
 
-    def __init__(self, slots: int, limit: int, wait_seconds: float, directory: str | None = None, peers: bool = False):
-        self.slots, self.limit, self._wait_seconds = slots, limit, wait_seconds
-        self._shared, self._peers = directory is not None, peers
-        self._slots = SlotFiles(directory, slots) if directory is not None else _Slots(slots)
+    def __init__(self, model: str, prefers: Callable[[list[Upstream]], Iterable[Upstream]],
+                 tried: Collection[Upstream] = (), since: float | None = None):
+        self.model, self.prefers, self.tried = model, prefers, frozenset(tried)
+        self.since = time.monotonic() if since is None else since
+        self.woken = threading.Event()
+        self.slot: Slot | None = None
+        self.error: OllamaError | None = None
+        self.before: int | None = None  # how many wait before it, as last told
+        self.kind = model, self.tried  # what those have in common who may go to the same Ollamas
+
+
+class Queue:
+    """At most ``limit`` wait in order of arrival for free slots of the Ollamas, none longer than ``wait_seconds``.
+
+    Slots are shared with other processes, whose queues are heard too: on the whole machine the oldest one goes first.
+    """
+
+    def __init__(self, choice: Choice, limit: int, wait_seconds: float):
+        self._choice, self.limit, self._wait_seconds = choice, limit, wait_seconds
         self._lock = threading.Lock()
-        self._queue: dict[threading.Event, None] = {}  # in order of arrival
-        self._running: dict[object, float] = {}
+        self._waiting: list[Waiter] = []  # in order of arrival
+        self._kinds: Counter[tuple[str, frozenset[Upstream]]] = Counter()  # of those
+        self._told: set[Upstream] = set()  # the Ollamas for which others know since when we wait
+        self._running: dict[Slot, None] = {}
         self._mean_seconds: float | None = None  # of a held slot, recent ones weigh most
+
+    def __repr__(self) -> str:
+        return f"<Queue: {self.running} running, {self.waiting} of {self.limit} waiting>"
 
     @property
     def running(self) -> int:
@@ -92,65 +77,194 @@ class Gate:
     @property
     def waiting(self) -> int:
         """How many of this process wait for a slot."""
-        return len(self._queue)
+        return len(self._waiting)
 
-    @contextmanager
-    def slot(self, cancellation: Cancellation) -> Iterator[float]:
-        """Hold a slot for the block; gives the seconds waited for it. Raises QueueFull, QueueTimeout or Cancelled."""
-        arrived = time.monotonic()
-        slot = self._enter(cancellation, arrived)
-        handle, taken = object(), time.monotonic()
-        self._running[handle] = taken
+    def take(self, waiter: Waiter, cancellation: Cancellation, waits: Callable[[], object] = lambda: None,
+             seconds: float | None = None) -> Slot:
+        """Take a slot for ``waiter``, after a wait of at most ``seconds``; give it back with ``give_back``.
+
+        ``waits`` is called when there is a wait. Raises QueueFull, QueueTimeout or Cancelled, and OllamaError when no
+        Ollama is usable.
+        """
+        with self._lock:
+            if (slot := self._at_once(waiter)) is not None:
+                return slot
+            if len(self._waiting) >= self.limit and not waiter.tried:
+                raise QueueFull(self.limit, self.retry_after(waiter.model))
+            insort(self._waiting, waiter, key=_since)
+            self._kinds[waiter.kind] += 1
+        waits()
+        seconds = self._wait_seconds if seconds is None else seconds
         try:
-            yield taken - arrived
-        finally:
+            with cancellation.interrupts(waiter.woken.set):
+                return self._wait(waiter, cancellation, time.monotonic() + seconds, seconds)
+        except BaseException:
             with self._lock:
-                del self._running[handle]
-                seconds = time.monotonic() - taken
-                self._mean_seconds = seconds if self._mean_seconds is None else (
-                    0.8 * self._mean_seconds + 0.2 * seconds)
-                self._slots.give_back(slot)
-                self._call_next()
+                self._leave(waiter)
+            if waiter.slot is not None:  # it was given one at the last moment
+                self.give_back(waiter.slot)
+            raise
 
-    def retry_after(self) -> int:
+    def give_back(self, slot: Slot) -> None:
+        """Give ``slot`` to whoever has waited longest for it, here or in another process."""
+        with self._lock:
+            seconds = time.monotonic() - slot.at
+            mean = self._mean_seconds
+            self._mean_seconds = seconds if mean is None else 0.8 * mean + 0.2 * seconds
+            del self._running[slot]
+            upstream = slot.upstream
+            heir = self._heir(upstream)
+            if heir is not None and not upstream.slots.older_elsewhere(heir.since):
+                self._give(heir, Slot(upstream, slot.number, time.monotonic()))
+            else:
+                upstream.slots.give_back(slot.number)
+                self._wake_first()
+
+    def look(self) -> None:
+        """Serve those who wait, after what is usable may have changed."""
+        if self._waiting:
+            with self._lock:
+                self._serve()
+                self._wake_first()
+
+    def told(self, waiter: Waiter) -> Wait:
+        """What a waiting caller is told: its place, which only falls, and a guess from the recent speed."""
+        with self._lock:
+            before = bisect_left(self._waiting, waiter.since, key=_since)
+            waiter.before = before if waiter.before is None else min(before, waiter.before)
+            mean = self._mean_seconds
+            return Wait(waiter.before, None if mean is None else mean * (waiter.before + 1) / self._slots(waiter.model))
+
+    def retry_after(self, model: str) -> int:
         """Whole seconds after which a place should be free, from the recent speed."""
         mean = self._mean_seconds
         if mean is None:
-            mean = time.monotonic() - min(self._running.values(), default=time.monotonic())
-        return min(3600, max(1, math.ceil(mean * (self.waiting + 1) / self.slots)))
+            now = time.monotonic()
+            mean = now - min((slot.at for slot in self._running), default=now)
+        return min(3600, max(1, math.ceil(mean * (self.waiting + 1) / self._slots(model))))
 
-    def _enter(self, cancellation: Cancellation, arrived: float) -> int:
-        with self._lock:
-            slot = None if self._queue else self._slots.take()
-            if slot is not None:
-                return slot
-            if len(self._queue) >= self.limit:
-                raise QueueFull(self.limit, self.retry_after())
-            turn = threading.Event()
-            self._queue[turn] = None
-        try:
-            with cancellation.interrupts(turn.set):
-                return self._wait(turn, cancellation, arrived + self._wait_seconds)
-        finally:
-            with self._lock:
-                self._queue.pop(turn, None)
-                self._call_next()
-
-    def _wait(self, turn: threading.Event, cancellation: Cancellation, deadline: float) -> int:
+    def _wait(self, waiter: Waiter, cancellation: Cancellation, deadline: float, seconds: float) -> Slot:
         while True:
             with self._lock:
-                slot = self._slots.take() if next(iter(self._queue)) is turn else None
-                if slot is not None:
-                    return slot
-                turn.clear()
+                first = bool(self._waiting) and self._waiting[0] is waiter
+                if first:
+                    self._serve()
+                pause = LOOK_EVERY * random.uniform(0.5, 1.5) if first and self._contested() else math.inf
+            if waiter.slot is not None:
+                return waiter.slot
+            if waiter.error is not None:
+                raise waiter.error
             if cancellation.requested:
                 raise Cancelled
             remaining = deadline - time.monotonic()
             if remaining <= 0:
-                raise QueueTimeout(self._wait_seconds, self.retry_after())
-            # Other processes cannot wake us. The jitter gives each of them its turn.
-            turn.wait(min(remaining, SLOT_POLL * random.uniform(0.5, 1.5)) if self._shared else remaining)
+                raise QueueTimeout(seconds, self.retry_after(waiter.model))
+            # Other processes cannot wake us. The jitter keeps their looks apart.
+            waiter.woken.wait(min(remaining, pause))
+            waiter.woken.clear()
 
-    def _call_next(self) -> None:
-        if self._queue and not self._peers:
-            next(iter(self._queue)).set()
+    def _at_once(self, waiter: Waiter) -> Slot | None:
+        """A free slot for one who comes, unless those who wait want it; raises why no Ollama is usable."""
+        if waiter.kind in self._kinds:
+            return None
+        if not (hosts := self._usable(waiter)) and (error := self._hopeless(waiter)) is not None:
+            raise error
+        if self._waiting:
+            wanted = {upstream for kind in self._kinds for upstream in self._choice.hosts(kind[0])}
+            hosts = [upstream for upstream in hosts if upstream not in wanted]
+        return self._free_slot(waiter, hosts)
+
+    def _serve(self) -> None:
+        """Give the slots that are free to those who wait, and tell the other processes who still does."""
+        stuck: set[tuple[str, frozenset[Upstream]]] = set()
+        tell: dict[Upstream, float] = {}
+        for waiter in self._waiting.copy():
+            if waiter.kind in stuck:
+                continue
+            hosts = self._usable(waiter)
+            if (slot := self._free_slot(waiter, hosts)) is not None:
+                self._give(waiter, slot)
+            elif not hosts and (error := self._hopeless(waiter)) is not None:
+                waiter.error = error
+                self._leave(waiter)
+                waiter.woken.set()
+            else:
+                stuck.add(waiter.kind)
+                for upstream in hosts:
+                    tell.setdefault(upstream, waiter.since)
+            if len(stuck) == len(self._kinds):
+                break
+        self._tell(tell)
+
+    def _tell(self, since: dict[Upstream, float]) -> None:
+        for upstream in self._told | since.keys():
+            upstream.slots.tell(since.get(upstream))
+        self._told = set(since)
+
+    def _free_slot(self, waiter: Waiter, hosts: Sequence[Upstream]) -> Slot | None:
+        free = [upstream for upstream in hosts if upstream.slots.running < upstream.slots.number]
+        for upstream in waiter.prefers(free) if len(free) > 1 else free:
+            if (number := upstream.slots.take(waiter.since)) is not None:
+                slot = Slot(upstream, number, time.monotonic())
+                self._running[slot] = None
+                return slot
+        return None
+
+    def _heir(self, upstream: Upstream) -> Waiter | None:
+        """Who has waited longest here of those who may go to ``upstream``."""
+        unfit: set[tuple[str, frozenset[Upstream]]] = set()
+        for waiter in self._waiting:
+            if waiter.kind not in unfit:
+                if upstream in self._usable(waiter):
+                    return waiter
+                unfit.add(waiter.kind)
+                if len(unfit) == len(self._kinds):
+                    break
+        return None
+
+    def _give(self, waiter: Waiter, slot: Slot) -> None:
+        self._running[slot] = None
+        waiter.slot = slot
+        self._leave(waiter)
+        waiter.woken.set()
+
+    def _leave(self, waiter: Waiter) -> None:
+        """Take ``waiter`` out of the queue, if it is still in it."""
+        place = bisect_left(self._waiting, waiter.since, key=_since)
+        while place < len(self._waiting) and self._waiting[place].since == waiter.since:
+            if self._waiting[place] is waiter:
+                del self._waiting[place]
+                self._kinds[waiter.kind] -= 1
+                if not self._kinds[waiter.kind]:
+                    del self._kinds[waiter.kind]
+                if not self._waiting:
+                    self._tell({})
+                elif place == 0:
+                    self._wake_first()
+                return
+            place += 1
+
+    def _wake_first(self) -> None:
+        """Have the first one look, if there is something to look for."""
+        if self._waiting and self._contested():
+            self._waiting[0].woken.set()
+
+    def _contested(self) -> bool:
+        """Whether other processes may hold slots that those who wait here could have."""
+        return any(upstream.slots.running < upstream.slots.number
+                   for kind in self._kinds for upstream in self._choice.hosts(kind[0]))
+
+    def _usable(self, waiter: Waiter) -> Sequence[Upstream]:
+        hosts = self._choice.hosts(waiter.model)
+        return [upstream for upstream in hosts if upstream not in waiter.tried] if waiter.tried else hosts
+
+    def _hopeless(self, waiter: Waiter) -> OllamaError | None:
+        """Why no Ollama will be usable for ``waiter``, None when it is worth a wait."""
+        return OllamaUnavailable() if waiter.tried else self._choice.failure(waiter.model)
+
+    def _slots(self, model: str) -> int:
+        return max(1, sum(upstream.slots.number for upstream in self._choice.hosts(model)))
+
+
+def _since(waiter: Waiter) -> float:
+    return waiter.since

@@ -1,17 +1,64 @@
-"""One Ollama: its client, its monitor and its breaker."""
+"""One Ollama: its client, its monitor, its breaker and its slots."""
 
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
 
+from ..model_names import normal
 from ..ollama import OllamaClient
 from .breaker import Breaker
 from .monitor import Monitor
+from .slots import Slots
+
+CURE_CPU = "half of the model or more runs on the processor: free memory of the GPU, or lower NUM_CTX or PARALLEL"
+CURE_CUTS = "its version cuts prompts that are too long in silence: update it to 0.12.6 or later"
 
 
-@dataclass(frozen=True, slots=True)
 class Upstream:
     """One Ollama; ``host`` names it in the log and in metrics, such as ``127.0.0.1:11434``."""
 
-    host: str
-    client: OllamaClient
-    monitor: Monitor
-    breaker: Breaker
+    def __init__(self, host: str, client: OllamaClient, monitor: Monitor, breaker: Breaker, slots: Slots,
+                 clock: Callable[[], float] = time.monotonic):
+        self.host, self.client, self.monitor, self.breaker, self.slots = host, client, monitor, breaker, slots
+        self._clock = clock
+        self._failed_at = float("-inf")
+
+    def __repr__(self) -> str:
+        return f"<Upstream {self.host}: {self.slots!r}, {self.monitor.latest.reason or 'reachable'}>"
+
+    def failed(self) -> None:
+        """Leave it alone until a probe that begins from now on has found it well."""
+        self._failed_at = self._clock()
+        self.monitor.hurry()
+
+    @property
+    def reached(self) -> bool:
+        """Whether its newest probe is fresh and reached it, and it has not failed since."""
+        probe = self.monitor.latest
+        return probe.reachable and probe.at > self._failed_at and self.monitor.fresh
+
+    def loaded(self, model: str) -> bool | None:
+        """Whether ``model`` is in its memory as of the newest probe; None when that did not tell."""
+        loaded = self.monitor.latest.loaded
+        return None if loaded is None else normal(model) in loaded
+
+    def out_of_use(self, model: str, build: str | None) -> str | None:
+        """Why it cannot answer for ``model`` in ``build``, a sentence; None when it can."""
+        probe = self.monitor.latest
+        if not probe.reachable:
+            return probe.reason
+        if not self.reached:
+            return "it failed, or does not answer in time; it is left alone until a probe finds it well"
+        if normal(model) not in probe.builds:
+            return f"Ollama does not have the model; run `ollama pull {model}`"
+        if (own := probe.builds[normal(model)]) != build:
+            return (f"it has another build of the model ({(own or 'unknown')[:12]}) than the others"
+                    f" ({(build or 'unknown')[:12]}); run `ollama pull {model}` where it is older")
+        return None
+
+    def complaint(self, model: str) -> str | None:
+        """What is amiss though it can answer, a sentence; None when all is well."""
+        probe = self.monitor.latest
+        loaded = (probe.loaded or {}).get(normal(model))
+        on_cpu = loaded is not None and loaded.gpu_percent is not None and 0 < loaded.gpu_percent <= 50
+        found = (self.breaker.reason, CURE_CUTS if probe.cuts_prompts else None, CURE_CPU if on_cpu else None)
+        return "; ".join(complaint for complaint in found if complaint) or None

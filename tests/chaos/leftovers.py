@@ -45,8 +45,8 @@ def busy(service):
     left = {}
     metrics = service.metrics()
     for name in ("generations_running", "generations_waiting"):
-        if metrics[name,]:
-            left[name] = metrics[name,]
+        if count := sum(value for key, value in metrics.items() if key[0] == name):
+            left[name] = count
     for pid, inside in insides(service).items():
         clients = sum(local == service.port for local, _ in inside["peers"]) - 1  # that of this very question
         left |= {f"{name} of {pid}": value for name, value in (inside["left"] | {"clients": clients}).items() if value}

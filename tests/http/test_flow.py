@@ -201,7 +201,7 @@ def test_a_hundred_that_wait_hold_up_nobody(wide, double):
                 assert reply.status == 200 and reply.seconds < QUICK, path
             assert wide.ask(known).seconds < QUICK
         assert wide.metrics()["generations_waiting",] == 100
-    until(lambda: wide.metrics()["generations_waiting",] == 0 == wide.metrics()["generations_running",])
+    until(lambda: wide.total("generations_waiting") == 0 == wide.total("generations_running"))
 
 
 # Rude clients

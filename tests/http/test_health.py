@@ -1,5 +1,6 @@
 """Health from outside: what each endpoint looks at, how soon it knows, that it never waits (contract, 5)."""
 
+import hashlib
 import time
 
 import pytest
@@ -27,16 +28,20 @@ def api(server, double):
     return server
 
 
-def test_a_healthy_service_says_so(api):
+def test_a_healthy_service_says_so(api, double):
     """The bodies of the contract, to the field."""
     api.request("DELETE", "/cache")
     for _ in range(3):
         api.ask(new_prompt())
+    until(lambda: api.health()["hosts"][0]["loaded"])
     assert [(reply.status, reply.json) for reply in map(api.get, ("/livez", "/readyz", "/health"))] == [
         (200, {"status": "alive"}), (200, {"status": "ready"}),
         (200, {"status": "healthy", "cache_size": 3, "model": "llama3:8b",
                "ollama": {"reachable": True, "version": "0.33.0", "model_present": True},
-               "queue": {"running": 0, "waiting": 0, "slots": 1, "limit": 64}})]
+               "queue": {"running": 0, "waiting": 0, "slots": 1, "limit": 64}, "hosts": [
+                   {"host": f"127.0.0.1:{double.port}", "usable": True, "reachable": True, "version": "0.33.0",
+                    "model_present": True, "loaded": True, "gpu_percent": 100, "context_length": 8192,
+                    "digest": hashlib.sha256(b"llama3").hexdigest()[:12], "running": 0, "slots": 1, "reason": None}]})]
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/health"])
@@ -70,7 +75,7 @@ def test_trouble_with_ollama_is_told_with_its_reason(api, double, trouble):
         assert {"cache_size", "model", "queue"} <= health.keys()
         assert max(reply.seconds for reply in replies.values()) < LONGEST
         assert api.request("HEAD", "/readyz").status == api.request("HEAD", "/health").status == 503
-        assert api.metrics()["ollama_up",] == reachable
+        assert api.metrics()["ollama_up", f"127.0.0.1:{double.port}"] == reachable
     finally:
         double.start()
         double.reset()

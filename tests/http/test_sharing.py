@@ -121,7 +121,7 @@ def test_a_leader_who_leaves_does_not_fail_the_others(api, double, stream):
     leader = api.open_ask(prompt, stream=stream)
     double.wait(running=1)
     joiners = [api.open_ask(prompt, stream=not stream) for _ in range(5)]
-    until(lambda: api.metrics()["generations_running",] == 1)
+    until(lambda: api.total("generations_running") == 1)
     leader.close()
     for joiner in joiners:
         with joiner:

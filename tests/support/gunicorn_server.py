@@ -158,7 +158,8 @@ class Server:
         """The environment of the process: ours, without what would change the service."""
         kept = {name: value for name, value in os.environ.items()
                 if not name.startswith(("LLAMA_API_", "PROMETHEUS_", "GUNICORN_", "WEB_CONCURRENCY"))}
-        return {**kept, "TMPDIR": str(self.directory), **{
+        # All servers of a test share the slots of one double, as instances of a machine do.
+        return {**kept, "TMPDIR": str(self.directory), "RUNTIME_DIRECTORY": str(self.directory.parent), **{
             "WEB_CONCURRENCY" if name == "workers" else f"LLAMA_API_{name.upper()}": str(value)
             for name, value in self.settings.items()}}
 
@@ -266,6 +267,10 @@ class Server:
         return {(sample.name.removeprefix("llama_api_"), *(value for _, value in sorted(sample.labels.items()))):
                 sample.value
                 for family in text_string_to_metric_families(text) for sample in family.samples}
+
+    def total(self, name, **options):
+        """The sum of all samples of a metric."""
+        return sum(value for key, value in self.metrics(**options).items() if key[0] == name)
 
     def health(self):
         return self.get("/health").json

@@ -1,0 +1,59 @@
+"""What one look at an Ollama found."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..model_names import normal
+
+CUTS_BEFORE = (0, 12, 6)  # the first version that does not cut an over-long prompt in silence
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model in memory: how much of it is on the GPU (percent) and its context window; None where not told."""
+
+    gpu_percent: int | None = None
+    context_length: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One look at an Ollama, begun ``at`` (monotonic): whether it answers, what it has and what is in memory.
+
+    ``builds`` are the digests by the models' normal names, None where an older Ollama tells none. ``loaded`` is None
+    when it did not tell. ``reason`` says why it does not answer.
+    """
+
+    at: float
+    reachable: bool
+    reason: str | None = None
+    version: str | None = None
+    models: tuple[dict[str, Any], ...] = ()  # as /api/tags told them last
+    builds: dict[str, str | None] = field(default_factory=dict)
+    loaded: dict[str, Loaded] | None = None
+
+    @property
+    def cuts_prompts(self) -> bool:
+        """Whether this version cuts an over-long prompt in silence, whatever it is told."""
+        found = re.match(r"(\d+)\.(\d+)\.(\d+)", self.version or "")
+        numbers = tuple(map(int, found.groups())) if found else (0, 0, 0)
+        return (0, 0, 0) < numbers < CUTS_BEFORE  # builds from the source call themselves 0.0.0
+
+
+def builds_of(models: list[dict[str, Any]]) -> dict[str, str | None]:
+    """The digests in the entries of /api/tags, by the models' normal names."""
+    return {normal(model["name"]): digest if isinstance(digest := model.get("digest"), str) and digest else None
+            for model in models}
+
+
+def loaded_of(models: list[dict[str, Any]]) -> dict[str, Loaded]:
+    """What the entries of /api/ps tell of the models in memory, by their normal names."""
+    return {normal(name): Loaded(_percent(model.get("size_vram"), model.get("size")),
+                                 window if type(window := model.get("context_length")) is int and window > 0 else None)
+            for model in models if isinstance(name := model.get("name"), str)}
+
+
+def _percent(part: Any, whole: Any) -> int | None:
+    known = isinstance(part, int) and isinstance(whole, int) and whole > 0
+    return min(100, max(0, round(100 * part / whole))) if known else None

@@ -1,0 +1,90 @@
+"""The order between the queues of a machine: each says since when its first generation waits for one Ollama."""
+
+import os
+import struct
+import time
+from collections.abc import Callable
+
+from .slot_files import open_file, try_lock
+
+ALIVE_SECONDS = 0.1  # after its last sign of life a queue is passed over; one that waits gives a sign at every look
+# Since when the first one waits (0: nobody does), the last sign of life, and its own number of slots.
+_RECORD = struct.Struct("ddd")
+
+
+class Seats:
+    """One seat, a file in ``folder``, for each queue; ours is written, those of the others are read.
+
+    Times are on the monotonic clock, which all processes of a machine share. A seat is held by a lock, so that the
+    next process may take over that of one that has died.
+    """
+
+    def __init__(self, folder: int, number: int, clock: Callable[[], float] = time.monotonic):
+        self._folder, self._number, self._clock = folder, number, clock
+        self._files: list[int | None] = []  # by seat; None for one that we cannot open
+        self._ours: int | None = None
+        self._told = False
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other process has used this folder since ours sat down."""
+        self._find_others()
+        return all(file is None or file == self._ours for file in self._files)
+
+    def sit_down(self) -> None:
+        """Take a seat, so that others see that they are not alone."""
+        if self._ours is None:
+            self._ours = self._free_seat()
+
+    def tell(self, since: float | None) -> None:
+        """Say since when our first one waits, again and again as long as it does; None when nobody does."""
+        if since is None and not self._told:
+            return
+        self.sit_down()
+        self._told = since is not None
+        assert self._ours is not None
+        os.pwrite(self._ours, _RECORD.pack(since or 0.0, self._clock(), self._number), 0)
+
+    def older_elsewhere(self, since: float, held: Callable[[], int]) -> bool:
+        """Whether somebody in another queue waits since before ``since`` and may take a slot while ``held`` are."""
+        self._find_others()
+        alive = self._clock() - ALIVE_SECONDS
+        for file in self._files:
+            if file is None or file == self._ours:
+                continue
+            record = os.pread(file, _RECORD.size, 0)
+            if len(record) == _RECORD.size:
+                first, sign, number = _RECORD.unpack(record)
+                if 0.0 < first < since and sign >= alive and (number >= self._number or held() < number):
+                    return True
+        return False
+
+    def _find_others(self) -> None:
+        """Open the seats that have been taken since the last look."""
+        while True:
+            try:
+                os.stat(f"seat-{len(self._files)}", dir_fd=self._folder, follow_symlinks=False)
+            except OSError:
+                return
+            self._files.append(self._opened(len(self._files), writable=False))
+
+    def _free_seat(self) -> int:
+        """Lock the first seat that nobody holds and return its file."""
+        seat = 0
+        while True:
+            file = self._opened(seat, writable=True)
+            if seat == len(self._files):
+                self._files.append(None)
+            if file is not None:
+                if (before := self._files[seat]) is not None:
+                    os.close(before)
+                self._files[seat] = file
+                if try_lock(file):
+                    return file
+            seat += 1
+
+    def _opened(self, seat: int, writable: bool) -> int | None:
+        try:
+            return open_file(self._folder, f"seat-{seat}", writable)
+        except OSError:  # another user is just making it, or it was planted
+            return None

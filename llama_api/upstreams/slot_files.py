@@ -1,0 +1,178 @@
+"""The slots of one Ollama that all processes of a machine share: a lock on one file each, freed at any death.
+
+They lie in one directory for each Ollama, which may belong to another user and may have been planted: nothing in it is
+followed, created over or believed further than what it is for.
+"""
+
+import fcntl
+import hashlib
+import os
+import stat
+import tempfile
+import time
+from urllib.parse import urlsplit
+
+FOLDER = "llama-api-slots"
+# Seen by all services of a machine, unlike /tmp (systemd's PrivateTmp), and emptied when it starts anew.
+BASES = ("/run/lock", "/dev/shm")
+_FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE_FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_EVERYBODY = 0o777 | stat.S_ISVTX
+OPENING_TRIES = 20  # of a folder that another user is just making
+
+
+def identity(url: str) -> str:
+    """What two URLs of one Ollama have in common: letter case of the host, default port and last slash do not count."""
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return f"{parts.scheme}://{parts.hostname}:{port}{parts.path.rstrip('/')}"
+
+
+def open_folder(url: str) -> int:
+    """Open the directory of the slots of the Ollama at ``url``, made when it is missing, and return its descriptor.
+
+    It lies in systemd's $RUNTIME_DIRECTORY, which instances of our unit share, else where all services see it. Raises
+    OSError when no place can be written.
+    """
+    name = hashlib.sha256(identity(url).encode()).hexdigest()[:16]
+    runtime = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    for base in (*([runtime] if runtime else ()), *BASES):
+        try:
+            return _open_below(base, name)
+        except OSError:
+            pass  # missing, not ours to write, or not what it should be: the next one
+    return _open_below(tempfile.gettempdir(), name)
+
+
+def _open_below(base: str, name: str) -> int:
+    outer = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        folder = _ours(FOLDER, outer)
+    finally:
+        os.close(outer)
+    try:
+        return _ours(name, folder)
+    finally:
+        os.close(folder)
+
+
+def _ours(name: str, parent: int) -> int:
+    """Open the directory ``name`` in ``parent`` for use by everybody, made when it is missing."""
+    try:
+        os.mkdir(name, 0o700, dir_fd=parent)
+    except FileExistsError:
+        pass
+    for attempt in range(OPENING_TRIES):
+        try:
+            return _opened(name, parent)
+        except PermissionError:  # its maker has yet to open it to others
+            if attempt == OPENING_TRIES - 1:
+                raise
+            time.sleep(0.005)
+    raise AssertionError("unreachable")
+
+
+def _opened(name: str, parent: int) -> int:
+    folder = os.open(name, _FOLDER_FLAGS, dir_fd=parent)
+    try:
+        found = os.fstat(folder)
+        if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) != _EVERYBODY:
+            os.fchmod(folder, _EVERYBODY)
+        elif found.st_uid not in (0, os.geteuid()) and not found.st_mode & stat.S_ISVTX:
+            raise OSError(f"{name} lets others swap the files in it")
+        if not os.access(".", os.W_OK | os.X_OK, dir_fd=folder):
+            raise PermissionError(f"{name} cannot be written")
+        return folder
+    except BaseException:
+        os.close(folder)
+        raise
+
+
+def open_file(folder: int, name: str, writable: bool = True) -> int:
+    """Open the file ``name`` in ``folder``, made for everybody when it is missing. Raises OSError."""
+    how = _FILE_FLAGS | (os.O_RDWR if writable else os.O_RDONLY)
+    try:  # not O_CREAT at once: the kernel refuses that for another's file in such a folder (fs.protected_regular)
+        file = os.open(name, how, dir_fd=folder)
+    except FileNotFoundError:
+        try:
+            file = os.open(name, how | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=folder)
+            os.fchmod(file, 0o666)
+        except FileExistsError:
+            file = os.open(name, how, dir_fd=folder)
+    found = os.fstat(file)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+        os.close(file)
+        raise OSError(f"{name} is not a plain file")
+    return file
+
+
+def try_lock(file: int, how: int = fcntl.LOCK_EX) -> bool:
+    """Lock ``file`` unless another process has; never waits."""
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+class SlotFiles:
+    """At most ``number`` slots of one Ollama, each the lock on a file in ``folder``, counted with those of others.
+
+    Processes with other numbers may use the same folder: each keeps to its own, and counts what all hold.
+    """
+
+    def __init__(self, folder: int, number: int):
+        self._folder, self._number = folder, number
+        self._files: dict[int, int] = {}  # by slot
+        self._held: set[int] = set()
+
+    def take(self) -> int | None:
+        """Lock a free slot and return it, or None."""
+        for slot in range(self._number):
+            if slot in self._held or (file := self._opened(slot)) is None or not try_lock(file):
+                continue
+            self._held.add(slot)
+            # Whoever has a larger number uses files beyond ours: all that is held counts.
+            if self._exists(self._number) and len(self._held) + self.held_elsewhere() > self._number:
+                self.give_back(slot)
+                return None
+            return slot
+        return None
+
+    def give_back(self, slot: int) -> None:
+        """Unlock ``slot``."""
+        self._held.discard(slot)
+        fcntl.flock(self._files[slot], fcntl.LOCK_UN)
+
+    def held_elsewhere(self) -> int:
+        """How many slots other processes hold."""
+        count = slot = 0
+        while self._exists(slot):
+            if slot not in self._held:
+                file = self._opened(slot)
+                # Shared, so that two who count at one time do not count each other.
+                if file is not None and try_lock(file, fcntl.LOCK_SH):
+                    fcntl.flock(file, fcntl.LOCK_UN)
+                else:
+                    count += 1
+            slot += 1
+        return count
+
+    def _opened(self, slot: int) -> int | None:
+        """The file of ``slot``, made when it is missing; None when that cannot be, which counts as held."""
+        if slot not in self._files:
+            try:
+                self._files[slot] = open_file(self._folder, f"slot-{slot}", writable=False)
+            except OSError:  # another user is just making it, or it was planted
+                return None
+        return self._files[slot]
+
+    def _exists(self, slot: int) -> bool:
+        """Whether anybody has made the file of ``slot``: they are made in order."""
+        if slot in self._files:
+            return True
+        try:
+            os.stat(f"slot-{slot}", dir_fd=self._folder, follow_symlinks=False)
+        except OSError:
+            return False
+        return True

@@ -1,0 +1,72 @@
+"""The slots of one Ollama as one process uses them: its own number, those it holds, and who waits elsewhere."""
+
+import time
+from collections.abc import Callable
+
+from .seats import Seats
+from .slot_files import SlotFiles, open_folder
+
+WORK_HALVES = 60.0  # seconds in which the memory of past work halves
+
+
+class Slots:
+    """At most ``number`` slots of the Ollama at ``url``, counted with those that other processes of the machine hold.
+
+    The files that they share are opened at the first use, so that a process that serves nothing leaves none.
+    """
+
+    def __init__(self, url: str, number: int, clock: Callable[[], float] = time.monotonic):
+        self.number, self.running = number, 0
+        self._url, self._clock = url, clock
+        self._shared: tuple[SlotFiles, Seats] | None = None
+        self._work, self._work_at = 0.0, clock()
+
+    def __repr__(self) -> str:
+        return f"<Slots: {self.running} of {self.number} held>"
+
+    def take(self, since: float) -> int | None:
+        """Take a free slot for one who waits since ``since``, unless somebody elsewhere waits for longer. Never waits.
+
+        """
+        if self.running >= self.number:
+            return None
+        files, seats = self._opened()
+        if seats.older_elsewhere(since, self._held) or (slot := files.take()) is None:
+            return None
+        self.running += 1
+        self._work, self._work_at = self.work + 1, self._clock()
+        return slot
+
+    def give_back(self, slot: int) -> None:
+        """Give ``slot`` back."""
+        self.running -= 1
+        self._opened()[0].give_back(slot)
+
+    def older_elsewhere(self, since: float) -> bool:
+        """Whether somebody in another process waits since before ``since`` for a slot that we give back."""
+        return self._opened()[1].older_elsewhere(since, lambda: self._held() - 1)
+
+    def tell(self, since: float | None) -> None:
+        """Tell the other processes since when our first one waits, None when nobody does."""
+        self._opened()[1].tell(since)
+
+    @property
+    def share(self) -> float:
+        """How much of it all processes together have taken, 0 … 1."""
+        return (self.running if self._opened()[1].alone else self._held()) / self.number
+
+    @property
+    def work(self) -> float:
+        """How many slots were taken here lately; those of a minute ago count half."""
+        return self._work * 0.5 ** ((self._clock() - self._work_at) / WORK_HALVES)
+
+    def _held(self) -> int:
+        """How many slots all processes together hold."""
+        return self.running + self._opened()[0].held_elsewhere()
+
+    def _opened(self) -> tuple[SlotFiles, Seats]:
+        if self._shared is None:
+            folder = open_folder(self._url)
+            self._shared = SlotFiles(folder, self.number), Seats(folder, self.number, self._clock)
+            self._shared[1].sit_down()
+        return self._shared

@@ -1,0 +1,66 @@
+"""The state of all Ollamas and of the queue, in words."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..model_names import normal
+from .queue import Queue
+from .roster import Roster
+from .upstream import Upstream
+
+SHOWN_DIGITS = 12  # of a digest
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the newest probes, the breakers and the queue tell: each reason is a sentence, None where there is none.
+
+    ``unready`` keeps requests from being served, ``unusable`` says that no Ollama is usable, ``degraded`` what else is
+    amiss. ``ollama``, ``queue`` and ``hosts`` are those of GET /health.
+    """
+
+    unready: str | None
+    unusable: str | None
+    degraded: str | None
+    ollama: dict[str, Any]
+    queue: dict[str, Any]
+    hosts: list[dict[str, Any]]
+
+
+def state_of(roster: Roster, queue: Queue, models: Sequence[str]) -> State:
+    """The state as of the newest probes. ``models`` are those that are served, the default one first."""
+    hosts = [_host(upstream, models[0], roster.build(models[0])) for upstream in roster.upstreams]
+    named = [(f"{host['host']}: " if len(hosts) > 1 else "", host) for host in hosts]
+    reasons = [f"{name}{host['reason']}" for name, host in named if host["reason"]]
+    unusable = None if any(host["usable"] for host in hosts) else "; ".join(reasons)
+    troubles = [*reasons, *_missing(roster, models[1:])]
+    if queue.waiting >= queue.limit and (queue.limit or queue.running >= sum(host["slots"] for host in hosts)):
+        troubles.append("the queue is full")
+    return State(
+        unusable, unusable, None if unusable else "; ".join(troubles) or None,
+        {"reachable": any(host["reachable"] for host in hosts),
+         "version": next((host["version"] for host in hosts if host["version"]), None),
+         "model_present": any(host["model_present"] for host in hosts)},
+        {"running": queue.running, "waiting": queue.waiting, "slots": sum(host["slots"] for host in hosts),
+         "limit": queue.limit}, hosts)
+
+
+def _host(upstream: Upstream, model: str, build: str | None) -> dict[str, Any]:
+    """One object of ``hosts`` in GET /health."""
+    probe, name = upstream.monitor.latest, normal(model)
+    out_of_use, digest = upstream.out_of_use(model, build), probe.builds.get(name)
+    loaded = probe.loaded.get(name) if probe.loaded is not None else None
+    return {"host": upstream.host, "usable": out_of_use is None, "reachable": probe.reachable,
+            "version": probe.version, "model_present": name in probe.builds, "loaded": upstream.loaded(model),
+            "gpu_percent": loaded.gpu_percent if loaded else None,
+            "context_length": loaded.context_length if loaded else None,
+            "digest": digest[:SHOWN_DIGITS] if digest else None, "running": upstream.slots.running,
+            "slots": upstream.slots.number, "reason": out_of_use or upstream.complaint(model)}
+
+
+def _missing(roster: Roster, models: Sequence[str]) -> list[str]:
+    """What to say of those ``models`` that no Ollama has."""
+    there = {name for upstream in roster.upstreams for name in upstream.monitor.latest.builds}
+    return [f"Ollama does not have the model {model}; run `ollama pull {model}`" for model in models
+            if normal(model) not in there]
