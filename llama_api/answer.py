@@ -18,6 +18,7 @@ class Piece(NamedTuple):
     thinking: str = ""
     tool_calls: tuple[dict[str, Any], ...] = ()
     logprobs: tuple[dict[str, Any], ...] = ()
+    vectors: tuple[bytes, ...] = ()  # of texts that were embedded together, little-endian float32
 
 
 class Completion(NamedTuple):
@@ -54,7 +55,8 @@ class Answer:
     """A whole answer: of a generation text, thinking, tool calls and logprobs; of an embedding the ``vector``.
 
     ``model`` is the configured name of the model that answered, ``digest`` its build, ``host`` the Ollama that
-    generated, ``created`` the time as seconds since the epoch. ``vector`` is little-endian float32.
+    generated, ``created`` the time as seconds since the epoch. ``vector`` is little-endian float32,
+    ``batch`` the call that it came by: its id, how many texts it had, and their tokens in all where Ollama told them.
     """
 
     model: str
@@ -63,6 +65,7 @@ class Answer:
     tool_calls: tuple[dict[str, Any], ...] = ()
     logprobs: tuple[dict[str, Any], ...] = ()
     vector: bytes | None = None
+    batch: tuple[str, int, int | None] | None = None
     completion: Completion = Completion()
     digest: str | None = None
     host: str | None = None
@@ -118,6 +121,8 @@ class Answer:
         known["completion"] = Completion(**known.get("completion", {}))
         for name in ("tool_calls", "logprobs"):
             known[name] = tuple(known.get(name, ()))
+        if "batch" in known:
+            known["batch"] = tuple(known["batch"])
         if "vector" in known:
             known["vector"] = base64.b64decode(known["vector"], validate=True)
         answer = cls(**known)

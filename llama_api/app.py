@@ -11,7 +11,7 @@ from . import page
 from .api import admin, docs, exchange, generate, health, ollama, openai, schemas
 from .cache import AnswerCache, GuardedStore, LRUCache, open_store
 from .commands import cache as cache_commands
-from .core import Flights, Models, Service
+from .core import Embeddings, Flights, Models, Service
 from .http import LeanFlask, Recorder, problems, security
 from .logs import JsonLog
 from .metrics import Machine, Metrics
@@ -42,7 +42,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     cache = _cache(app, settings, metrics)
     models = Models(fleet, settings.model, settings.models, settings.model_aliases)
     service = Service(fleet, cache, flights, settings.cache_ttl, settings.cache_stale_if_error)
-    exchanges = exchange.Exchanges(settings, service, machine, watchdog)
+    embeddings = Embeddings(service, fleet, cache, flights)
+    exchanges = exchange.Exchanges(settings, service, embeddings, machine, watchdog)
     request_schema = schemas.GenerateRequest(models, settings.max_tokens_limit, settings.num_ctx)
     cache.when_purged(request_schema.forget)
 

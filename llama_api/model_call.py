@@ -1,14 +1,14 @@
 """What is asked of Ollama: one request exactly as it will get it, and the key that is a hash of just that."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
 KEY_VERSION = 2  # of the key's format; raise it with every change, so that old entries are never misread
-GENERATE, CHAT, EMBED = "/api/generate", "/api/chat", "/api/embed"
+GENERATE, CHAT, EMBED, EMBEDDINGS = "/api/generate", "/api/chat", "/api/embed", "/api/embeddings"
 # Ollama reads these as fractions, all others as integers (api/types.go, Options), so 1 and 1.0 are one value.
 _FLOATS = frozenset({"temperature", "top_p", "min_p", "typical_p", "repeat_penalty", "presence_penalty",
                      "frequency_penalty", "tfs_z", "mirostat_tau", "mirostat_eta"})
@@ -37,6 +37,22 @@ class ModelCall:
         given = {"model": model, **fields, **({"options": chosen} if chosen else {})}
         body = {name: given[name] for name in sorted(given) if given[name] is not None}
         return cls(endpoint, body, hashlib.sha256(orjson.dumps([KEY_VERSION, endpoint, body])).hexdigest())
+
+    def with_texts(self, texts: Sequence[str]) -> "ModelCall":
+        """The call that embeds these texts as this one embeds its own; the old endpoint takes but one."""
+        own = {"input": list(texts)} if self.endpoint == EMBED else {"prompt": texts[0]}
+        rest = {name: value for name, value in self.body.items() if name not in ("model", "options")}
+        return ModelCall.of(self.endpoint, self.model, self.options, **(rest | own))
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it asks for vectors."""
+        return self.endpoint in (EMBED, EMBEDDINGS)
+
+    @property
+    def text(self) -> str:
+        """The text that an embedding's call embeds."""
+        return str(self.body["input" if self.endpoint == EMBED else "prompt"])
 
     @property
     def model(self) -> str:

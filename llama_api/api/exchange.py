@@ -4,7 +4,7 @@ A door makes a ModelCall of the request and hands it to ``Exchanges.respond`` wi
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from flask import Response, current_app, g, request, stream_with_context
@@ -12,7 +12,7 @@ from werkzeug.datastructures import RequestCacheControl
 from werkzeug.http import parse_cache_control_header
 
 from ..answer import Answer, Piece
-from ..core import Directives, Reply, Service
+from ..core import Directives, EmbeddingReply, Embeddings, Reply, Service
 from ..errors import Fault, fault_of
 from ..http import gone_check, note, read_json_body
 from ..metrics import SAVING, Machine
@@ -48,8 +48,10 @@ class Grammar(Protocol):
 class Exchanges:
     """Answers the requests of all doors: reads them, asks the service, and tells the log what became of them."""
 
-    def __init__(self, settings: Settings, service: Service, machine: Machine, watchdog: Watchdog):
-        self._settings, self._service, self._machine, self._watchdog = settings, service, machine, watchdog
+    def __init__(self, settings: Settings, service: Service, embeddings: Embeddings, machine: Machine,
+                 watchdog: Watchdog):
+        self._settings, self._service, self._embeddings = settings, service, embeddings
+        self._machine, self._watchdog = machine, watchdog
         self._silence = settings.heartbeat or None
 
     def body(self, any_type: bool = False) -> bytes:
@@ -66,25 +68,39 @@ class Exchanges:
 
     def respond(self, call: ModelCall, grammar: Grammar, streamed: bool) -> Response:
         """Answer the current request, which asks for ``call``. Raises what kept the answer from coming."""
-        g.record.update(model=call.model, cache="miss",
-                        prompt_sha256=hashlib.sha256(call.question.encode()).hexdigest()[:12])
-        if self._settings.log_prompts:
-            g.record["prompt"] = call.question
+        self._note(call)
         reply = self._service.ask(call, self.directives, gone_check(request.environ))
         g.record["cache"] = reply.result
-        return self._stream(reply, grammar) if streamed else self._plain(reply, grammar)
+        return self._stream(reply, grammar) if streamed else self._plain(
+            reply, lambda answer, figures: grammar.whole(answer, reply, figures))
+
+    def embed(self, calls: Sequence[ModelCall], write: Callable[[Answer, EmbeddingReply], bytes]) -> Response:
+        """Answer the current request, which asks for the vectors of ``calls``, with the body that ``write`` makes.
+
+        Raises what kept them from coming.
+        """
+        self._note(calls[0].with_texts([call.text for call in calls]))
+        reply = self._embeddings.ask(calls, self.directives, gone_check(request.environ))
+        g.record["cache"] = reply.result
+        return self._plain(reply, lambda answer, figures: write(answer, reply))
 
     def load(self, model: str) -> None:
         """Have ``model`` loaded for the current request. Raises what kept it from being loaded."""
         g.record["model"] = model
         self._service.load(model, gone_check(request.environ))
 
-    def _plain(self, reply: Reply, grammar: Grammar) -> Response:
+    def _note(self, call: ModelCall) -> None:
+        g.record.update(model=call.model, cache="miss",
+                        prompt_sha256=hashlib.sha256(call.question.encode()).hexdigest()[:12])
+        if self._settings.log_prompts:
+            g.record["prompt"] = call.question
+
+    def _plain(self, reply: Reply, write: Callable[[Answer, Json], bytes]) -> Response:
         try:
             answer = reply.answer()
         finally:
             reply.close()
-        body = grammar.whole(answer, reply, self._ended(reply, answer))
+        body = write(answer, self._ended(reply, answer))
         headers = cache_headers(reply, self._service, reply.stored)
         return current_app.response_class(body, headers=headers, content_type="application/json")
 

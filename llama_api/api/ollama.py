@@ -1,5 +1,7 @@
 """Ollama's API: its clients, its command line and tools built on them work by changing the host."""
 
+from functools import partial
+
 import orjson
 from flask import Blueprint, Response, abort, current_app
 
@@ -8,7 +10,8 @@ from ..errors import Fault
 from ..http import problems
 from ..upstreams import Fleet
 from .exchange import Exchanges, Json
-from .ollama_grammar import Asked, OllamaGrammar, Requests, error_body, tags_of, told_of
+from .ollama_grammar import (Asked, OllamaGrammar, Requests, embedded, embedded_one, error_body, tags_of,
+                             told_of)
 
 PREFIX = "/api/"
 VERSION = "0.0.0"  # told while no Ollama tells its own
@@ -29,6 +32,18 @@ def blueprint(exchanges: Exchanges, requests: Requests, models: Models, fleet: F
     def ollama_chat() -> Response:
         """Answer a conversation as Ollama does, or only have the model loaded."""
         return _answered(exchanges, requests.chat(exchanges.body(any_type=True)))
+
+    @bp.post("/embed")
+    def ollama_embed() -> Response:
+        """Embed texts, each of which is cached by itself."""
+        name, calls = requests.embed(exchanges.body(any_type=True))
+        return exchanges.embed(calls, partial(embedded, name)) if calls else _json({"model": name, "embeddings": []})
+
+    @bp.post("/embeddings")
+    def ollama_embeddings() -> Response:
+        """Embed one text, by Ollama's old form."""
+        call = requests.embeddings(exchanges.body(any_type=True))
+        return exchanges.embed([call], embedded_one) if call is not None else _json({"embedding": []})
 
     @bp.post("/show")
     def ollama_show() -> Response:

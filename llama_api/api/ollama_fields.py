@@ -123,6 +123,16 @@ def _image(path: str, value: Any) -> str:
     return encoded
 
 
+def _input(path: str, value: Any) -> list[str] | None:
+    if isinstance(value, str):
+        return [value] if value else None
+    if not (isinstance(value, list) and all(isinstance(text, str) for text in value)):
+        refuse(path, "invalid input type")
+    if "" in value:
+        refuse(path, f"input[{value.index('')}] is empty: no input provided")
+    return value or None
+
+
 def _format(path: str, value: Any) -> Any:
     if value == "":
         return None
@@ -172,6 +182,7 @@ def _function(**members: Json) -> Json:
 
 KEEP_ALIVE = Kind({"type": ["string", "number"]}, _keep_alive)
 IMAGE = Kind({"type": "string", "pattern": "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"}, _image)
+INPUT = Kind({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string", "minLength": 1}}]}, _input)
 FORMAT = Kind({"anyOf": [{"enum": ["", "json"]}, {"type": "object"}]}, _format)
 THINKING = Kind({"enum": [True, False, *THINK]}, _think)
 TOP_LOGPROBS = Kind({"type": "integer", "minimum": 0, "maximum": 20}, _top_logprobs)

@@ -7,14 +7,14 @@ from datetime import UTC, datetime
 import orjson
 
 from ..answer import Answer, Piece
-from ..core import Models, Reply
+from ..core import EmbeddingReply, Models, Reply
 from ..errors import (Fault, InvalidRequest, MalformedJSON, ModelNotFound, ModelNotServed, OllamaRefused,
                       PromptTooLong)
-from ..model_call import CHAT, GENERATE, ModelCall
+from ..model_call import CHAT, EMBED, EMBEDDINGS, GENERATE, ModelCall
 from ..model_names import normal
-from ..ollama import ending_of, record_of
+from ..ollama import ending_of, numbers_of, record_of
 from ..waiting import Wait
-from .ollama_fields import (BOOLEAN, FLAG, FORMAT, IMAGE, INTEGER, KEEP_ALIVE, MESSAGE, OBJECT, THINKING, TOOL,
+from .ollama_fields import (BOOLEAN, FLAG, FORMAT, IMAGE, INPUT, INTEGER, KEEP_ALIVE, MESSAGE, OBJECT, THINKING, TOOL,
                             TOP_LOGPROBS, WORDS, Json, filled, items, parse, read, refuse)
 from .ollama_options import LOAD_TIME, OPTIONS
 
@@ -26,6 +26,8 @@ _SPOKEN = {**_MODEL, "stream": BOOLEAN, "format": FORMAT, "think": THINKING, "tr
 GENERATE_FIELDS = {**_SPOKEN, "prompt": WORDS, "suffix": WORDS, "system": WORDS, "template": WORDS, "raw": FLAG,
                    "context": items(INTEGER), "images": items(IMAGE)}
 CHAT_FIELDS = {**_SPOKEN, "messages": items(MESSAGE), "tools": items(TOOL)}
+EMBED_FIELDS = {**_MODEL, "input": INPUT, "truncate": BOOLEAN, "dimensions": filled(INTEGER)}
+EMBEDDINGS_FIELDS = {**_MODEL, "prompt": WORDS}
 SHOW_FIELDS = {"model": WORDS, "name": WORDS, "verbose": FLAG, "system": WORDS, "template": WORDS,
                "options": filled(OBJECT)}
 
@@ -65,6 +67,25 @@ class Requests:
             refuse(".model", "model is required")
         return self._asked(CHAT, self._model(fields), fields, "messages" in fields)
 
+    def embed(self, body: bytes) -> tuple[str, list[ModelCall]]:
+        """Read the body of POST /api/embed: the model's name as it was sent, and a call for each text."""
+        fields = read("EmbedRequest", EMBED_FIELDS, parse(body))
+        model, name = self._model(fields), fields.pop("model")
+        options, texts = self._options(model, fields.pop("options", {})), fields.pop("input", ())
+        return name, [ModelCall.of(EMBED, model, options, input=text, **fields) for text in texts]
+
+    def embeddings(self, body: bytes) -> ModelCall | None:
+        """Read the body of POST /api/embeddings, the old form: one text, whose vector Ollama does not normalise.
+
+        None when there is no text.
+        """
+        fields = read("EmbeddingRequest", EMBEDDINGS_FIELDS, parse(body))
+        if "model" not in fields:
+            refuse(".model", "model is required")
+        model = self._model(fields)
+        options = self._options(model, fields.pop("options", {}))
+        return ModelCall.of(EMBEDDINGS, model, options, prompt=fields["prompt"]) if "prompt" in fields else None
+
     def show(self, body: bytes) -> tuple[str, Json]:
         """Read the body of POST /api/show: the configured name of the model, and the other fields."""
         fields = read("ShowRequest", SHOW_FIELDS, parse(body))
@@ -86,23 +107,28 @@ class Requests:
 
     def _asked(self, endpoint: str, model: str, fields: Json, whole: bool) -> Asked:
         name, streamed = fields.pop("model"), fields.pop("stream", True)
-        options = self._options(model, fields.pop("options", {}))
+        options = fields.pop("options", {})
+        options = self._options(model, options) | self._bound(options)
         call = ModelCall.of(endpoint, model, options, **fields) if whole else None
         return Asked(endpoint, name, model, call, streamed and "_debug_render_only" not in fields)
 
     def _options(self, model: str, given: Json) -> Json:
-        """The options as they are sent: the operator's stay the operator's, and every answer has a bound."""
-        wanted = given.get("num_predict", 0)
-        if wanted > self._limit:
-            refuse(".options.num_predict", f"num_predict {wanted} is above the limit of this server, {self._limit}"
-                                           " (LLAMA_API_MAX_TOKENS_LIMIT)")
+        """The options as they are sent: those of the load stay the operator's."""
         if (size := given.get("num_ctx", 0)) > 0:
             window = self._num_ctx or self._models.window(model)
             if window is not None and size > window:
                 refuse(".options.num_ctx", f"num_ctx {size} is above the context window in force, {window} tokens;"
                                            " only the operator can change it")
         sent = {option: value for option, value in given.items() if option not in LOAD_TIME}
-        return sent | {"num_predict": wanted if wanted > 0 else self._limit, "num_ctx": self._num_ctx}
+        return sent | {"num_ctx": self._num_ctx}
+
+    def _bound(self, given: Json) -> Json:
+        """The most tokens that an answer may have."""
+        wanted = given.get("num_predict", 0)
+        if wanted > self._limit:
+            refuse(".options.num_predict", f"num_predict {wanted} is above the limit of this server, {self._limit}"
+                                           " (LLAMA_API_MAX_TOKENS_LIMIT)")
+        return {"num_predict": wanted if wanted > 0 else self._limit}
 
 
 class OllamaGrammar:
@@ -139,13 +165,31 @@ class OllamaGrammar:
                 "done": done}
 
 
+def embedded(name: str, answer: Answer, reply: EmbeddingReply) -> bytes:
+    """The body of an answer to /api/embed; ``name`` is that of the model, as it was sent."""
+    ending = {"load_duration": 0} | _ending(answer, reply)
+    ending.setdefault("total_duration", _nanoseconds(reply))
+    return orjson.dumps({"model": name, "embeddings": [numbers_of(vector) for vector in reply.vectors], **{
+        told: ending[told] for told in ("total_duration", "load_duration", "prompt_eval_count") if told in ending}})
+
+
+def embedded_one(answer: Answer, reply: EmbeddingReply) -> bytes:
+    """The body of an answer to /api/embeddings."""
+    return orjson.dumps({"embedding": numbers_of(reply.vectors[0])})
+
+
 def _ending(answer: Answer, reply: Reply) -> Json:
     """The members of the last record: on a hit the time is the hit's own, the counts are the stored answer's."""
     ending = ending_of(answer.completion)
     if reply.cached:
         ending = {name: value for name, value in ending.items() if not name.endswith("_duration")}
-        ending |= {"total_duration": max(1, int(reply.figures.inference * 1e9)), "load_duration": 0}
+        ending |= {"total_duration": _nanoseconds(reply), "load_duration": 0}
     return ending
+
+
+def _nanoseconds(reply: Reply) -> int:
+    """The time of the request itself."""
+    return max(1, int(reply.figures.inference * 1e9))
 
 
 def error_body(text: str) -> bytes:

@@ -11,7 +11,7 @@ from ..http import problems
 from .exchange import Json
 from .ollama import PREFIX, REFUSED, REFUSED_METHODS
 from .ollama_fields import schema_of
-from .ollama_grammar import CHAT_FIELDS, GENERATE_FIELDS, SHOW_FIELDS, told_of
+from .ollama_grammar import CHAT_FIELDS, EMBED_FIELDS, EMBEDDINGS_FIELDS, GENERATE_FIELDS, SHOW_FIELDS, told_of
 
 SPOKEN = """\
 As Ollama does, with its cache, its queue and its limits beside: `Cache-Control` is honoured and `Cache-Status` tells
@@ -22,7 +22,7 @@ own stops. Names of fields match in any case, unknown ones are ignored, and the 
 Without `"stream": false` the answer comes as NDJSON, a record a line, the last one with `"done": true`. A failure after
 the first record is a line `{"error": "text"}`, after which nothing comes."""
 
-_POSTED = {PREFIX + "generate", PREFIX + "chat", PREFIX + "show"}
+_POSTED = {PREFIX + name for name in ("generate", "chat", "show", "embed", "embeddings")}
 _ASKING = {PREFIX + "ps"}  # Ollama is asked at once
 _ERROR = {"$ref": "#/components/schemas/OllamaError"}
 _EXAMPLES = (
@@ -33,6 +33,12 @@ _EXAMPLES = (
     errors.NotJSON(), TooManyRequests("60 per 1 minute"), Exception(), errors.OllamaRefused(501, "not supported"),
     errors.OllamaBrokeOff(), errors.OllamaUnavailable(), errors.QueueFull(64, 30), errors.GenerationCancelled(),
     errors.OllamaTimeout(), errors.NotCached(), NotFound(), MethodNotAllowed(["OPTIONS", "POST"]))
+EMBEDDED = """\
+Each text has an entry of the cache of its own: a list is answered from what is stored and one call to Ollama for the
+rest. `Cache-Status`, where there are texts, is `hit` when all were stored. `prompt_eval_count` is told where it is
+exact: Ollama tells but the sum of the texts of one call."""
+_EMBEDDER = "nomic-embed-text"
+_VECTOR: Json = {"type": "array", "items": {"type": "number"}}
 _EXAMPLE = {"model": "llama3:8b", "created_at": "2026-08-21T10:00:00.2Z"}
 _FIGURES = {"total_duration": 910000000, "load_duration": 31000000, "prompt_eval_count": 11,
             "prompt_eval_duration": 90000000, "eval_count": 3, "eval_duration": 60000000}
@@ -65,7 +71,11 @@ def schemas(limit: int) -> dict[str, Json]:
         "role": {"const": "assistant"}, "content": {"type": "string"}, **_SAID}}
     return {
         **{f"Ollama{kind}Request": request for kind, request in requests.items()},
-        "OllamaShowRequest": schema_of(SHOW_FIELDS),
+        "OllamaShowRequest": schema_of(SHOW_FIELDS), "OllamaEmbedRequest": schema_of(EMBED_FIELDS),
+        "OllamaEmbeddingRequest": schema_of(EMBEDDINGS_FIELDS),
+        "OllamaVectors": {"type": "object", "required": ["model", "embeddings"], "properties": {
+            "model": {"type": "string"}, "embeddings": {"type": "array", "items": _VECTOR},
+            **{name: _MEMBERS[name] for name in ("total_duration", "load_duration", "prompt_eval_count")}}},
         "OllamaGenerateRecord": _record("response", {"type": "string"}, _SAID),
         "OllamaChatRecord": _record("message", message, {}),
         "OllamaError": {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}}
@@ -86,6 +96,11 @@ def operations() -> dict[tuple[str, str], Json]:
         (PREFIX + "generate", "POST"): _spoken("Generate", {**say, "prompt": _SKY}, {"response": "Hi"}),
         (PREFIX + "chat", "POST"): _spoken("Chat", {**say, "messages": [{"role": "user", "content": _SKY}]},
                                            {"message": {"role": "assistant", "content": "Hi"}}),
+        (PREFIX + "embed", "POST"): _embedding("OllamaEmbedRequest", {"model": _EMBEDDER, "input": [_SKY, "Hi"]}, {
+            "$ref": "#/components/schemas/OllamaVectors"}, {"model": _EMBEDDER, "embeddings": [[0.6, 0.8], [1, 0]]}),
+        (PREFIX + "embeddings", "POST"): _embedding("OllamaEmbeddingRequest", {"model": _EMBEDDER, "prompt": _SKY}, {
+            "type": "object", "required": ["embedding"], "properties": {"embedding": _VECTOR}}, {
+                "embedding": [1.2, 1.6]}),
         (PREFIX + "show", "POST"): {
             **_operation(_json("What Ollama tells.", {"type": "object"}, {"capabilities": ["completion"]})),
             "requestBody": _body("OllamaShowRequest", {"model": "llama3:8b"})},
@@ -105,6 +120,13 @@ def _spoken(kind: str, asked: Json, said: Json) -> Json:
     answered["200"]["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in ("Age", "Cache-Status")}
     return {**_operation(answered), "description": SPOKEN, "parameters": ["Cache-Control"],
             "requestBody": _body(f"Ollama{kind}Request", asked)}
+
+
+def _embedding(request: str, asked: Json, schema: Json, told: Json) -> Json:
+    answered = _json("The vectors, in the order of the texts.", schema, told)
+    answered["200"]["headers"] = {"Age": {"$ref": "#/components/headers/Age"}}
+    return {**_operation(answered), "description": EMBEDDED, "parameters": ["Cache-Control"],
+            "requestBody": _body(request, asked)}
 
 
 def _operation(answers: Json) -> Json:

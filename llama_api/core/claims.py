@@ -28,13 +28,14 @@ class Claims:
         assert cache.store is not None and cache.keeper is not None
         self._cache, self._store, self._keeper, self._flights = cache, cache.store, cache.keeper, flights
 
-    def fly(self, flight: Flight, generate: Callable[[], Landing], find: Callable[[], Landing | None]) -> Landing:
+    def fly(self, flight: Flight, key: str, generate: Callable[[], Landing],
+            find: Callable[[], Landing | None]) -> Landing:
         """The landing of ``flight``: generated here, or followed where it is generated. Raises what the leader raised.
 
         ``find`` looks into the cache once more: another process may have answered since the first look.
         """
         self._keeper.start()
-        token, key = secrets.token_hex(8), str(flight.key)
+        token = secrets.token_hex(8)
         while (claim := self._claim(key, token)) is not None:
             if claim.token == token:
                 return self._lead(flight, claim, generate, find)
@@ -44,9 +45,9 @@ class Claims:
                     break  # a newer version's, which others of its kind still read: so the claim is left alone
                 if isinstance(came, Exception):
                     raise came
-                if pieces := came.pieces:
+                if pieces := came.answer.pieces:
                     flight.publish(pieces)
-                return Landing(came, "followed", False, time.monotonic())
+                return came
         return find() or generate()
 
     def _claim(self, key: str, token: str) -> Claim | None:
@@ -64,7 +65,8 @@ class Claims:
         published: dict[str, object] | None = None
         try:
             landing = find() or generate()
-            published = {"answer": landing.answer.to_json()}
+            published = {"answer": landing.answer.to_json(), "answers": {
+                key: answer.to_json() for key, answer in landing.answers.items()}}
             return landing
         except (OllamaError, QueueFull, QueueTimeout) as error:
             published = to_wire(error)
@@ -90,10 +92,13 @@ class Claims:
         return outcome
 
 
-def _read_outcome(outcome: bytes) -> Answer | Exception | None:
-    """The answer or the error in a published outcome, None when this version cannot read it."""
+def _read_outcome(outcome: bytes) -> Landing | Exception | None:
+    """What a published outcome makes of those who follow, None when this version cannot read it."""
     try:
         fields = orjson.loads(outcome)
-        return Answer.from_json(fields["answer"]) if "answer" in fields else from_wire(fields)
+        if "answer" not in fields:
+            return from_wire(fields)
+        answers = {key: Answer.from_json(values) for key, values in fields.get("answers", {}).items()}
+        return Landing(Answer.from_json(fields["answer"]), "followed", False, time.monotonic(), answers=answers)
     except (ValueError, TypeError, AttributeError):
         return None

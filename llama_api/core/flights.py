@@ -7,7 +7,8 @@ import _thread
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from ..answer import Answer, Piece
@@ -21,7 +22,8 @@ class Landing(NamedTuple):
     """What became of a flight: its answer, where that came from, and whether the cache has taken it.
 
     ``source`` is ``generated`` here, ``followed`` where another process generated it, or ``found`` in the cache, with
-    ``born``, the answer's time on the monotonic clock. ``ended_at`` is on that clock too.
+    ``born``, the answer's time on the monotonic clock. ``ended_at`` is on that clock too. A flight of embeddings has
+    ``answers`` by key.
     """
 
     answer: Answer
@@ -29,13 +31,17 @@ class Landing(NamedTuple):
     stored: bool
     ended_at: float
     born: float | None = None
+    answers: Mapping[str, Answer] = MappingProxyType({})
 
 
 class Flight:
-    """One generation under way: the pieces so far, then its landing. ``progress`` tells where it is meanwhile."""
+    """One generation under way: the pieces so far, then its landing. ``progress`` tells where it is meanwhile.
 
-    def __init__(self, key: str | None, model: str = ""):
-        self.key, self.model = key, model
+    ``keys`` are those under which it can be joined: ``key`` alone, or those of the texts that it embeds.
+    """
+
+    def __init__(self, key: str | None, model: str = "", keys: Sequence[str] = ()):
+        self.key, self.model, self.keys = key, model, keys or ([key] if key is not None else [])
         self.id = secrets.token_hex(8)
         self.cancellation = Cancellation()
         self.progress = Progress()
@@ -145,6 +151,14 @@ class Reader:
             raise ClientGone
 
 
+class Boarded(NamedTuple):
+    """A flight of several keys, boarded for some of them; ``own`` tells whether it was started for that."""
+
+    reader: Reader
+    keys: Sequence[str]
+    own: bool
+
+
 class Flights:
     """The flights under way in this process, by key: at most one a key that can be joined."""
 
@@ -179,6 +193,26 @@ class Flights:
             _thread.start_new_thread(self._fly, (flight, produce))  # a Thread's handshake would cost the caller 0.1 ms
         return Reader(flight, self, gone, flight.started_at if started else time.monotonic()), started
 
+    def board_several(self, keys: Sequence[str], produce: Callable[[Flight], Landing], gone: Callable[[], bool],
+                      model: str, join: bool = True) -> list["Boarded"]:
+        """Join the flights that carry some of ``keys``, unless ``join`` is false, and start one for the rest."""
+        joined: dict[Flight, list[str]] = {}
+        with self._lock:
+            for key in keys if join else ():
+                if (flight := self._joinable.get(key)) is not None:
+                    joined.setdefault(flight, []).append(key)
+            carried = {key for some in joined.values() for key in some}
+            rest = [key for key in keys if key not in carried]
+            own = self._begin(None, model, rest) if rest else None
+            for flight in [*joined, *([own] if own is not None else [])]:
+                flight.readers += 1
+        now = time.monotonic()
+        found = [Boarded(Reader(flight, self, gone, now), some, False) for flight, some in joined.items()]
+        if own is not None:
+            _thread.start_new_thread(self._fly, (own, produce))
+            found.append(Boarded(Reader(own, self, gone, own.started_at), rest, True))
+        return found
+
     def leave(self, flight: Flight) -> None:
         """Count one reader less. A flight that other processes may wait for is left to ``cancel_if_unread``."""
         with self._lock:
@@ -210,16 +244,17 @@ class Flights:
         with self._lock:
             self._joinable.clear()
 
-    def _begin(self, key: str | None, model: str) -> Flight:
-        flight = Flight(key, model)
+    def _begin(self, key: str | None, model: str, keys: Sequence[str] = ()) -> Flight:
+        flight = Flight(key, model, keys)
         self._all[flight.id] = flight
-        if key is not None:
-            self._joinable[key] = flight
+        for one in flight.keys:
+            self._joinable[one] = flight
         return flight
 
     def _seal(self, flight: Flight) -> None:
-        if flight.key is not None and self._joinable.get(flight.key) is flight:
-            del self._joinable[flight.key]
+        for key in flight.keys:
+            if self._joinable.get(key) is flight:
+                del self._joinable[key]
 
     def _fly(self, flight: Flight, produce: Callable[[Flight], Landing]) -> None:
         landing, error = None, None  # type: Landing | None, BaseException | None

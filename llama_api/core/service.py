@@ -124,7 +124,7 @@ class FlightReply(Reply):
             self.forwarded = "miss"
         self.stored = landing is not None and landing.stored and self.result != "collapsed"
         self.host = None if self.cached else landing.answer.host if landing is not None else flight.progress.host
-        self.figures = _figures(flight, self._reader.joined_at)
+        self.figures = figures_of(flight, self._reader.joined_at)
 
     def _fall_back(self, error: Exception) -> None:
         if self._spare is None or isinstance(error, PromptTooLong):
@@ -142,7 +142,7 @@ class Service:
         self._fleet, self._cache, self._flights = fleet, cache, flights
         cache.when_purged(flights.seal)
         self._ttl, self._stale_if_error = ttl, stale_if_error
-        self._claims = Claims(cache, flights) if cache.store is not None and cache.enabled else None
+        self.claims = Claims(cache, flights) if cache.store is not None and cache.enabled else None
 
     def ask(self, call: ModelCall, directives: Directives, gone: Callable[[], bool]) -> Reply:
         """Begin to answer ``call``; ``gone`` tells whether its client has left. Raises NotCached."""
@@ -154,12 +154,12 @@ class Service:
         entry = self._cache.get(key) if key is not None and not directives.no_cache else None
         acceptable = entry is not None and (
             directives.max_age is None or asked_at - entry.born <= directives.max_age)
-        fresh = entry is not None and self._stale_for(entry) is None
+        fresh = entry is not None and self.stale_for(entry) is None
         if acceptable and fresh:
             return Reply(asked_at, "hit", None, entry)
         if directives.only_if_cached:
             raise NotCached
-        spare = entry if acceptable and entry is not None and self._serves_in_need(entry) else None
+        spare = entry if acceptable and entry is not None and self.serves_in_need(entry) else None
         renew = directives.no_cache or fresh  # then what the cache holds is not wanted
         forwarded = "bypass" if bypass else "request" if renew else "miss" if entry is None else "stale"
         reader, started = self._flights.board(key, lambda flight: self._fly(flight, call, renew), gone, call.model)
@@ -191,7 +191,7 @@ class Service:
         """Seconds since the answer in ``entry`` was generated."""
         return time.monotonic() - entry.born
 
-    def _stale_for(self, entry: Entry) -> float | None:
+    def stale_for(self, entry: Entry) -> float | None:
         """Seconds since ``entry`` was last fresh, None when it is fresh."""
         ttl, age = self._ttl, self.age(entry)
         since = self._fleet.stale_since(entry.answer.model, entry.answer.digest)
@@ -199,15 +199,16 @@ class Service:
         expired = age - ttl if ttl and age >= ttl else None
         return max((seconds for seconds in (outdated, expired) if seconds is not None), default=None)
 
-    def _serves_in_need(self, entry: Entry) -> bool:
-        stale_for = self._stale_for(entry)
+    def serves_in_need(self, entry: Entry) -> bool:
+        """Whether ``entry`` may be served while Ollama fails."""
+        stale_for = self.stale_for(entry)
         return stale_for is None or stale_for <= self._stale_if_error
 
     def _fly(self, flight: Flight, call: ModelCall, renew: bool) -> Landing:
         """Produce the landing of ``flight``: what a producer's thread runs."""
         def find() -> Landing | None:
             entry = self._cache.get(flight.key) if flight.key is not None and not renew else None
-            if entry is None or self._stale_for(entry) is not None:
+            if entry is None or self.stale_for(entry) is not None:
                 return None
             if pieces := entry.answer.pieces:
                 flight.publish(pieces)
@@ -216,8 +217,8 @@ class Service:
         def generate() -> Landing:
             return self._generate(flight, call)
 
-        if self._claims is not None and flight.key is not None:
-            return self._claims.fly(flight, generate, find)
+        if self.claims is not None and flight.key is not None:
+            return self.claims.fly(flight, flight.key, generate, find)
         return find() or generate()
 
     def _generate(self, flight: Flight, call: ModelCall) -> Landing:
@@ -230,7 +231,7 @@ class Service:
         return Landing(answer, "generated", stored, made.ended_at)
 
 
-def _figures(flight: Flight, joined_at: float) -> Figures:
+def figures_of(flight: Flight, joined_at: float) -> Figures:
     """The times of a request, from those of its flight: what came before it joined does not count."""
     progress, landing = flight.progress, flight.landing
     if landing is not None and landing.source == "found":

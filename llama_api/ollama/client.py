@@ -20,13 +20,15 @@ from .connection import Call, CuttingAdapter, current
 from ..errors import (ModelNotFound, NotOllama, OllamaBrokeOff, OllamaBusy, OllamaError, OllamaGarbled, OllamaRefused,
                       OllamaReported, OllamaReset, OllamaTimeout, OllamaUnavailable)
 from ..model_call import GENERATE, ModelCall
-from .protocol import LINE_LIMIT, LineReader, completion_of, error_text, parse_record, piece_of, stops_of, too_long
+from .protocol import (LINE_LIMIT, LineReader, completion_of, error_text, parse_record, piece_of, stops_of, too_long,
+                       vectors_of)
 from ..settings import Settings
 
 logger = logging.getLogger(__name__)
 
 SHOW_SECONDS = 5.0
 TEXT_LIMIT = 64 << 20  # characters of one answer
+VECTORS_LIMIT = 256 << 20  # bytes of the vectors of one call
 ERROR_LIMIT = 64 << 10  # bytes of an error body that are read
 TURN_BYTES = 4096  # that are read of one answer before the others have their turn
 DRAIN_SECONDS = 0.05  # for the end of a body whose last record has been seen
@@ -55,7 +57,7 @@ class OllamaClient:
         ``digest`` is the model's build, by which its own stops are remembered. Raises OllamaError, or Cancelled.
         """
         deadline = time.monotonic() + seconds
-        payload = dict(call.body) | {"stream": True}
+        payload = dict(call.body) | ({} if call.embeds else {"stream": True})
         if self._settings.keep_alive is not None:
             payload["keep_alive"] = self._settings.keep_alive
         if stops := call.options.get("stop"):
@@ -105,12 +107,21 @@ class OllamaClient:
 
     def _generate_once(self, asked: ModelCall, body: bytes, deadline: float, cancellation: Cancellation,
                        publish: Callable[[list[Piece]], None]) -> Completion:
+        if asked.embeds:
+            return self._embed_once(asked, body, deadline, cancellation, publish)
         call = Call()
         with self._exchange(call, "POST", asked.endpoint, body, deadline - time.monotonic(), cancellation) as response:
             self._check_status(response, asked.model)
             last = self._read_answer(response.raw, call, publish)
             _drain(call.detach(), response.raw)
             return completion_of(last)
+
+    def _embed_once(self, asked: ModelCall, body: bytes, deadline: float, cancellation: Cancellation,
+                    publish: Callable[[list[Piece]], None]) -> Completion:
+        record = self._json("POST", asked.endpoint, body, deadline - time.monotonic(), cancellation, asked.model,
+                            VECTORS_LIMIT)
+        publish([Piece(vectors=vectors_of(record, len(asked.texts)))])
+        return completion_of(record)._replace(finish_reason="stop")
 
     def _read_answer(self, raw: Any, call: Call, publish: Callable[[list[Piece]], None]) -> dict[str, Any]:
         reader = LineReader()
@@ -144,14 +155,14 @@ class OllamaClient:
                 raise OllamaBrokeOff
 
     def _json(self, method: str, path: str, body: bytes | None, seconds: float,
-              cancellation: Cancellation | None = None, model: str = "") -> dict[str, Any]:
+              cancellation: Cancellation | None = None, model: str = "", limit: int = LINE_LIMIT) -> dict[str, Any]:
         call = Call()
         with self._exchange(call, method, path, body, seconds, cancellation or Cancellation()) as response:
             self._check_status(response, model)
             data = bytearray()
             while chunk := response.raw.read1(65536):
                 data += chunk
-                if len(data) > LINE_LIMIT:
+                if len(data) > limit:
                     raise OllamaGarbled("an endless reply")
             call.detach()
             return parse_record(data)

@@ -3,6 +3,7 @@
 Its side is ``api/types.go``, ``server/routes.go`` and ``llm/llama_server.go``.
 """
 
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -121,6 +122,25 @@ def completion_of(record: dict[str, Any]) -> Completion:
         prompt_eval_duration=_count(record, "prompt_eval_duration"), eval_duration=_count(record, "eval_duration"),
         context=tuple(context) if isinstance(context, list) and all(type(token) is int for token in context) else None,
         debug_info=debug if isinstance(debug := record.get("_debug_info"), dict) else None)
+
+
+def vectors_of(record: dict[str, Any], count: int) -> tuple[bytes, ...]:
+    """The vectors of ``count`` texts as little-endian float32, of /api/embed or of /api/embeddings.
+
+    Ollama's numbers are float32, printed so that they can be read again exactly. Raises OllamaGarbled.
+    """
+    found = record["embeddings"] if "embeddings" in record else [record.get("embedding")]
+    if not isinstance(found, list) or len(found) != count or not all(isinstance(vector, list) for vector in found):
+        raise OllamaGarbled("another number of vectors than there are texts")
+    try:
+        return tuple(struct.pack(f"<{len(vector)}f", *vector) for vector in found)
+    except (struct.error, OverflowError):
+        raise OllamaGarbled("a vector that is not one") from None
+
+
+def numbers_of(vector: bytes) -> list[float]:
+    """The numbers of a vector."""
+    return list(struct.unpack(f"<{len(vector) // 4}f", vector))
 
 
 def ending_of(completion: Completion) -> dict[str, Any]:

@@ -6,26 +6,16 @@ import orjson
 import pytest
 
 from llama_api.answer import Piece
-from llama_api.cache import KEEP_EVERY, KEPT_FOR, GuardedStore, guarded, keeper, open_store, sqlite, sqlite_file
+from llama_api.cache import KEEP_EVERY, KEPT_FOR, guarded, keeper, open_store, sqlite, sqlite_file
 from llama_api.cache.store import UNDER_WAY, WANTED_FOR
 from llama_api.core import claims, flights
 from llama_api.errors import (GenerationCancelled, ModelNotFound, OllamaBusy, OllamaError, OllamaTimeout,
                               OllamaUnavailable, PromptTooLong, QueueFull, QueueTimeout)
-from tests.support.bench import HIT, LONG, MISS, Bench, label, text_of
+from tests.support.bench import HIT, LONG, MISS, Bench, Watched, label, text_of
 from tests.support.fakes import answer, call, in_threads, until
 
 COLLAPSED = ("collapsed", "miss", False, False)
 KEY = call().key
-
-
-class Watched(GuardedStore):
-    """A store that counts how often its host looked what came of another's claim."""
-
-    looks = 0
-
-    def peek(self, claim, follower):
-        self.looks += 1
-        return super().peek(claim, follower)
 
 
 class Host(Bench):

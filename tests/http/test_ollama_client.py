@@ -9,6 +9,7 @@ import ollama
 import pytest
 
 from tests.support.double import answer_for, pieces_for
+from tests.support.double.vectors import vector_for
 from tests.support.gunicorn_server import new_prompt, until
 
 MODEL = "gpt-4o-mini"  # an alias of llama3:8b
@@ -86,6 +87,17 @@ def test_a_structured_answer(client):
     schema = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
     answer = client.generate(MODEL, new_prompt(), format=schema)
     assert isinstance(json.loads(answer.response)["age"], int)
+
+
+def test_embeddings(client, double):
+    """One text, several, the old form; the second time a hit that is equal."""
+    double.add_model(HELPER, capabilities=["embedding"], embedding_length=8)
+    texts = [new_prompt(), new_prompt()]
+    first, second = client.embed(HELPER, texts), client.embed(HELPER, texts)
+    assert [list(vector) for vector in first.embeddings] == [vector_for(HELPER, text, length=8) for text in texts]
+    assert first.embeddings == second.embeddings and first.prompt_eval_count == second.prompt_eval_count
+    assert client.embed(HELPER, texts[0]).embeddings[0] == first.embeddings[0] and double.embedded[texts[0]] == 1
+    assert len(client.embeddings(HELPER, texts[0]).embedding) == 8
 
 
 def test_the_inventory(client, double):
@@ -176,6 +188,9 @@ def test_a_real_model(serve):
                 first = client.generate(name, "My name is Jo.", options=short)
                 second = client.generate(name, "What is my name?", context=first.context, options=short)
                 assert second.context[:len(first.context)] == first.context
+                vectors = client.embed(name, ["hello", "world", "hello"]).embeddings
+                with ollama.Client(url) as direct:
+                    assert vectors == direct.embed(name, ["hello", "world", "hello"]).embeddings
                 with pytest.raises(ollama.ResponseError, match="does not support thinking"):
                     client.chat(name, asked("Hi"), think=True)
         finally:

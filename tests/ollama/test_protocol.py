@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from llama_api.answer import Completion, Piece
 from llama_api.errors import OllamaGarbled
 from llama_api.model_call import CHAT, GENERATE
-from llama_api.ollama import completion_of, ending_of, piece_of, record_of
+from llama_api.ollama import completion_of, ending_of, numbers_of, piece_of, record_of
+from llama_api.ollama.protocol import vectors_of
 
 CALL = {"id": "call_1", "function": {"index": 0, "name": "weather", "arguments": {"city": "Oslo"}}}
 TOKEN = {"token": "Hi", "logprob": -0.5, "bytes": [72, 105], "top_logprobs": [{"token": "Hi", "logprob": -0.5}]}
@@ -20,7 +21,8 @@ calls = st.fixed_dictionaries({"function": st.fixed_dictionaries(
     {"name": texts, "arguments": st.dictionaries(texts, values, max_size=3)})}, optional={"id": texts})
 scored = {"token": texts, "logprob": st.floats(-100, 0)}
 tokens = st.fixed_dictionaries({**scored, "top_logprobs": st.lists(st.fixed_dictionaries(scored), max_size=2)})
-pieces = st.builds(Piece, texts, texts, st.lists(calls, max_size=2).map(tuple), st.lists(tokens, max_size=2).map(tuple))
+pieces = st.builds(Piece, texts, texts, st.lists(calls, max_size=2).map(tuple), st.lists(tokens, max_size=2).map(tuple),
+                   st.just(()))
 
 
 @pytest.mark.parametrize("record, piece", [
@@ -81,3 +83,20 @@ def test_writing_an_ending_is_the_inverse_of_reading_it(completion):
 def test_zeros_are_left_out():
     """Ollama leaves them out too."""
     assert ending_of(Completion("stop", 0, 3, eval_duration=0)) == {"done_reason": "stop", "eval_count": 3}
+
+
+@given(st.lists(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=4), max_size=3))
+def test_vectors_are_kept_bit_for_bit(vectors):
+    """What Ollama prints is a float32, and is one again whoever reads it."""
+    printed = {"embeddings": [[float(f"{number:.9g}") for number in vector] for vector in vectors]}
+    assert [numbers_of(vector) for vector in vectors_of(printed, len(vectors))] == vectors
+
+
+@pytest.mark.parametrize("record", [
+    {}, {"embeddings": None}, {"embeddings": [[1.0]]}, {"embeddings": [[1.0], 5]}, {"embeddings": [[1.0], ["x"]]},
+    {"embeddings": [[1.0], [None]]}, {"embeddings": [[1.0], [1e39]]}, {"embedding": [1.0]},
+    {"embeddings": [[1.0], [10 ** 400]]}])
+def test_what_is_no_vectors_is_garbled(record):
+    """Of two texts: another number of them, or other values than numbers of float32."""
+    with pytest.raises(OllamaGarbled):
+        vectors_of(record, 2)

@@ -4,7 +4,7 @@ import threading
 import time
 
 from llama_api.answer import Completion, Piece
-from llama_api.cache import AnswerCache, Entry, LRUCache
+from llama_api.cache import AnswerCache, Entry, GuardedStore, LRUCache
 from llama_api.core import Directives, Flights, Service
 from llama_api.upstreams import Generated
 from llama_api.waiting import Cancelled
@@ -47,6 +47,16 @@ class FakeFleet:
             self.outcomes.append(outcome)
         return Generated(Completion(self.reason, 17, 2, eval_duration=40_000_000), self.build, "fake:1",
                          time.monotonic())
+
+
+class Watched(GuardedStore):
+    """A store that counts how often its host looked what came of another's claim."""
+
+    looks = 0
+
+    def peek(self, claim, follower):
+        self.looks += 1
+        return super().peek(claim, follower)
 
 
 class Bench:

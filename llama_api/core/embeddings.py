@@ -1,0 +1,221 @@
+"""Embeddings: an entry for each text, and one call to Ollama for those of a request that nobody has embedded yet.
+
+A flight of embeddings carries several texts, each under its own key, so that whoever needs one of them joins it.
+"""
+
+import hashlib
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+from ..answer import Answer, Completion, Piece
+from ..cache import AnswerCache, Entry
+from ..errors import NotCached, OllamaRefused, PromptTooLong
+from ..model_call import ModelCall
+from ..upstreams import Fleet
+from .flights import Boarded, Flight, Flights, Landing
+from .service import FAILURES, RESULT_OF, Directives, Figures, Reply, Service, figures_of
+
+Board = Callable[[Sequence[ModelCall], bool], list[Boarded]]
+REFUSALS = (OllamaRefused, PromptTooLong)  # for which another text of the same call may be to blame
+
+
+class Embeddings:
+    """Embeds texts, through the same cache, flights and fleet as ``service``."""
+
+    def __init__(self, service: Service, fleet: Fleet, cache: AnswerCache, flights: Flights):
+        self._service, self._fleet, self._cache, self._flights = service, fleet, cache, flights
+
+    def ask(self, calls: Sequence[ModelCall], directives: Directives, gone: Callable[[], bool]) -> "EmbeddingReply":
+        """Begin to embed: a call for each text, in order, some perhaps alike. Raises NotCached."""
+        asked_at = time.monotonic()
+        bypass = directives.no_store or not self._cache.enabled
+        wanted = {call.key: call for call in calls}
+        known = {} if bypass or directives.no_cache else {
+            key: entry for key in wanted if (entry := self._cache.get(key)) is not None}
+        acceptable = {key: entry for key, entry in known.items() if directives.max_age is None
+                      or asked_at - entry.born <= directives.max_age}
+        found = {key: entry for key, entry in acceptable.items() if self._service.stale_for(entry) is None}
+        missing = [call for key, call in wanted.items() if key not in found]
+        reply = EmbeddingReply(asked_at, calls, found, {
+            key: entry for key, entry in acceptable.items() if self._service.serves_in_need(entry)})
+        if not missing:
+            return reply
+        if directives.only_if_cached:
+            raise NotCached
+        renewed = {call.key for call in missing if directives.no_cache or (
+            call.key in known and self._service.stale_for(known[call.key]) is None)}
+        unknown = not directives.no_cache and any(call.key not in known for call in missing)
+        forwarded = "bypass" if bypass else "miss" if unknown else "request" if renewed else "stale"
+        reply.board(missing, forwarded, lambda left, join: self._board(left, join, renewed, bypass, gone))
+        return reply
+
+    def _board(self, calls: Sequence[ModelCall], join: bool, renewed: set[str], bypass: bool,
+               gone: Callable[[], bool]) -> list[Boarded]:
+        """Join the flights that carry some of ``calls`` and start one for the rest."""
+        by_key = {call.key: call for call in calls}
+
+        def produce(flight: Flight) -> Landing:
+            return self._fly(flight, [by_key[key] for key in flight.keys or by_key], renewed, bypass)
+
+        if bypass:
+            reader, _ = self._flights.board(None, produce, gone, calls[0].model)
+            return [Boarded(reader, list(by_key), True)]
+        return self._flights.board_several(list(by_key), produce, gone, calls[0].model, join)
+
+    def _fly(self, flight: Flight, calls: Sequence[ModelCall], renewed: set[str], bypass: bool) -> Landing:
+        """Produce the landing of ``flight``: what a producer's thread runs."""
+        found: dict[str, Answer] = {}
+
+        def find() -> Landing | None:
+            for call in calls if not bypass else ():
+                if call.key not in renewed and (entry := self._look(call.key)) is not None:
+                    found[call.key] = entry.answer
+            return None if len(found) < len(calls) else Landing(
+                Answer(calls[0].model), "found", False, time.monotonic(), answers=found)
+
+        def generate() -> Landing:
+            return self._embed(flight, [call for call in calls if call.key not in found], found, bypass)
+
+        if self._service.claims is None or bypass:
+            return find() or generate()
+        key = hashlib.sha256("".join(call.key for call in calls).encode()).hexdigest()
+        return self._service.claims.fly(flight, key, generate, find)
+
+    def _look(self, key: str) -> Entry | None:
+        """The fresh entry of ``key`` that has come since the first look, if any."""
+        if self._service.claims is None and not self._cache.front.has(key):
+            return None
+        entry = self._cache.get(key)
+        return entry if entry is not None and self._service.stale_for(entry) is None else None
+
+    def _embed(self, flight: Flight, calls: Sequence[ModelCall], found: dict[str, Answer], bypass: bool) -> Landing:
+        """Have Ollama embed the texts of ``calls``; those ``found`` meanwhile are answered too."""
+        epoch, run = self._cache.epoch, _Run(flight)
+        made = self._fleet.generate(calls[0].with_texts([call.text for call in calls]), run)
+        tokens, created = made.completion.input_tokens, time.time()
+        batch = (secrets.token_hex(8), len(calls), tokens)
+        own = made.completion._replace(input_tokens=tokens if len(calls) == 1 else None)
+        embedded = {call.key: Answer(call.model, vector=vector, batch=batch, completion=own, digest=made.digest,
+                                     host=made.host, created=created)
+                    for call, vector in zip(calls, run.vectors, strict=True)}
+        stored = not bypass and all([self._cache.set(key, answer, epoch) for key, answer in embedded.items()])
+        whole = Answer(calls[0].model, completion=made.completion, digest=made.digest, host=made.host, created=created)
+        return Landing(whole, "generated", stored, made.ended_at, answers=found | embedded)
+
+
+class EmbeddingReply(Reply):
+    """The vectors on their way to one client; ``answer`` gives what is told of them all together."""
+
+    def __init__(self, asked_at: float, calls: Sequence[ModelCall], found: Mapping[str, Entry],
+                 spares: Mapping[str, Entry]):
+        oldest = min(found.values(), key=lambda entry: entry.born, default=None)
+        super().__init__(asked_at, "hit", None, oldest)
+        self._asked_at, self._calls, self._spares = asked_at, calls, spares
+        self._answers = {key: entry.answer for key, entry in found.items()}
+        self._boarded: list[Boarded] = []
+
+    @property
+    def vectors(self) -> list[bytes]:
+        """The vectors in the order of the calls, as little-endian float32; to be asked for after ``answer``."""
+        return [self._answers[call.key].vector or b"" for call in self._calls]
+
+    def board(self, calls: Sequence[ModelCall], forwarded: str, board: Board) -> None:
+        """Take the flights that carry the missing ``calls``; ``board`` finds them, and is asked once more at need."""
+        self.entry, self.forwarded, self._board = None, forwarded, board
+        self._boarded = board(calls, True)
+        started = any(boarded.own for boarded in self._boarded)
+        self.result = RESULT_OF[forwarded] if started else "collapsed"
+
+    def answer(self) -> Answer:
+        if not self._boarded:
+            return self._whole(Completion("stop"))
+        try:
+            landings = self._land()
+        except FAILURES as error:
+            return self._fall_back(error)
+        self._label(landings)
+        return self._whole(landings[0].answer.completion if len(landings) == 1 else Completion("stop"))
+
+    def close(self) -> None:
+        for boarded in self._boarded:
+            boarded.reader.close()
+
+    def _land(self) -> list[Landing]:
+        """Wait for the flights. What another's flight was refused is asked for once more, alone."""
+        landings, refused = [], []
+        for boarded in self._boarded:
+            try:
+                landings.append(self._take(boarded))
+            except REFUSALS:
+                if boarded.own:
+                    raise
+                refused += [call for call in self._calls if call.key in boarded.keys]
+        if refused:
+            alone, = self._board(refused, False)
+            self._boarded.append(alone)
+            landings.append(self._take(alone))
+        return landings
+
+    def _take(self, boarded: Boarded) -> Landing:
+        landing = boarded.reader.outcome()
+        self._answers |= {key: landing.answers[key] for key in boarded.keys}
+        return landing
+
+    def _label(self, landings: list[Landing]) -> None:
+        """Tell what became of the request, by what became of its flights."""
+        own = [boarded.reader.flight.landing for boarded in self._boarded if boarded.own]
+        if all(landing is not None and landing.source == "followed" for landing in own):
+            self.result, self.forwarded = "collapsed", "miss"
+        else:
+            self.result = RESULT_OF[self.forwarded or "miss"]
+        self.stored = self.result != "collapsed" and all(landing.stored for landing in landings)
+        self.host = landings[-1].answer.host
+        times = max((figures_of(boarded.reader.flight, boarded.reader.joined_at) for boarded in self._boarded),
+                    key=lambda figures: figures.inference)
+        self.figures = Figures(times.inference, times.queue)
+
+    def _fall_back(self, error: Exception) -> Answer:
+        left = {call.key for call in self._calls} - self._answers.keys()
+        if isinstance(error, PromptTooLong) or not left <= self._spares.keys():
+            raise error
+        self.failure, self.result, self.forwarded = error, "stale", "stale"
+        self.entry = min((self._spares[key] for key in left), key=lambda entry: entry.born)
+        self._answers |= {key: self._spares[key].answer for key in left}
+        self.figures = Figures(time.monotonic() - self._asked_at)
+        return self._whole(Completion("stop"))
+
+    def _whole(self, completion: Completion) -> Answer:
+        tokens = tokens_of([(call.key, self._answers[call.key]) for call in self._calls])
+        return Answer(self._calls[0].model, completion=completion._replace(input_tokens=tokens))
+
+
+class _Run:
+    """An embedding as the fleet sees it."""
+
+    def __init__(self, flight: Flight):
+        self.started_at, self.cancellation, self.progress = flight.started_at, flight.cancellation, flight.progress
+        self.vectors: tuple[bytes, ...] = ()
+
+    def publish(self, pieces: Sequence[Piece]) -> None:
+        """Take the vectors, which come all at once."""
+        self.vectors = pieces[0].vectors
+
+
+def tokens_of(embedded: Sequence[tuple[str, Answer]]) -> int | None:
+    """The tokens of these texts, pairs of key and answer, or None: a call of several texts is told but their sum.
+
+    So the sum is known when each text of each call is there, equally often.
+    """
+    calls: dict[tuple[str, int, int | None], Counter[str]] = {}
+    for key, answer in embedded:
+        if answer.batch is None:
+            return None
+        calls.setdefault(answer.batch, Counter())[key] += 1
+    total = 0
+    for (_, size, tokens), texts in calls.items():
+        if tokens is None or len(texts) != size or len(set(texts.values())) != 1:
+            return None
+        total += tokens * next(iter(texts.values()))
+    return total
