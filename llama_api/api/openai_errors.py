@@ -16,7 +16,8 @@ _CODES = {"malformed-json": "invalid_json", "unauthorized": "invalid_api_key", "
 _RETRIED = {"overloaded": True, "ollama-unavailable": True, "model-not-found": False, "ollama-timeout": False,
             "not-cached": False, "cancelled": False, "internal-error": False}
 # Of a refusal by Ollama: the field of its API, the words that tell of it, the param, and what is wrong with it.
-_BLAME = (("tools", r"unmarshal|tool", "tools", "has a schema that Ollama cannot read"),
+_BLAME = (("think", r"think", "reasoning_effort", "names an effort that the model does not know"),
+          ("tools", r"unmarshal|tool", "tools", "has a schema that Ollama cannot read"),
           ("images", r"image|mmproj|vision", "messages", "has an image that the model cannot read"),
           ("format", r"", "response_format", "has a schema that Ollama cannot hold an answer to"))
 _ASKED_BY = {"tools": "tools", "thinking": "reasoning_effort", "insert": "suffix", "vision": "messages"}
@@ -51,11 +52,12 @@ def refusal(error: Exception, call: ModelCall, needs: Mapping[str, str]) -> Fiel
     if (lacking := re.search(r"does not support (\w+)", error.text)) is not None:
         ability = lacking[1]
         return NotSupported(needs.get(ability) or _ASKED_BY.get(ability, "model"), call.model, ability)
-    used = {name for name in ("tools", "format") if call.body.get(name)} | {
+    used = {name for name in ("think", "tools", "format") if call.body.get(name)} | {
         "images" for message in call.body.get("messages", ()) if message.get("images")}
-    blamed = [row for row in _BLAME if row[0] in used]
-    for field, words, param, rule in [row for row in blamed if re.search(row[1], error.text, re.I)] or blamed:
-        return FieldError(needs["vision"] if field == "images" else param, "invalid_value", rule)
+    told = [row for row in _BLAME if row[0] in used and re.search(row[1], error.text, re.I)]
+    for field, _, param, rule in told or [row for row in _BLAME if row[0] in used - {"think"}]:
+        ability = {"images": "vision", "think": "thinking"}.get(field, "")
+        return FieldError(needs.get(ability, param), "invalid_value", rule)
     return None
 
 

@@ -85,7 +85,7 @@ class GuardedStore:
         return None
 
     def size(self) -> tuple[int, int] | None:
-        return self._call(self._store.size, wait=ADMISSION)
+        return self._call(self._store.size)
 
     def claim(self, key: str, token: str, ttl: float) -> Claim | None:
         return self._call(self._store.claim, key, token, ttl)

@@ -43,6 +43,7 @@ def init_app(app: Flask, settings: Settings) -> None:
     if keys:
         app.before_request(lambda: _check_key(keys))
     if settings.cors_origins:
+        app.after_request(_preflighted)
         CORS(app, origins=list(settings.cors_origins), expose_headers=EXPOSED_HEADERS, max_age=600)
     app.after_request(_harden)
 
@@ -120,6 +121,15 @@ def _reset_in_seconds(response: Response) -> Response:
         if response.status_code == 429:
             longest = int(response.headers.get("Retry-After", 10 ** 9))  # that the API whose URL was called allows
             response.headers["Retry-After"] = str(min(longest, max(1, int(response.headers[RESET]))))
+    return response
+
+
+def _preflighted(response: Response) -> Response:
+    """A preflight has no content to tell of."""
+    if _is_preflight(request) and response.status_code == 200:
+        response.status_code = 204
+        response.headers.pop("Content-Length", None)
+        response.headers.pop("Content-Type", None)
     return response
 
 

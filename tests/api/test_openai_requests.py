@@ -190,6 +190,26 @@ def test_what_sends_something_else_has_a_key_of_its_own():
     assert len(set(keys)) == len(keys)
 
 
+CHOICES = st.fixed_dictionaries({}, optional={
+    "max_tokens": st.sampled_from([None, 8192, 5]), "max_completion_tokens": st.sampled_from([None, 5]),
+    "temperature": st.sampled_from([None, 1, 1.0, 0]), "top_p": st.sampled_from([1, 0.5]),
+    "seed": st.sampled_from([0, 1]), "stop": st.sampled_from([[], "x", ["x"], ["x", "y"]]),
+    "stream": st.booleans(), "user": st.text(max_size=2),
+    "tools": st.sampled_from([[], [TOOL], [TOOL, TOOL]]), "tool_choice": st.sampled_from(["auto", "none"]),
+    "response_format": st.sampled_from([{"type": "text"}, {"type": "json_object"}, STRUCTURED]),
+    "reasoning_effort": st.sampled_from(list(EFFORTS)), "logprobs": st.booleans(),
+    "model": st.sampled_from(["llama3:8b", "gpt-4o-mini", "other:1b"]),
+    "messages": st.sampled_from([HI, user({"type": "text", "text": "Hi"}), user(IMAGE), [*HI, ASKED, RESULT]])})
+
+
+@settings(max_examples=300, deadline=None)
+@given(CHOICES, CHOICES)
+def test_keys_are_equal_if_and_only_if_what_is_sent_is(one, other):
+    """Byte for byte, whatever the two requests looked like."""
+    first, second = chat(**one).call, chat(**other).call
+    assert (first.key == second.key) is (orjson.dumps(dict(first.body)) == orjson.dumps(dict(second.body)))
+
+
 # What is refused
 
 MISSING, TYPE, VALUE = "missing_required_parameter", "invalid_type", "invalid_value"
@@ -390,6 +410,8 @@ def test_an_unknown_ability_is_left_to_ollama():
      "does not support tools"),
     ({"reasoning_effort": "low"}, '"llama3:8b" does not support thinking', "reasoning_effort",
      "does not support thinking"),
+    ({"reasoning": {"effort": "max"}}, 'think value "max" is not supported for this model', "reasoning.effort",
+     "effort"),
     ({}, '"llama3:8b" does not support chat', "model", "does not support chat"),
     ({"tools": [TOOL]}, "json: cannot unmarshal bool into Go struct field", "tools", "schema"),
     ({"tools": [TOOL], "response_format": STRUCTURED}, '{"error":{"message":"failed to parse grammar"}}',

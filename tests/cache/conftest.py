@@ -3,6 +3,7 @@
 import pytest
 
 from llama_api.cache import open_store, redis_scripts, sqlite, sqlite_file
+from llama_api.cache.sqlite import SqliteStore
 from tests.cache import LONG
 from tests.support.redis_server import RedisServer
 
@@ -43,9 +44,23 @@ def redis_url(shared_redis_server):
 
 
 @pytest.fixture
-def sqlite_path(tmp_path):
+def path(tmp_path):
     """Where a SQLite store will be."""
     return str(tmp_path / "answers.db")
+
+
+@pytest.fixture
+def open_sqlite(path):
+    """Open that store as often as wanted."""
+    stores = []
+
+    def open_one(max_entries=1000, max_bytes=16 << 20, **options):
+        stores.append(SqliteStore(path, max_entries, max_bytes, **options))
+        return stores[-1]
+
+    yield open_one
+    for store in stores:
+        store.close()
 
 
 @pytest.fixture(params=["sqlite", "redis"])
@@ -53,7 +68,7 @@ def url(request):
     """The URL of an empty store of each kind."""
     if request.param == "redis":
         return request.getfixturevalue("redis_url")
-    return "sqlite:///" + request.getfixturevalue("sqlite_path")
+    return "sqlite:///" + request.getfixturevalue("path")
 
 
 @pytest.fixture

@@ -63,11 +63,13 @@ def store(redis_server):
 
 
 def fails(operation, match=None):
+    """The operation raises StoreError."""
     with pytest.raises(StoreError, match=match):
         operation()
 
 
 def not_failing(operation):
+    """Whether the operation raises no StoreError."""
     try:
         operation()
         return True

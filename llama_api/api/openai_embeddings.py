@@ -1,0 +1,66 @@
+"""The bodies of requests for embeddings in OpenAI's form (``openai-api.md`` §1.5)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..core import Models
+from ..errors import ModelNotServed
+from ..strict_json import parse_object
+from .openai_errors import FieldError
+from .openai_fields import Members
+
+MOST_INPUTS = 2048
+LARGEST = 2 ** 31 - 1
+_TOKENS = ("must be text: lists of tokens are not supported (LangChain sends them unless check_embedding_ctx_length is"
+           " False)")
+
+
+@dataclass(frozen=True, slots=True)
+class AskedVectors:
+    """A request for the vectors of ``texts``, cut to ``dimensions`` where that is less than they have."""
+
+    model: str
+    texts: tuple[str, ...]
+    dimensions: int | None = None
+    base64: bool = False  # the form of the answer: no part of what is asked of Ollama
+
+
+def read_embeddings(body: bytes, models: Models) -> AskedVectors:
+    """Read a body of /v1/embeddings; fields that it does not know change nothing here.
+
+    Raises MalformedJSON, FieldError or ModelNotServed.
+    """
+    request = Members(parse_object(body))
+    name = request.required_text("model")
+    if (model := models.resolve(name)) is None:
+        raise ModelNotServed(name, models.served)
+    asked = AskedVectors(model, _texts(request), request.integer("dimensions", 1, LARGEST), _base64(request))
+    if not models.can(model, "embedding"):
+        raise request.wrong("model", "unsupported_value", f"cannot be {model}, which does not support embedding")
+    return asked
+
+
+def _texts(request: Members) -> tuple[str, ...]:
+    value = request.require("input")
+    if isinstance(value, str):
+        return (request.name("input"),)
+    if not isinstance(value, list):
+        raise request.wrong("input", "invalid_type", "must be a text or a list of texts")
+    if not 1 <= len(value) <= MOST_INPUTS:
+        raise request.wrong("input", "invalid_value", f"must have from 1 to {MOST_INPUTS} texts")
+    for index, item in enumerate(value):
+        _check(item, f"input[{index}]")
+    return tuple(value)
+
+
+def _check(item: Any, path: str) -> None:
+    if isinstance(item, (int, float, list)):
+        raise FieldError(path, "invalid_type", _TOKENS)
+    Members({path: item}).name(path)
+
+
+def _base64(request: Members) -> bool:
+    encoding = request.text("encoding_format")
+    if encoding is not None and encoding.lower() not in ("float", "base64"):
+        raise request.wrong("encoding_format", "invalid_value", "must be float or base64")
+    return encoding is not None and encoding.lower() == "base64"
