@@ -4,7 +4,8 @@ import os
 import runpy
 
 globals().update({name: value for name, value in runpy.run_path("gunicorn.conf.py").items()
-                  if name not in ("__name__", "__file__", "post_worker_init", "child_exit")})
+                  if name not in ("__name__", "__file__", "on_starting", "on_reload", "post_worker_init",
+                                  "child_exit")})
 
 if os.environ.get("BENCH_WORKER") == "gthread":
     worker_class, threads = "gthread", 64

@@ -16,7 +16,7 @@ from .http import LeanFlask, Recorder, problems, security
 from .logs import JsonLog
 from .metrics import Machine, Metrics
 from .ollama import OllamaClient
-from .settings import Settings, in_force
+from .settings import Settings
 from .upstreams import Breaker, Fleet, Monitor, Slots, Upstream
 from .waiting import Watchdog
 
@@ -32,7 +32,7 @@ class Running:
 
 def create_app(settings: Settings | None = None) -> Flask:
     """Make the application; the settings come from the environment. Raises SettingsError that names every fault."""
-    settings = settings or in_force()
+    settings = settings or Settings.from_env()
     log = JsonLog(settings.log_file, settings.log_level)
     app = LeanFlask(__name__)
     app.json.sort_keys = False  # type: ignore[attr-defined]

@@ -4,7 +4,6 @@ import ipaddress
 import math
 import os
 import re
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -296,7 +295,7 @@ class Settings:
     def warnings(self) -> list[str]:
         """What is allowed but probably not meant, a sentence each."""
         found = [f"{name} is not a setting of this service; is it misspelled?" for name in self.unknown]
-        if not _loopback(self.bind) and not self.keys:
+        if not is_loopback(self.bind) and not self.keys:
             found.append(f"{PREFIX}BIND={self.bind} can be reached from other hosts and no {PREFIX}API_KEYS are set:"
                          " anyone there can use the model")
         if self.workers > 1 and self.cache_url == "memory://":
@@ -316,26 +315,6 @@ def _alias_faults(values: Mapping[str, Any], text: str) -> list[str]:
         elif not everything and normal(model) not in served:
             faults.append(f"names for models of {PREFIX}MODEL or {PREFIX}MODELS, and {model} is not one")
     return [f"{PREFIX}MODEL_ALIASES={text!r} must be {fault}" for fault in faults]
-
-
-_in_force: Settings | None = None
-
-
-def load() -> Settings:
-    """Read the settings and put them in force. Raises SettingsError, but not on a reload: then the old ones stay."""
-    global _in_force
-    try:
-        _in_force = Settings.from_env()
-    except SettingsError as error:
-        if _in_force is None:
-            raise
-        print(f"reloading with the settings in force, because {error}", file=sys.stderr)
-    return _in_force
-
-
-def in_force() -> Settings:
-    """The settings that the process was started with, else those of the environment. Raises SettingsError."""
-    return _in_force or Settings.from_env()
 
 
 def variable(spec: Any) -> str:
@@ -365,7 +344,8 @@ def _mask(found: re.Match[str]) -> str:
     return "?***" if found[1] is None else f"{found[1]}***@"
 
 
-def _loopback(bind: str) -> bool:
+def is_loopback(bind: str) -> bool:
+    """Whether a socket bound to ``bind`` can be reached from this machine alone."""
     host = bind.rpartition(":")[0].strip("[]")
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -232,38 +232,3 @@ def test_settings_are_frozen():
     """Nothing changes a setting once it is read."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         Settings().model = "other"
-
-
-@pytest.fixture
-def process(monkeypatch):
-    """The environment of a process in which nothing has been loaded yet."""
-    monkeypatch.setattr(module, "_in_force", None)
-    for name in VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-    return monkeypatch
-
-
-def test_a_broken_first_load_raises(process):
-    """A start with a fault is no start."""
-    process.setenv("LLAMA_API_QUEUE", "many")
-    with pytest.raises(SettingsError):
-        module.load()
-    with pytest.raises(SettingsError):
-        module.in_force()
-
-
-def test_a_broken_reload_keeps_the_settings_in_force(process, capsys):
-    """A reload with a fault says so and goes on as before; a good one takes effect."""
-    process.setenv("LLAMA_API_QUEUE", "5")
-    assert module.load().queue == 5
-    process.setenv("LLAMA_API_QUEUE", "many")
-    assert module.load().queue == module.in_force().queue == 5
-    assert "LLAMA_API_QUEUE='many'" in capsys.readouterr().err
-    process.setenv("LLAMA_API_QUEUE", "6")
-    assert module.load().queue == module.in_force().queue == 6
-
-
-def test_without_a_load_the_environment_is_in_force(process):
-    """A command that never loads reads the environment as it is."""
-    process.setenv("LLAMA_API_MODEL", "other")
-    assert module.in_force().model == "other"

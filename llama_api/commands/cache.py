@@ -12,7 +12,7 @@ import urllib3
 
 from ..errors import MalformedJSON
 from ..strict_json import parse_object
-from ..settings import PREFIX, Settings, in_force
+from ..settings import PREFIX, Settings
 
 cache = click.Group("cache", help="Look after the cache of the running server.")
 SHORT_SECONDS = 10.0
@@ -184,7 +184,7 @@ def _send(method: str, path: str, seconds: float, body: Any = None) -> requests.
 
 
 def _settings() -> Settings:
-    return in_force()
+    return Settings.from_env()
 
 
 def _url(settings: Settings) -> str:

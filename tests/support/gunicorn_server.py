@@ -18,6 +18,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).parent.parent.parent
+GUNICORN = Path(sys.executable).with_name("gunicorn")
 JSON = {"Content-Type": "application/json"}
 PATIENCE = 20.0  # seconds that a test waits for what must come
 _numbers = itertools.count(1)
@@ -167,7 +168,7 @@ class Server:
         """Start the process; what it prints is appended to two files."""
         with open(self.directory / "stdout", "ab") as out, open(self.directory / "stderr", "ab") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "gunicorn", *map(str, self.arguments), self.application], cwd=self.root,
+                [sys.executable, GUNICORN, *map(str, self.arguments), self.application], cwd=self.root,
                 stdout=out, stderr=err, env=self.environment, start_new_session=True)
 
     def start(self):

@@ -1,0 +1,86 @@
+"""How gunicorn serves the application: ``gunicorn -c python:llama_api.server.gunicorn_conf llama_api.wsgi:app``.
+
+In the checkout ``gunicorn wsgi:app`` is the same.
+"""
+
+# The worker patches after its fork, which is too late for what this file imports.
+from gevent import monkey; monkey.patch_all()  # noqa: E702
+
+import atexit  # noqa: E402
+import os  # noqa: E402
+import shutil  # noqa: E402
+import signal  # noqa: E402
+import sys  # noqa: E402
+import tempfile  # noqa: E402
+from typing import Any  # noqa: E402
+
+import gevent  # noqa: E402
+
+from ..settings import SettingsError  # noqa: E402
+from . import reloading, standing  # noqa: E402
+
+DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"  # of the workers' figures; prometheus_client reads it when it is imported
+
+upgrade = "GUNICORN_PID" in os.environ and not standing.settings  # by USR2: the directory is that of the old master
+try:
+    settings = reloading.load()
+except SettingsError as error:
+    sys.exit(f"llama_api does not start: {error}")
+
+
+def _remove_directory(master: int) -> None:
+    if os.getpid() == master:  # and no worker, which has inherited this
+        shutil.rmtree(os.environ[DIRECTORY], ignore_errors=True)
+
+
+if DIRECTORY not in os.environ or upgrade:
+    os.environ[DIRECTORY] = tempfile.mkdtemp(prefix="llama_api-")
+    atexit.register(_remove_directory, os.getpid())
+
+from prometheus_client import multiprocess  # noqa: E402
+
+from .command_line import faults_of  # noqa: E402
+
+bind = settings.bind
+workers = settings.workers
+# See benchmarks/README.md: gthread reads request heads with no deadline, so half-sent ones hold its threads for ever.
+worker_class = "llama_api.server.worker.Worker"
+worker_connections = 2000 + 4 * (settings.queue + settings.parallel)  # well above all that may wait for the model
+keepalive = 2  # seconds; under gevent also the time limit of a request's head
+graceful_timeout = int(settings.timeout + settings.queue_timeout) + 5
+timeout = 60  # seconds without a sign of life, which a waiting worker gives as well
+forwarded_allow_ips = ""  # LLAMA_API_TRUSTED_PROXIES says whom to believe
+control_socket_disable = True
+
+
+def on_starting(server: Any) -> None:
+    """Refuse what cannot be honoured, and let go of the code."""
+    if faults := list(faults_of(server.cfg)):
+        sys.exit("\n  ".join(["llama_api does not start, for gunicorn was told what cannot be done here:", *faults]))
+    if server.cfg.daemon:
+        atexit.register(_remove_directory, os.getpid())  # which is another process by now
+    shutil.chown(os.environ[DIRECTORY], server.cfg.uid, server.cfg.gid)
+    on_reload(server)
+
+
+def on_reload(server: Any) -> None:
+    """Tell the new workers what they serve on, and have them import the code as it is now."""
+    reloading.serve_on(server.cfg.bind, server.cfg.workers)
+    reloading.forget_code()
+
+
+def post_request(worker: Any, req: Any, environ: Any, resp: Any) -> None:
+    """Let the other connections have their turn: a busy kept-alive one would never yield."""
+    gevent.sleep(0)
+
+
+def post_worker_init(worker: Any) -> None:
+    """Look at Ollama before the first request does."""
+    worker.wsgi.extensions["llama_api"].fleet.state()
+    # A Ctrl-C reaches the whole terminal's group; the master tells its workers what to do about it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    """Forget the gauges of a worker that has ended."""
+    multiprocess.mark_process_dead(worker.pid)
