@@ -1,4 +1,4 @@
-"""OpenAI's API at /v1: chats, completions and models (``openai-api.md``)."""
+"""OpenAI's API at /v1: chats, completions, embeddings and models (``openai-api.md``)."""
 
 import time
 from collections.abc import Mapping
@@ -38,6 +38,12 @@ def blueprint(exchanges: Exchanges, requests: OpenAIRequests, models: Models) ->
         asked = requests.completion(exchanges.body())
         return _respond(exchanges, CompletionGrammar(asked, Identity.new(
             "cmpl-", lambda: models.digest(asked.call.model))))
+
+    @bp.post("/v1/embeddings")
+    def embeddings() -> Response:
+        """Embed texts, each of which is cached by itself."""
+        asked = requests.embeddings(exchanges.body())
+        return exchanges.embed(asked.calls(), asked.told)
 
     @bp.get("/v1/models")
     def list_models() -> Response:

@@ -1,10 +1,16 @@
-"""The bodies of requests for embeddings in OpenAI's form (``openai-api.md`` §1.5)."""
+"""Embeddings in OpenAI's form: the bodies of requests and of answers (``openai-api.md`` §1.5, §2.4)."""
 
+from base64 import b64encode
 from dataclasses import dataclass
 from typing import Any
 
-from ..core import Models
+import orjson
+
+from ..answer import Answer
+from ..core import EmbeddingReply, Models
 from ..errors import ModelNotServed
+from ..model_call import EMBED, ModelCall
+from ..ollama import numbers_of
 from ..strict_json import parse_object
 from .openai_errors import FieldError
 from .openai_fields import Members
@@ -23,10 +29,27 @@ class AskedVectors:
     texts: tuple[str, ...]
     dimensions: int | None = None
     base64: bool = False  # the form of the answer: no part of what is asked of Ollama
+    num_ctx: int | None = None
+
+    def calls(self) -> list[ModelCall]:
+        """A call for each text; one that does not fit the window is refused rather than cut."""
+        return [ModelCall.of(EMBED, self.model, {"num_ctx": self.num_ctx}, input=text, truncate=False,
+                             dimensions=self.dimensions) for text in self.texts]
+
+    def told(self, answer: Answer, reply: EmbeddingReply) -> bytes:
+        """The body of the answer; how many tokens were read is null where it is not known exactly."""
+        tokens = answer.completion.input_tokens
+        return orjson.dumps({"object": "list", "data": [
+            {"object": "embedding", "index": index, "embedding": self._written(vector)}
+            for index, vector in enumerate(reply.vectors)], "model": self.model,
+            "usage": None if tokens is None else {"prompt_tokens": tokens, "total_tokens": tokens}})
+
+    def _written(self, vector: bytes) -> str | list[float]:
+        return b64encode(vector).decode() if self.base64 else numbers_of(vector)
 
 
-def read_embeddings(body: bytes, models: Models) -> AskedVectors:
-    """Read a body of /v1/embeddings; fields that it does not know change nothing here.
+def read_embeddings(body: bytes, models: Models, num_ctx: int | None = None) -> AskedVectors:
+    """Read a body of /v1/embeddings; fields that it does not know change nothing here. ``num_ctx`` is NUM_CTX.
 
     Raises MalformedJSON, FieldError or ModelNotServed.
     """
@@ -34,7 +57,7 @@ def read_embeddings(body: bytes, models: Models) -> AskedVectors:
     name = request.required_text("model")
     if (model := models.resolve(name)) is None:
         raise ModelNotServed(name, models.served)
-    asked = AskedVectors(model, _texts(request), request.integer("dimensions", 1, LARGEST), _base64(request))
+    asked = AskedVectors(model, _texts(request), request.integer("dimensions", 1, LARGEST), _base64(request), num_ctx)
     if not models.can(model, "embedding"):
         raise request.wrong("model", "unsupported_value", f"cannot be {model}, which does not support embedding")
     return asked

@@ -12,6 +12,7 @@ from ..core import Models
 from ..errors import ModelNotServed
 from ..model_call import CHAT, GENERATE, ModelCall
 from ..strict_json import parse_object
+from .openai_embeddings import AskedVectors, read_embeddings
 from .openai_errors import NotSupported
 from .openai_fields import Members
 from .openai_messages import Needs, read_messages, read_tools
@@ -74,6 +75,10 @@ class OpenAIRequests:
     def completion(self, body: bytes) -> Asked:
         """Read a body of /v1/completions."""
         return self._possible((self._known_completions if len(body) <= REMEMBERED_BYTES else self._completion)(body))
+
+    def embeddings(self, body: bytes) -> AskedVectors:
+        """Read a body of /v1/embeddings."""
+        return read_embeddings(body, self._models, self._num_ctx)
 
     def _possible(self, asked: Asked) -> Asked:
         """``asked`` as its model can answer it. Raises NotSupported."""

@@ -8,6 +8,7 @@ from werkzeug.exceptions import MethodNotAllowed, NotFound, TooManyRequests
 from .. import errors
 from ..http import problems
 from .exchange import Json
+from .openai_embeddings import LARGEST, MOST_INPUTS
 from .openai_errors import FieldError, error_object, status_of
 from .openai_messages import ROLES
 from .openai_requests import (CHAT_FIELDS, COMPLETION_FIELDS, COMPLETION_LOGPROBS, COMPLETION_TOKENS, EFFORTS, IGNORED,
@@ -21,6 +22,10 @@ Answers come through the same cache, queue and limits as those of POST /generate
 mean the same. With `"stream": true` they come as server-sent events: `data: <JSON>` and a blank line each, with
 `data: [DONE]` at the end. While a caller waits, comments (`: waiting`) are sent. A failure after the first event is
 `data: {"error": …}`, and then there is no `[DONE]`."""
+EMBEDDED = """\
+Each text has an entry of the cache of its own: a list is answered from what is stored and one call to Ollama for the
+rest. `Cache-Status` is `hit` when all were stored. `usage` is null where it is not known exactly: Ollama tells but the
+sum of the texts of one call."""
 _EXAMPLES = (
     errors.MalformedJSON("Expecting value at line 1, column 1"), errors.PromptTooLong(9001, 8192),
     FieldError("messages[0].role", "invalid_value", f"must be one of {', '.join(ROLES)}"), errors.UntrustedHost(),
@@ -66,7 +71,7 @@ def schemas(limit: int) -> dict[str, Json]:
         "role": {"const": "assistant"}, "content": _null(TEXT), "reasoning": TEXT, "tool_calls": _list(_object(
             "index id type function", index=COUNT, **tool_call["properties"]))}}
     return {
-        **_requests(limit), "OpenAIError": _object("error", error=_object(
+        **_requests(limit), **_embeddings(), "OpenAIError": _object("error", error=_object(
             "message type param code", message=TEXT, type=TEXT, param=_null(TEXT), code=_null(TEXT))),
         "OpenAIUsage": _object("prompt_tokens completion_tokens total_tokens", prompt_tokens=COUNT,
                                completion_tokens=COUNT, total_tokens=COUNT),
@@ -90,6 +95,22 @@ def _answer(kind: str, choice: Json, streamed: bool = False) -> Json:
     return _object(required, id=TEXT, object={"const": kind}, created=COUNT, model=TEXT,
                    system_fingerprint=_null(TEXT), usage=_null(_ref("OpenAIUsage")),
                    choices=_list(choice, minItems=0 if streamed else 1, maxItems=1))
+
+
+def _embeddings() -> dict[str, Json]:
+    """The schemas of /v1/embeddings."""
+    text = {**TEXT, "minLength": 1}
+    vector = {"anyOf": [_list({"type": "number"}), {**TEXT, "description": "Little-endian float32 as base64."}]}
+    return {
+        "EmbeddingRequest": _object(
+            "model input", model={**TEXT, "examples": ["nomic-embed-text"]},
+            input={"anyOf": [text, _list(text, minItems=1, maxItems=MOST_INPUTS)]},
+            dimensions=_null({"type": "integer", "minimum": 1, "maximum": LARGEST}),
+            encoding_format=_null({"enum": ["float", "base64"]})),
+        "EmbeddingList": _object(
+            "object data model usage", object={"const": "list"}, model=TEXT, data=_list(_object(
+                "object index embedding", object={"const": "embedding"}, index=COUNT, embedding=vector)),
+            usage=_null(_object("prompt_tokens total_tokens", prompt_tokens=COUNT, total_tokens=COUNT)))}
 
 
 def _requests(limit: int) -> dict[str, Json]:
@@ -148,6 +169,7 @@ def operations() -> dict[tuple[str, str], Json]:
             "model": "llama3:8b", "messages": [{"role": "user", "content": "Why is the sky blue?"}]}),
         ("/v1/completions", "POST"): _generating("Completion", {
             "model": "llama3:8b", "prompt": "Why is the sky blue?", "max_tokens": 100}),
+        ("/v1/embeddings", "POST"): _embedding(),
         ("/v1/models", "GET"): _telling("The models, those that Ollama lacks left out.", "OpenAIModelList", {
             "object": "list", "data": [model]}),
         ("/v1/models/{model}", "GET"): {**_telling("The model.", "OpenAIModel", model), "parameters": [{
@@ -169,6 +191,20 @@ def _generating(kind: str, example: Json) -> Json:
                 "content": {"application/json": {"schema": _ref(kind)}, "text/event-stream": {"schema": chunks}}}}}
 
 
+def _embedding() -> Json:
+    asked = {"model": "nomic-embed-text", "input": ["Why is the sky blue?", "Hi"]}
+    told = {"object": "list", "data": [{"object": "embedding", "index": index, "embedding": vector}
+                                       for index, vector in enumerate([[0.6, 0.8], [1.0, 0.0]])],
+            "model": "nomic-embed-text", "usage": {"prompt_tokens": 9, "total_tokens": 9}}
+    return {"tags": ["openai"], "description": EMBEDDED, "parameters": ["Cache-Control"],
+            "requestBody": {"required": True, "content": {"application/json": {
+                "schema": _ref("EmbeddingRequest"), "examples": {"plain": {"value": asked}}}}},
+            "responses": {"200": {
+                "description": "The vectors, in the order of the texts.",
+                "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in ("Cache-Status", "Age")},
+                "content": {"application/json": {"schema": _ref("EmbeddingList"), "example": told}}}}}
+
+
 def _telling(description: str, schema: str, example: Json) -> Json:
     return {"tags": ["openai"], "responses": {"200": {"description": description, "content": {
         "application/json": {"schema": _ref(schema), "example": example}}}}}
@@ -182,7 +218,7 @@ def failures(path: str) -> dict[str, Json]:
         status = "default" if isinstance(error, (NotFound, MethodNotAllowed)) else str(status_of(fault))
         body = error_object(fault, error)
         rows[status][body["error"]["code"]] = {"summary": fault.title, "value": body}
-    generates = path.endswith("completions")
+    generates = path.endswith(("completions", "embeddings"))
     wanted = rows if generates else _GENERAL | ({"404"} if path.endswith("}") else set())
     return {status: {"description": HTTPStatus(int(status)).phrase if status != "default" else "Nothing is there.",
                      "content": {"application/json": {"schema": _ref("OpenAIError"), "examples": examples}}}

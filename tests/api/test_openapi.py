@@ -18,7 +18,7 @@ from llama_api.api.schemas import GenerateRequest
 from tests.support.double import answer_for
 
 PROMPT = "Why is the sky blue?"
-FOREIGN = {"/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/{model}", *(
+FOREIGN = {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models", "/v1/models/{model}", *(
     f"/api/{name}" for name in (
         "generate chat embed embeddings show tags ps version status {action} {action}/{target}").split())}
 EVENT = re.compile(r"(?:event: (error)\n)?data: (.+)\n\n")

@@ -1,8 +1,10 @@
 """Embeddings from outside: each text cached by itself, exact, shared while it is under way (contract, 10.7 and 11)."""
 
+import base64
 import json
 import struct
 
+import openai
 import pytest
 
 from tests.support.double.vectors import text_tokens, vector_for
@@ -21,7 +23,7 @@ def server(shared_double, shared_serve):
 def double(shared_double):
     shared_double.reset()
     shared_double.set(slots=8)
-    shared_double.add_model(MODEL, capabilities=["embedding"], embedding_length=LENGTH)
+    shared_double.set_model(MODEL, digest="b" * 64, capabilities=["embedding"], embedding_length=LENGTH)
     return shared_double
 
 
@@ -178,3 +180,66 @@ def test_workers_share_what_they_embed(double, serve, tmp_path):
     hit = embed(other, texts)
     assert hit.cache == HIT and [struct.pack(f"<{LENGTH}f", *vector) for vector in hit.json["embeddings"]] == [
         struct.pack(f"<{LENGTH}f", *vector) for vector in vectors(*texts)]
+
+
+# OpenAI's form
+
+def create(api, texts, headers=None, **fields):
+    """Ask /v1/embeddings."""
+    body = json.dumps({"model": MODEL, "input": texts, **fields})
+    return api.request("POST", "/v1/embeddings", body, {**JSON, **(headers or {})})
+
+
+def test_the_answer_in_openais_form(api):
+    """A list in the order of the texts; what Ollama does not tell exactly is null."""
+    one, two = new_prompt(), new_prompt()
+    miss = create(api, [one, two, one])
+    assert (miss.status, miss.cache) == (200, MISS) and miss.json == {
+        "object": "list", "model": MODEL, "usage": None, "data": [
+            {"object": "embedding", "index": index, "embedding": vector}
+            for index, vector in enumerate(vectors(one, two, one))]}
+    hit = create(api, [two, one])
+    tokens = text_tokens(one) + text_tokens(two)
+    assert hit.cache == HIT and hit.json["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
+    assert api.record_of(hit)["input_tokens"] == tokens
+
+
+def test_both_forms_of_a_vector_are_the_same_entry(api, double):
+    """base64 is little-endian float32, and no part of the key; /api/embed shares entries where it asks for the same."""
+    text = new_prompt()
+    floats = create(api, text).json["data"][0]["embedding"]
+    reply = create(api, text, encoding_format="base64")
+    assert reply.cache == HIT == embed(api, text, truncate=False).cache
+    assert base64.b64decode(reply.json["data"][0]["embedding"]) == struct.pack(f"<{LENGTH}f", *floats)
+    short = create(api, text, dimensions=4, encoding_format="float").json["data"][0]["embedding"]
+    assert short == vectors(text, dimensions=4)[0] and len(double.calls("/api/embed")) == 2
+
+
+@pytest.mark.parametrize("fields, status, code, param", [
+    ({"texts": ""}, 400, "invalid_value", "input"), ({"texts": ["a", ""]}, 400, "invalid_value", "input[1]"),
+    ({"texts": [1, 2]}, 400, "invalid_type", "input[0]"), ({"texts": []}, 400, "invalid_value", "input"),
+    ({"texts": ["a"] * 2049}, 400, "invalid_value", "input"), ({"dimensions": 0}, 400, "invalid_value", "dimensions"),
+    ({"encoding_format": "hex"}, 400, "invalid_value", "encoding_format"),
+    ({"model": "llama3:8b"}, 400, "unsupported_value", "model"), ({"model": "gpt-4"}, 404, "model_not_found", "model"),
+    ({"texts": "word " * 9000}, 400, "context_length_exceeded", None),
+    ({"texts": "[[fault=oom]]"}, 502, "ollama-error", None)])
+def test_what_is_wrong_is_refused_in_openais_words(api, double, fields, status, code, param):
+    """With the field; a model that cannot embed is known before it is loaded."""
+    reply = create(api, **{"texts": "Hi", **fields})
+    error = reply.json["error"]
+    assert (reply.status, error["code"], error["param"]) == (status, code, param)
+    if code not in ("context_length_exceeded", "ollama-error"):
+        assert sent(double) == [] and double.loads == 0
+
+
+def test_the_official_package_gets_exact_vectors(api, double):
+    """It asks for base64 unless it is told not to."""
+    texts = [new_prompt(), new_prompt(), new_prompt()]
+    with openai.OpenAI(base_url=f"{api.url}/v1", api_key="none") as client:
+        first = client.embeddings.create(model=MODEL, input=texts)
+        second = client.embeddings.create(model=MODEL, input=texts[:2], encoding_format="float")
+        with pytest.raises(openai.BadRequestError, match="check_embedding_ctx_length"):
+            client.embeddings.create(model=MODEL, input=[[1, 2, 3]])
+    assert [one.embedding for one in first.data] == vectors(*texts)
+    assert [one.embedding for one in second.data] == vectors(*texts[:2]) and sent(double) == [texts]
+    assert first.usage.prompt_tokens == sum(map(text_tokens, texts)) and second.usage is None

@@ -23,8 +23,9 @@ def server(shared_double, shared_serve):
 def double(shared_double):
     shared_double.reset()
     shared_double.set(slots=8)
-    shared_double.add_model("helper:1b", capabilities=["completion", "tools", "thinking", "insert", "vision"])
-    shared_double.add_model("private:1b")
+    shared_double.set_model("helper:1b", digest="b" * 64, capabilities=[
+        "completion", "tools", "thinking", "insert", "vision"])
+    shared_double.set_model("private:1b", digest="b" * 64)
     return shared_double
 
 

@@ -33,7 +33,7 @@ def server(shared_double, shared_serve):
 @pytest.fixture
 def double(shared_double):
     shared_double.reset()
-    shared_double.add_model(HELPER, capabilities=["completion", "tools", "thinking"])
+    shared_double.set_model(HELPER, digest="b" * 64, capabilities=["completion", "tools", "thinking"])
     return shared_double
 
 
@@ -91,7 +91,7 @@ def test_a_structured_answer(client):
 
 def test_embeddings(client, double):
     """One text, several, the old form; the second time a hit that is equal."""
-    double.add_model(HELPER, capabilities=["embedding"], embedding_length=8)
+    double.set_model(HELPER, capabilities=["embedding"], embedding_length=8)
     texts = [new_prompt(), new_prompt()]
     first, second = client.embed(HELPER, texts), client.embed(HELPER, texts)
     assert [list(vector) for vector in first.embeddings] == [vector_for(HELPER, text, length=8) for text in texts]
