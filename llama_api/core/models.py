@@ -1,13 +1,27 @@
 """Which models are served, under what names, and what each can do."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import ModelNotServed, OllamaError
 from ..model_names import is_cloud, normal
 from ..upstreams import Fleet
 
 EVERYTHING = "*"
+
+
+class _Shown(NamedTuple):
+    """What is remembered of a build: what it can do, and the longest context window that it can have."""
+
+    capabilities: frozenset[str]
+    window: int | None
+
+    @classmethod
+    def of(cls, shown: dict[str, Any]) -> "_Shown":
+        info = shown.get("model_info")
+        sizes = [size for name, size in info.items() if name.endswith(".context_length")
+                 and type(size) is int and size > 0] if isinstance(info, dict) else []
+        return cls(frozenset(str(one) for one in shown.get("capabilities") or ()), min(sizes, default=None))
 
 
 class Models:
@@ -20,7 +34,7 @@ class Models:
         configured = [default, *(name for name in further if name != EVERYTHING)]
         self._configured = {normal(name): name for name in reversed(configured)}
         self._aliases = {normal(alias): (alias, model) for alias, model in aliases}
-        self._abilities: dict[str, tuple[str | None, frozenset[str]]] = {}  # by model: its build and what it can do
+        self._shown: dict[str, tuple[str | None, _Shown]] = {}  # by model: its build and what was told of that
 
     @property
     def served(self) -> list[str]:
@@ -51,12 +65,7 @@ class Models:
 
     def capabilities(self, model: str) -> frozenset[str]:
         """What a served ``model`` can do (``completion``, ``tools``, ...): one look a build. Raises OllamaError."""
-        known = self._abilities.get(model)
-        if known is None or self._fleet.stale_since(model, known[0]) is not None:
-            digest = self.digest(model)
-            abilities = frozenset(str(one) for one in self._fleet.show(model).get("capabilities") or ())
-            known = self._abilities[model] = (digest, abilities)
-        return known[1]
+        return self._look(model).capabilities
 
     def can(self, model: str, ability: str) -> bool:
         """Whether ``model`` has the ``ability``; True while Ollama cannot tell: then it will speak for itself."""
@@ -83,15 +92,12 @@ class Models:
 
     def window(self, model: str) -> int | None:
         """The context window of a served ``model`` in tokens: as loaded, else at most; None when Ollama cannot tell."""
+        if (loaded := self._fleet.window(model)) is not None or self.digest(model) is None:
+            return loaded
         try:
-            sizes = [entry.get("context_length") for entry in self._fleet.loaded()
-                     if normal(str(entry.get("name"))) == normal(model)]
-            if not sizes:
-                known = self._fleet.show(model).get("model_info") or {}
-                sizes = [size for name, size in known.items() if name.endswith(".context_length")]
+            return self._look(model).window
         except OllamaError:
             return None
-        return next((size for size in sizes if type(size) is int and size > 0), None)
 
     def show(self, model: str, **fields: Any) -> dict[str, Any]:
         """What /api/show tells of a served ``model``, asked with further ``fields``. Raises OllamaError."""
@@ -111,6 +117,14 @@ class Models:
             if normal(item[0]) == normal(name):
                 return item
         raise ModelNotServed(name, self.served)
+
+    def _look(self, model: str) -> "_Shown":
+        """What /api/show tells of the build of ``model``, asked once. Raises OllamaError."""
+        known = self._shown.get(model)
+        if known is None or self._fleet.stale_since(model, known[0]) is not None:
+            digest = self.digest(model)
+            known = self._shown[model] = (digest, _Shown.of(self._fleet.show(model)))
+        return known[1]
 
     def _named(self, wanted: str) -> str | None:
         if wanted in self._configured:

@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import (OllamaBrokeOff, OllamaBusy, OllamaError, OllamaReset, OllamaTimeout, OllamaUnavailable,
                       QueueTimeout)
 from ..model_call import ModelCall
+from ..model_names import normal
 from ..waiting import Cancellation, Cancelled, Wait
 from .journey import Journey
 from .monitor import FIRST_PROBE_SECONDS
@@ -87,6 +88,12 @@ class Fleet:
         if found is None:
             raise failure
         return list(found.values())
+
+    def window(self, model: str) -> int | None:
+        """The context window that ``model`` is loaded with, the smallest of all; None where no probe tells."""
+        known = [upstream.monitor.latest.loaded or {} for upstream in self.upstreams]
+        sizes = [loaded[normal(model)].context_length for loaded in known if normal(model) in loaded]
+        return min((size for size in sizes if size is not None), default=None)
 
     def show(self, model: str, **fields: Any) -> dict[str, Any]:
         """What /api/show tells of ``model``; ``fields`` are further ones of its request. Raises OllamaError."""

@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_api.answer import Answer, Completion, Piece
-from llama_api.api.ollama_grammar import CHAT_FIELDS, GENERATE_FIELDS, OllamaGrammar, Requests, tags_of, told_of
+from llama_api.api.ollama_grammar import (CHAT_FIELDS, EMBED_FIELDS, GENERATE_FIELDS, OllamaGrammar, Requests, tags_of,
+                                          told_of)
 from llama_api.api.ollama_options import LOAD_TIME
 from llama_api.core import Models, Reply
 from llama_api.errors import (InvalidRequest, MalformedJSON, ModelNotFound, ModelNotServed, OllamaRefused,
                               OllamaUnavailable, PromptTooLong, QueueFull, fault_of)
-from llama_api.model_call import CHAT, GENERATE, ModelCall
+from llama_api.model_call import CHAT, EMBED, EMBEDDINGS, GENERATE, ModelCall
 from llama_api.ollama import completion_of, piece_of
 from llama_api.cache import Entry
 from llama_api.waiting import Wait
@@ -29,13 +30,19 @@ CALL = {"function": {"name": "weather", "arguments": {"city": "Oslo"}}}
 
 
 class Shown:
-    """A fleet that only tells: one model, trained for 8,192 tokens, with the window that it is loaded with."""
+    """A fleet that only tells: one model, trained for 8,192 tokens, and its window while it is loaded."""
 
-    def __init__(self, loaded=()):
-        self._loaded = list(loaded)
+    def __init__(self, window=None):
+        self._window = window
 
-    def loaded(self):
-        return self._loaded
+    def inventory(self):
+        return [{"name": MODEL, "digest": "d1"}]
+
+    def stale_since(self, model, digest):
+        return None
+
+    def window(self, model):
+        return self._window
 
     def show(self, model):
         return {"model_info": {"general.architecture": "llama", "llama.context_length": 8192}}
@@ -140,9 +147,7 @@ def test_the_operators_window_is_sent_and_part_of_the_key():
     assert generate(requests, options={"num_ctx": 2048}).call.key == generate(requests).call.key
 
 
-@pytest.mark.parametrize("num_ctx, loaded, window", [
-    (2048, [], 2048), (None, [], 8192), (None, [{"name": "LLAMA3:8B", "context_length": 4096}], 4096),
-    (None, [{"name": "other:1b", "context_length": 4096}], 8192)])
+@pytest.mark.parametrize("num_ctx, loaded, window", [(2048, None, 2048), (None, None, 8192), (None, 4096, 4096)])
 def test_a_window_above_the_one_in_force_is_refused(num_ctx, loaded, window):
     """NUM_CTX is in force, else that of the loaded model, else the longest that the model can have."""
     requests = Requests(Models(Shown(loaded), MODEL), LIMIT, num_ctx)
@@ -205,7 +210,7 @@ def test_a_body_is_read_as_go_reads_it(body):
     (b'{"x": ' + b"[" * 200 + b"]" * 200 + b"}", "exceeded max depth")])
 def test_a_malformed_body_is_refused(body, text):
     """400, in the words of Go's decoder."""
-    for read in (REQUESTS.generate, REQUESTS.chat, REQUESTS.show):
+    for read in (REQUESTS.generate, REQUESTS.chat, REQUESTS.embed, REQUESTS.embeddings, REQUESTS.show):
         status, found = told(read, body)
         assert status == 400 and text in found and len(found) < 120
 
@@ -279,11 +284,52 @@ def test_a_wrong_field_of_chat_is_400(fields, text):
     (REQUESTS.generate, {"model": "Nope", "prompt": "Hi"}, 404, "model 'Nope' not found"),
     (REQUESTS.generate, {"model": "llama3", "prompt": "Hi"}, 404, "model 'llama3' not found"),
     (REQUESTS.chat, {"model": "nope:1b", "messages": MESSAGES}, 404, "model 'nope:1b' not found"),
+    (REQUESTS.embed, {"model": "nope", "input": "a"}, 404, "model 'nope' not found"),
+    (REQUESTS.embed, {"input": "a"}, 404, "model '' not found"),
     (REQUESTS.show, {"model": "nope"}, 404, "model 'nope' not found"),
     (REQUESTS.show, {}, 400, "model is required"), (REQUESTS.show, {"name": ""}, 400, "model is required")])
 def test_a_model_that_is_not_served_is_not_found(read, body, status, text):
     """Whether Ollama has it or not."""
     assert told(read, body) == (status, text)
+
+
+@pytest.mark.parametrize("given, texts", [("a", ["a"]), (["a", "b", "a"], ["a", "b", "a"]), ("", []), ([], []),
+                                          (None, [])])
+def test_each_text_is_a_call_of_its_own(given, texts):
+    """In order, so that each has its own entry; without a text there is none."""
+    name, calls = REQUESTS.embed(json.dumps({"model": "gpt-4o-mini", "input": given}).encode())
+    assert name == "gpt-4o-mini" and calls == [ModelCall.of(EMBED, MODEL, input=text) for text in texts]
+
+
+@pytest.mark.parametrize("field, value, sent", [
+    ("truncate", False, {"truncate": False}), ("dimensions", 5, {"dimensions": 5}), ("dimensions", 0, {}),
+    ("keep_alive", "5m", {}), ("other", 1, {}), ("options", {"num_gpu": 1, "num_ctx": 8192, "num_predict": 9999}, {
+        "options": {"num_predict": 9999}}), ("options", {"temperature": 1}, {"options": {"temperature": 1.0}})])
+def test_a_field_of_embed_is_sent_as_it_is_given(field, value, sent):
+    """Options of the load are the operator's; those of a generation are sent, though they change nothing."""
+    _, (embedding,) = REQUESTS.embed(json.dumps({"model": MODEL, "input": "a", field: value}).encode())
+    assert embedding.body == {"model": MODEL, "input": "a", **sent}
+
+
+def test_the_old_form_is_a_call_of_its_own():
+    """Ollama does not normalise what it gives there."""
+    read = REQUESTS.embeddings
+    assert read(json.dumps({"model": MODEL, "prompt": "a", "options": {"num_gpu": 1}}).encode()) == ModelCall.of(
+        EMBEDDINGS, MODEL, prompt="a")
+    assert read(json.dumps({"model": MODEL, "prompt": ""}).encode()) is None
+    assert told(read, {"prompt": "a"}) == (400, "model is required")
+
+
+@pytest.mark.parametrize("fields, text", [
+    *[({"input": given}, "invalid input type") for given in (5, False, {}, ["a", None], ["a", 1])],
+    ({"input": ["a", ""]}, "input[1] is empty"),
+    ({"truncate": 1}, unmarshal("number", "EmbedRequest.truncate", "bool")),
+    ({"dimensions": "4"}, unmarshal("string", "EmbedRequest.dimensions", "int")),
+    ({"options": {"num_ctx": 9000}}, "8192 tokens")])
+def test_a_wrong_field_of_embed_is_400(fields, text):
+    """In Ollama's words."""
+    status, found = told(REQUESTS.embed, {"model": MODEL, "input": "a", **fields})
+    assert status == 400 and text in found
 
 
 @pytest.mark.parametrize("body, shown", [
@@ -303,10 +349,11 @@ VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allo
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.dictionaries(st.sampled_from([*GENERATE_FIELDS, *CHAT_FIELDS, "other"]), VALUES, max_size=6), st.booleans())
+@given(st.dictionaries(st.sampled_from([*GENERATE_FIELDS, *CHAT_FIELDS, *EMBED_FIELDS, "other"]), VALUES, max_size=6),
+       st.booleans())
 def test_any_object_is_a_call_that_can_be_sent_or_is_refused(body, named):
     """Whatever the fields hold, nothing else is raised."""
-    for read in (REQUESTS.generate, REQUESTS.chat, REQUESTS.show):
+    for read in (REQUESTS.generate, REQUESTS.chat, REQUESTS.embed, REQUESTS.embeddings, REQUESTS.show):
         try:
             read(json.dumps({**body, **({"model": MODEL} if named else {})}).encode())
         except (InvalidRequest, MalformedJSON, ModelNotServed) as error:

@@ -97,7 +97,7 @@ def test_a_stream_is_the_default_and_a_record_a_line(api, ask, said):
     assert said(plain.json) == "".join(said(record) for record in records(streamed)) == answer_for(prompt)
     for hit in (plain.json, records(streamed)[-1]):
         assert (hit["prompt_eval_count"], hit["eval_count"]) == (last["prompt_eval_count"], last["eval_count"])
-        assert (hit["load_duration"], hit["done_reason"]) == (0, "stop") and 0 < hit["total_duration"] < 1e9
+        assert (hit["load_duration"], hit["done_reason"]) == (0, "stop") and hit["total_duration"] > 0
         assert hit.keys().isdisjoint({"prompt_eval_duration", "eval_duration"})
 
 
