@@ -1,8 +1,9 @@
 """The way of a call to its answer, through cache, flight and claim."""
 
 from .embeddings import EmbeddingReply, Embeddings
-from .flights import Flights, Landing
+from .flights import Flight, Flights, Landing
 from .models import Models
 from .service import Directives, Figures, Reply, Service
 
-__all__ = ["Directives", "EmbeddingReply", "Embeddings", "Figures", "Flights", "Landing", "Models", "Reply", "Service"]
+__all__ = ["Directives", "EmbeddingReply", "Embeddings", "Figures", "Flight", "Flights", "Landing", "Models", "Reply",
+           "Service"]

@@ -1,0 +1,68 @@
+"""What each worker tells the others: a file of its own in the directory that they share, and a lock while it lives."""
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+
+from .shared_files import Watched, is_held, replace, try_lock
+
+News = dict[str, Any]
+
+
+class Told(NamedTuple):
+    """What a worker has told last, and whether it lives."""
+
+    name: str
+    alive: bool
+    news: News
+
+
+class Peers:
+    """The workers that share ``directory``. Tells nothing before ``join``."""
+
+    def __init__(self, directory: Path):
+        self._directory = directory
+        self._name = secrets.token_hex(8)
+        self._joined = False
+        self._told = b""
+        self._known: dict[str, tuple[Watched, News]] = {}
+
+    def join(self) -> None:
+        """Be one of them for as long as this process lives. Raises OSError."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._joined = try_lock(self._lock(self._name)) is not None
+
+    def tell(self, news: News) -> None:
+        """Let the others know ``news`` in place of what was told before. Raises OSError."""
+        data = orjson.dumps(news)
+        if self._joined and data != self._told:
+            replace(self._directory / f"{self._name}.json", data)
+            self._told = data
+
+    def others(self) -> Iterator[Told]:
+        """What each of the others has told last, the dead ones too until they are forgotten."""
+        for path in self._directory.glob("*.json"):
+            if path.stem == self._name:
+                continue
+            watched, news = self._known.get(path.stem) or (Watched(path), {})
+            try:
+                data = watched.read()
+            except FileNotFoundError:
+                self._known.pop(path.stem, None)
+                continue
+            if data is not None:
+                news = orjson.loads(data)
+                self._known[path.stem] = watched, news
+            yield Told(path.stem, is_held(self._lock(path.stem)), news)
+
+    def forget(self, name: str) -> None:
+        """Remove what a dead one has left."""
+        self._known.pop(name, None)
+        for path in (self._directory / f"{name}.json", self._lock(name)):
+            path.unlink(missing_ok=True)
+
+    def _lock(self, name: str) -> Path:
+        return self._directory / f"{name}.lock"
