@@ -1,6 +1,8 @@
 """The application, put together as a straight list."""
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import click
@@ -12,9 +14,9 @@ from .api import admin, docs, exchange, generate, health, ollama, openai, schema
 from .cache import AnswerCache, GuardedStore, LRUCache, open_store
 from .commands import cache as cache_commands
 from .core import Embeddings, Flights, Models, Service
-from .http import LeanFlask, Recorder, problems, security
+from .http import LeanFlask, Recorder, only_looks, problems, security
 from .logs import JsonLog
-from .metrics import Machine, Metrics
+from .metrics import Activity, History, Machine, Metrics, Reporter
 from .ollama import OllamaClient
 from .settings import Settings
 from .upstreams import Breaker, Fleet, Monitor, Slots, Upstream
@@ -28,6 +30,7 @@ class Running:
     settings: Settings
     recorder: Recorder
     fleet: Fleet
+    reporter: Reporter
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -47,8 +50,11 @@ def create_app(settings: Settings | None = None) -> Flask:
     request_schema = schemas.GenerateRequest(models, settings.max_tokens_limit, settings.num_ctx)
     cache.when_purged(request_schema.forget)
 
-    recorder = Recorder(metrics, log)
-    app.extensions["llama_api"] = Running(settings, recorder, fleet)
+    directory = Path(shared) / "stats" if (shared := os.environ.get("PROMETHEUS_MULTIPROC_DIR")) else None
+    activity, history = Activity(flights, only_looks, directory), History(metrics.samples, directory)
+    reporter = Reporter(activity, history, lambda: metrics.refresh(cache, fleet))
+    recorder = Recorder(metrics, activity, log)
+    app.extensions["llama_api"] = Running(settings, recorder, fleet, reporter)
     recorder.init_app(app)
     security.init_app(app, settings)
     problems.init_app(app, {**openai.WRITERS, **ollama.WRITERS})
@@ -59,7 +65,11 @@ def create_app(settings: Settings | None = None) -> Flask:
         exchanges, ollama.Requests(models, settings.max_tokens_limit, settings.num_ctx), models, fleet))
     app.register_blueprint(health.blueprint(fleet, cache, settings.model))
     app.register_blueprint(admin.blueprint(settings, service, cache, fleet, metrics))
-    app.register_blueprint(page.blueprint())
+    files = page.PageFiles()
+    app.register_blueprint(page.page.blueprint(files))
+    app.register_blueprint(page.problems.blueprint(files))
+    app.register_blueprint(page.stats.blueprint(page.Snapshot(
+        settings, history, activity, lambda: health.health_of(fleet, cache, settings.model)), activity, reporter))
     docs.init_app(app, settings, request_schema)
     app.cli.add_command(cache_commands)
     if click.get_current_context(silent=True) is None:  # else a command runs, whose output they would spoil

@@ -18,6 +18,7 @@ line of a terminal asks ``fault_of`` and puts the Fault into the grammar of its 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 
@@ -57,6 +58,13 @@ class ModelNotServed(LlamaApiError):
 
     def __str__(self) -> str:
         return f"The model `{self.name[:100]}` is not served here; these are: {', '.join(self.served)}."
+
+
+class UnknownFlight(LlamaApiError):
+    """No generation under way has the id."""
+
+    def __str__(self) -> str:
+        return "No generation under way has this id; it may have ended."
 
 
 class UntrustedHost(LlamaApiError):
@@ -270,6 +278,7 @@ TABLE: tuple[tuple[type[LlamaApiError], int, str, str], ...] = (
     (UntrustedHost, 400, "untrusted-host", "The Host header is not one of this service's"),
     (Unauthorized, 401, "unauthorized", "The API key is missing or wrong"),
     (ModelNotServed, 404, "not-found", "Not Found"),
+    (UnknownFlight, 404, "not-found", "Not Found"),
     (BodyTimeout, 408, "request-timeout", "The request's body came too slowly"),
     (BodyTooLarge, 413, "body-too-large", "The request's body is too large"),
     (NotJSON, 415, "unsupported-media-type", "The Content-Type is not JSON"),
@@ -289,7 +298,12 @@ TABLE: tuple[tuple[type[LlamaApiError], int, str, str], ...] = (
 _ROWS = {row[0]: row for row in TABLE}
 HTTP_SLUGS = {404: "not-found", 405: "method-not-allowed", 413: "body-too-large", 429: "rate-limited"}
 INTERNAL_ERROR = (500, "internal-error", "A fault of this service")  # whatever nobody foresaw
-SLUGS = tuple(sorted({row[2] for row in TABLE} | {INTERNAL_ERROR[1], *HTTP_SLUGS.values()}))
+# Status and title by slug. The table comes last: where both have a slug, its title is what is sent.
+PROBLEMS = {slug: (status, title) for status, slug, title in (
+    *((status, slug, HTTPStatus(status).phrase) for status, slug in HTTP_SLUGS.items()), INTERNAL_ERROR,
+    *(row[1:] for row in TABLE))}
+SLUGS = tuple(sorted(PROBLEMS))
+UNREADABLE = (400, "bad-request", "Bad Request")  # of what never becomes a request of the application
 
 
 @dataclass(frozen=True, slots=True)

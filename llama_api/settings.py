@@ -326,8 +326,8 @@ def _shown(name: str, value: Any) -> Any:
     """A value as one would write it, without its secrets."""
     if name in ("api_keys", "api_keys_file"):
         return "***" if value else ""
-    if isinstance(value, OllamaHost):
-        return _masked(value.url, False) + ("" if value.slots is None else f"*{value.slots}")
+    if name == "ollamas":  # whose class may be that of before a reload
+        return ",".join(_masked(url, False) + ("" if slots is None else f"*{slots}") for url, slots in value)
     if name == "model_aliases":
         return ",".join(f"{alias}={model}" for alias, model in value)
     if isinstance(value, tuple):

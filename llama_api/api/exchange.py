@@ -141,7 +141,8 @@ class Exchanges:
             "time_to_first_token_ms": None if reply.cached else milliseconds(times.first_token),
             "tokens_per_second": None if reply.cached or completion is None else completion.tokens_per_second}
         g.record.update(figures, cache=reply.result)
-        if reply.result in SAVING and completion is not None and completion.seconds is not None:
+        # Without output it is an embedding, whose time may be that of many texts.
+        if reply.result in SAVING and completion is not None and completion.output_tokens and completion.seconds:
             g.record["saved_ms"] = milliseconds(completion.seconds)
         if reply.host is not None:
             g.record["host"] = reply.host

@@ -3,7 +3,6 @@
 import inspect
 import re
 from collections import defaultdict
-from http import HTTPStatus
 from typing import Any
 
 from apispec import APISpec
@@ -12,12 +11,12 @@ from flask import Flask
 from marshmallow import Schema, fields, validate
 
 from .. import __version__
-from ..errors import HTTP_SLUGS, INTERNAL_ERROR, TABLE
-from . import openapi_ollama, openapi_v1
+from ..errors import INTERNAL_ERROR, PROBLEMS
+from . import openapi_ollama, openapi_page, openapi_v1
 from .openapi_operations import DETAILS, FIELD_FAULTS, HEADERS, INFO, PARAMETERS, TAGS, Json, headers, operations, ref
 from .schemas import (MAX_STOPS, Alive, CacheStats, GenerateRequest, GenerateResponse, Health, Metrics,
                       OllamaHealth, Problem, QueueHealth, Ready, Stop)
-from ..http import PAGE_FILES, HEALTH_PATHS, OPEN_PATHS
+from ..http import HEALTH_PATHS, OPEN_PATHS, PAGE_FILES, UNLIMITED
 
 _UNKNOWN = ("not-found", "method-not-allowed")  # of any URL, so they stand under "default"
 _GENERAL = {"untrusted-host", "unauthorized", "rate-limited", INTERNAL_ERROR[1], *_UNKNOWN}
@@ -42,13 +41,6 @@ class StreamEnd(GenerateResponse):
     done = fields.Boolean(required=True, validate=validate.Equal(True))
 
 
-def problems() -> dict[str, tuple[int, str]]:
-    """Slug to status and title of every problem there is."""
-    by_http = [(status, slug, HTTPStatus(status).phrase) for status, slug in HTTP_SLUGS.items()]
-    # The table comes last: where both have a slug, its title is what is sent.
-    return {slug: (status, title) for status, slug, title in (*by_http, INTERNAL_ERROR, *(row[1:] for row in TABLE))}
-
-
 def document(app: Flask, request_schema: GenerateRequest, keyed: bool, limited: bool) -> Json:
     """Describe every route of ``app``. A route that operations() does not know raises KeyError.
 
@@ -61,7 +53,9 @@ def document(app: Flask, request_schema: GenerateRequest, keyed: bool, limited: 
     plugin.converter.add_attribute_function(_refine)
     _add_components(spec, request_schema)
     limit = next(check.max for check in request_schema.fields["max_tokens"].validators if hasattr(check, "max"))
-    known = operations(spec.components.schemas)
+    for name, schema in openapi_page.schemas().items():
+        spec.components.schema(name, schema)
+    known = operations(spec.components.schemas) | openapi_page.operations()
     for foreign in FOREIGN.values():
         known |= foreign.operations()
         for name, schema in foreign.schemas(limit).items():
@@ -114,10 +108,10 @@ def _add_components(spec: APISpec, request_schema: GenerateRequest) -> None:
 def _operation(spec: APISpec, text: Json, path: str, method: str, view: Any, keyed: bool, limited: bool) -> Json:
     """The description of one method of one path; ``text`` is what operations() says of it."""
     head = method == "HEAD"
-    limitable = path not in HEALTH_PATHS | {"/metrics"} and not path.startswith(PAGE_FILES)
+    limitable = path not in UNLIMITED and not path.startswith(PAGE_FILES)
     limit_headers = _LIMIT_HEADERS if limitable and limited else ()
     guarded = path not in OPEN_PATHS and not path.startswith(PAGE_FILES)
-    slugs = {slug for slug in problems() if slug not in _GENERAL and path == "/generate"}
+    slugs = {slug for slug in PROBLEMS if slug not in _GENERAL and path == "/generate"}
     slugs |= {INTERNAL_ERROR[1], *_UNKNOWN, *(["rate-limited"] if limitable else []),
               *(["unauthorized"] if guarded else []), *(["untrusted-host"] if path not in HEALTH_PATHS else [])}
     foreign = next((found for prefix, found in FOREIGN.items() if path.startswith(prefix)), None)
@@ -147,7 +141,7 @@ def _foreign_responses(spec: APISpec, foreign: Any, path: str, limit_headers: tu
 def _problem_responses(spec: APISpec, slugs: set[str], limit_headers: tuple[str, ...]) -> dict[str, str]:
     """The names of these problems' responses, by their status."""
     by_status: dict[str, dict[str, tuple[int, str]]] = defaultdict(dict)
-    for slug, row in problems().items():
+    for slug, row in PROBLEMS.items():
         if slug in slugs:
             by_status["default" if slug in _UNKNOWN else str(row[0])][slug] = row
     names = {status: "_".join([*rows, *(["limited"] if limit_headers else [])]) for status, rows in by_status.items()}

@@ -25,9 +25,9 @@ TAGS = {
     "ollama": "Ollama's API: its clients work by changing the host.",
     "cache": "Look at the stored answers, or remove them.",
     "health": "For load balancers, orchestrators and people. Always fast, never limited, never a generation.",
-    "monitoring": "Figures for Prometheus.",
+    "monitoring": "Figures for Prometheus and for the page; generations under way can be ended.",
     "page": "A prompt and the service at a glance, for people.",
-    "documentation": "This document, and a page to read and try it.",
+    "documentation": "This document, a page to read and try it, and a page on each problem.",
 }
 
 GENERATE = """\
@@ -201,7 +201,7 @@ def _generate(known: Json) -> Json:
 
 
 def _documentation() -> dict[tuple[str, str], Json]:
-    """The operations that serve the documentation and the page."""
+    """The operations that serve the documentation."""
     def kept(description: str, content: Json) -> Json:
         return {"200": {"description": description, "headers": headers("ETag"), "content": content},
                 "304": {"description": "The copy at hand is still good.", "headers": headers("ETag")}}
@@ -213,12 +213,7 @@ def _documentation() -> dict[tuple[str, str], Json]:
             "An OpenAPI 3.1 document.", {"application/json": {"schema": {"type": "object"}}}), known_copy),
         ("/docs", "GET"): _plain("documentation", kept("Swagger UI.", {"text/html": text}), known_copy),
         ("/docs/{asset}", "GET"): _plain("documentation", kept("The file.", {
-            "text/css": text, "text/javascript": text, "image/png": {}}), _path("asset", "swagger-ui.css"), known_copy),
-        ("/", "GET"): _plain("page", kept("The page, for a client that names text/html in `Accept`; else a word.", {
-            "text/html": text, "text/plain": {**text, "example": "Ollama is running"}}), known_copy),
-        ("/page/{version}/{name}", "GET"): _plain("page", kept("The file.", {
-            "text/css": text, "text/javascript": text, "image/svg+xml": text}),
-            _path("version", "0123456789abcdef"), _path("name", "style.css"), known_copy)}
+            "text/css": text, "text/javascript": text, "image/png": {}}), _path("asset", "swagger-ui.css"), known_copy)}
 
 
 def _path(name: str, example: str) -> Json:

@@ -5,7 +5,7 @@ from .connection import gone_check, read_json_body
 from .flask_app import LeanFlask
 from .problems import note, problem_of
 from .record import Recorder
-from .security import HEALTH_PATHS, OPEN_PATHS, PAGE_FILES, PAGE_POLICY
+from .security import HEALTH_PATHS, OPEN_PATHS, PAGE_FILES, PAGE_POLICY, UNLIMITED, only_looks
 
-__all__ = ["HEALTH_PATHS", "OPEN_PATHS", "PAGE_FILES", "PAGE_POLICY", "LeanFlask", "Recorder", "gone_check", "note",
-           "problem_of", "problems", "read_json_body", "security"]
+__all__ = ["HEALTH_PATHS", "OPEN_PATHS", "PAGE_FILES", "PAGE_POLICY", "UNLIMITED", "LeanFlask", "Recorder",
+           "gone_check", "note", "only_looks", "problem_of", "problems", "read_json_body", "security"]

@@ -8,7 +8,7 @@ from typing import Any
 from flask import Flask, Response, g, request
 
 from ..logs import JsonLog, new_request_id
-from ..metrics import Metrics
+from ..metrics import Activity, Metrics
 
 LONGEST = 500  # characters of a caller's text in one field of the log
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -18,8 +18,8 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(
 class Recorder:
     """The before/after-request pair around every request; views add to ``g.record`` what they know."""
 
-    def __init__(self, metrics: Metrics, log: JsonLog):
-        self._metrics, self._log = metrics, log
+    def __init__(self, metrics: Metrics, activity: Activity, log: JsonLog):
+        self._metrics, self._activity, self._log = metrics, activity, log
         self.under_way = 0  # requests of this process that have begun and not ended
 
     def init_app(self, app: Flask) -> None:
@@ -52,6 +52,7 @@ class Recorder:
         seconds = time.perf_counter() - began
         method, path, client, endpoint = facts
         self._metrics.request_ended(record, method, endpoint, status, seconds)
+        self._activity.request_ended(record, endpoint, status, seconds)
         path = (path if path.isascii() and path.isprintable() else ascii(path)[1:-1])[:LONGEST]
         self._log.write(logging.ERROR if status >= 500 else logging.INFO, {
             "message": f"{method} {path} {status}", **record, "method": method, "path": path, "status": status,

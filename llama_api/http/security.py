@@ -20,13 +20,19 @@ from ..settings import Settings
 
 HEALTH_PATHS = frozenset({"/livez", "/readyz", "/health"})
 OPEN_PATHS = HEALTH_PATHS | {"/", "/docs", "/openapi.json"}  # an unknown URL wants a key as well
-PAGE_FILES = ("/docs/", "/page/")  # what pages load: open to all and never limited
+PAGE_FILES = ("/docs/", "/page/", "/problems/")  # what pages load or link to: open to all and never limited
+UNLIMITED = HEALTH_PATHS | {"/metrics", "/stats"}  # what asks again and again
 RESET = "RateLimit-Reset"
 _SPARE = "RateLimit-Retry-After"  # where the limiter puts what it would put over every response's own Retry-After
 EXPOSED_HEADERS = ["Age", "Cache-Status", "RateLimit-Limit", "RateLimit-Remaining", RESET, "Retry-After",
                    "X-Request-ID"]
 PAGE_POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
                " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+
+
+def only_looks(endpoint: str) -> bool:
+    """Whether requests of an endpoint (the pattern of its URL) only look at the service or its pages."""
+    return endpoint in OPEN_PATHS or endpoint in UNLIMITED or endpoint.startswith(PAGE_FILES)
 
 
 def init_app(app: Flask, settings: Settings) -> None:
@@ -104,8 +110,7 @@ def _limit(app: Flask, settings: Settings, keys: list[bytes]) -> None:
 
     @limiter.request_filter
     def _exempt() -> bool:
-        return (request.path in HEALTH_PATHS or request.path == "/metrics" or _is_preflight(request)
-                or request.path.startswith(PAGE_FILES))
+        return request.path in UNLIMITED or request.path.startswith(PAGE_FILES) or _is_preflight(request)
 
 
 def _client_of(keys: list[bytes]) -> str:

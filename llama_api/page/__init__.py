@@ -1,5 +1,7 @@
-"""The page for people, at /: a prompt, and the service at a glance."""
+"""The page for people, at /: a prompt, the service at a glance, and what each problem means."""
 
-from .page import blueprint
+from . import page, problems, stats
+from .page import PageFiles
+from .stats import Snapshot
 
-__all__ = ["blueprint"]
+__all__ = ["PageFiles", "Snapshot", "page", "problems", "stats"]

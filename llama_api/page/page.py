@@ -12,19 +12,27 @@ GREETING = b"Ollama is running"  # what Ollama says here; its clients look for i
 FILE_SECONDS = 31_536_000  # that a browser may keep a file: another version has another URL
 
 
-def blueprint() -> Blueprint:
+class PageFiles:
+    """The files of the page: their ``checksum``, and the ``folder`` of the URLs that this version has."""
+
+    def __init__(self) -> None:
+        self.contents = {path.name: path.read_bytes() for path in sorted(STATIC.iterdir()) if path.suffix in TYPES}
+        self.checksum = hashlib.sha256(b"".join(self.contents.values())).hexdigest()[:16]
+        self.folder = f"page/{self.checksum}"
+
+
+def blueprint(files: PageFiles) -> Blueprint:
     """Make the blueprint of the page and its files."""
     bp = Blueprint("page", __name__)
-    files = {path.name: path.read_bytes() for path in sorted(STATIC.iterdir()) if path.suffix in TYPES}
-    checksum = hashlib.sha256(b"".join(files.values())).hexdigest()[:16]
-    html = files.pop("index.html").replace(b"{{files}}", f"page/{checksum}".encode())
+    served = {name: content for name, content in files.contents.items() if name != "index.html"}
+    html = files.contents["index.html"].replace(b"{{files}}", files.folder.encode())
 
     @bp.get("/")
     def page() -> Response:
         """Show the page to a browser, and say to other clients that the service runs."""
         # Whoever names HTML is a browser; */* says nothing, and is what Ollama's clients send.
         named = any(kind == "text/html" and quality > 0 for kind, quality in request.accept_mimetypes)
-        response = _kept(html, "index.html", checksum) if named else _kept(GREETING, "", "greeting")
+        response = _kept(html, "index.html", files.checksum) if named else _kept(GREETING, "", "greeting")
         response.cache_control.no_cache = True
         response.vary.add("Accept")
         return response
@@ -32,9 +40,9 @@ def blueprint() -> Blueprint:
     @bp.get("/page/<version>/<name>")
     def page_file(version: str, name: str) -> Response:
         """Serve a file of the page; a version other than the page's own is unknown."""
-        if version != checksum or name not in files:
+        if version != files.checksum or name not in served:
             abort(404)
-        response = _kept(files[name], name, f"{checksum}-{name}")
+        response = _kept(served[name], name, f"{files.checksum}-{name}")
         response.cache_control.public = response.cache_control.immutable = True
         response.cache_control.max_age = FILE_SECONDS
         return response

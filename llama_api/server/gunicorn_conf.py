@@ -75,8 +75,10 @@ def post_request(worker: Any, req: Any, environ: Any, resp: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Look at Ollama before the first request does."""
-    worker.wsgi.extensions["llama_api"].fleet.state()
+    """Look at Ollama before the first request does, and count from here on."""
+    running = worker.wsgi.extensions["llama_api"]
+    running.fleet.state()
+    running.reporter.start()
     # A Ctrl-C reaches the whole terminal's group; the master tells its workers what to do about it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

@@ -8,12 +8,13 @@ import gevent
 import orjson
 from gunicorn.http import errors
 
+from ..errors import INTERNAL_ERROR, UNREADABLE
 from ..logs import new_request_id
 
 logger = logging.getLogger(__name__)
 
 LINGER_SECONDS = 1.0
-UNREADABLE = "This could not be read as an HTTP request: correct its request line, its headers or its framing."
+SENTENCE = "This could not be read as an HTTP request: correct its request line, its headers or its framing."
 # The statuses of gunicorn's own errors; every other ParseException is 400.
 _STATUSES = ((errors.LimitRequestLine, 414, "URI Too Long"), (errors.ForbiddenProxyRequest, 403, "Forbidden"),
              (errors.LimitRequestHeaders, 431, "Request Header Fields Too Large"),
@@ -24,7 +25,7 @@ _STATUSES = ((errors.LimitRequestLine, 414, "URI Too Long"), (errors.ForbiddenPr
 def refuse_unreadable(client: Any, error: errors.ParseException) -> None:
     """Answer what gunicorn could not read."""
     status, reason = next((row[1:] for row in _STATUSES if isinstance(error, row[0])), (400, "Bad Request"))
-    refuse(client, status, reason, UNREADABLE)
+    refuse(client, status, reason, SENTENCE)
 
 
 def refuse(client: Any, status: int, reason: str, detail: str) -> None:
@@ -33,8 +34,9 @@ def refuse(client: Any, status: int, reason: str, detail: str) -> None:
     logger.info("refused with %s %s", status, reason, extra={"fields": {
         "request_id": request_id, "method": None, "path": None, "status": status, "duration_ms": 0.0,
         "client": _address(client)}})
+    slug = INTERNAL_ERROR[1] if status == 500 else UNREADABLE[1]
     body = orjson.dumps({
-        "type": f"/problems/{reason.lower().replace(' ', '-')}", "title": reason, "status": status, "instance": "/",
+        "type": f"/problems/{slug}", "title": reason, "status": status, "instance": "/",
         "detail": detail, "request_id": request_id})
     head = (f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: application/problem+json\r\n"
             f"X-Request-ID: {request_id}\r\nContent-Length: {len(body)}\r\n\r\n")

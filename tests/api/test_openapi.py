@@ -13,7 +13,7 @@ from llama_api.settings import OllamaHost, Settings
 from llama_api.app import create_app
 from llama_api.core import Models, Service
 from llama_api.api import openapi
-from llama_api.errors import HTTP_SLUGS, TABLE
+from llama_api.errors import HTTP_SLUGS, PROBLEMS, TABLE
 from llama_api.api.schemas import GenerateRequest
 from tests.support.double import answer_for
 
@@ -127,7 +127,7 @@ def test_every_error_is_documented_with_an_example(document):
         (str(status), slug) for status, slug in HTTP_SLUGS.items()}
     unknown = {"not-found", "method-not-allowed"}
     assert found == {("default" if slug in unknown else status, f"/problems/{slug}") for status, slug in rows}
-    assert {slug for _, slug in rows} == openapi.problems().keys()
+    assert {slug for _, slug in rows} == PROBLEMS.keys()
 
 
 def test_every_example_is_valid(document):
@@ -211,7 +211,8 @@ def test_keys_are_asked_for_only_where_they_are_configured(document):
     _, guarded = make_client(api_keys=("a-key-of-some-length",))
     OpenAPIV31SpecValidator(guarded).validate()
     assert {path for path, _, operation in operations(guarded) if operation.get("security") == [
-        {"bearer": []}, {"apiKey": []}]} == {"/generate", "/cache", "/metrics", *FOREIGN}
+        {"bearer": []}, {"apiKey": []}]} == {
+            "/generate", "/cache", "/metrics", "/stats", "/flights/{flight_id}", *FOREIGN}
     assert document["components"]["securitySchemes"] == guarded["components"]["securitySchemes"]
 
 
@@ -364,6 +365,12 @@ def test_every_other_endpoint_is_as_documented(double):
     api.send("GET", "/cache", 200)
     api.send("DELETE", "/cache", 204)
     api.send("GET", "/metrics", 200)
+    etag = api.send("GET", "/stats", 200).headers["ETag"]
+    api.send("GET", "/stats", 304, headers={"If-None-Match": etag})
+    api.send("DELETE", "/flights/none", 404, "/flights/{flight_id}")
+    for kind in ("text/html", "application/json"):
+        api.send("GET", "/problems/overloaded", 200, "/problems/{slug}", headers={"Accept": kind})
+    api.send("GET", "/problems/none", 404, "/problems/{slug}")
     html = api.send("GET", "/", 200, headers={"Accept": "text/html"}).text
     files = re.search(r'href="(page/\w+)/style.css"', html)[1]
     file, asset = "/page/{version}/{name}", "/docs/{asset}"

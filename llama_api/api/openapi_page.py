@@ -1,0 +1,87 @@
+"""What the OpenAPI document says of the page and of the figures and problems that it shows."""
+
+from typing import Any
+
+from ..errors import SLUGS
+from .openapi_operations import Json, headers, ref
+
+TEXT: Json = {"type": "string"}
+COUNT: Json = {"type": "integer", "minimum": 0}
+NUMBER: Json = {"type": "number"}
+
+
+def _null(schema: Json) -> Json:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _object(optional: str, **properties: Json) -> Json:
+    return {"type": "object", "required": [name for name in properties if name not in optional.split()],
+            "properties": properties}
+
+
+def _list(schema: str, longest: int | None = None) -> Json:
+    return {"type": "array", "items": ref("schemas", schema), **({} if longest is None else {"maxItems": longest})}
+
+
+def schemas() -> dict[str, Json]:
+    """The schemas by name."""
+    series = _object(
+        "plot tone", name=TEXT, unit={**TEXT, "examples": ["tokens/s"]}, metric={
+            **TEXT, "description": "The metric of GET /metrics that the points are of."},
+        plot={**TEXT, "description": "The plot that shows it; none for outages, which are bands in all of them."},
+        kind={"enum": ["area", "line", "limit", "outage"]}, tone={"enum": ["bad"]}, points={
+            "type": "array", "items": _null(NUMBER), "maxItems": 180,
+            "description": "The newest last; null where nothing is known."})
+    flight = _object(
+        "", id={**TEXT, "examples": ["9f1c2ab04d5e4c3f"]}, age_s=NUMBER, state={
+            "enum": ["waiting", "loading", "writing"]}, readers={
+            **COUNT, "description": "Callers who wait for it, over all workers."}, tokens=COUNT, host=_null(TEXT))
+    request = _object(
+        "", time={**TEXT, "format": "date-time"}, endpoint=TEXT, status={"type": "integer"},
+        cache=_null({"enum": ["hit", "stale", "miss", "collapsed", "refresh", "bypass"]}), duration_ms=NUMBER)
+    stats = _object(
+        "", step={"const": 5, "description": "Seconds between two points."}, end={
+            **COUNT, "description": "Time of the newest points, in seconds since 1970."},
+        health=ref("schemas", "Health"), series=_list("Series"), hosts={
+            "type": "array", "items": {"type": "object"}, "description": "As in GET /health."},
+        flights=_list("Flight"), requests=_list("EndedRequest", 50), settings={
+            "type": "object", "description": "The settings in force by their variables, secrets masked."})
+    return {
+        "Series": {"description": "The points of one line or area of a plot.", **series},
+        "Flight": {"description": "A generation under way.", **flight},
+        "EndedRequest": {"description": "One of the last requests, those aside that only look.", **request},
+        "Stats": {"description": "What the page shows: the last 15 minutes, and what the service does now.", **stats},
+        "ProblemPage": {"description": "What a problem means, and what to do.", **_object(
+            "", type=TEXT, title=TEXT, status=COUNT, meaning=TEXT, caller=TEXT, operator=TEXT)}}
+
+
+def operations() -> dict[tuple[str, str], Json]:
+    """What each operation takes and answers, by path and method."""
+    text = {"schema": TEXT}
+    etag = headers("ETag")
+
+    def kept(description: str, content: Json) -> Json:
+        return {"200": {"description": description, "headers": etag, "content": content},
+                "304": {"description": "The copy at hand is still good.", "headers": etag}}
+
+    def path(name: str, *examples: str, **bounds: Any) -> Json:
+        return {"name": name, "in": "path", "required": True, "schema": {**TEXT, **bounds, "examples": list(examples)}}
+
+    return {
+        ("/", "GET"): {"tags": ["page"], "parameters": ["If-None-Match"], "responses": kept(
+            "The page, for a client that names text/html in `Accept`; else a word.", {
+                "text/html": text, "text/plain": {**text, "example": "Ollama is running"}})},
+        ("/page/{version}/{name}", "GET"): {
+            "tags": ["page"], "parameters": [
+                path("version", "0123456789abcdef"), path("name", "style.css"), "If-None-Match"],
+            "responses": kept("The file.", {"text/css": text, "text/javascript": text, "image/svg+xml": text})},
+        ("/stats", "GET"): {
+            "tags": ["monitoring"], "parameters": ["If-None-Match"], "responses": kept(
+                "The figures, over all workers.", {"application/json": {"schema": ref("schemas", "Stats")}})},
+        ("/flights/{flight_id}", "DELETE"): {
+            "tags": ["monitoring"], "parameters": [path("flight_id", "9f1c2ab04d5e4c3f")], "responses": {
+                "204": {"description": "It is ended."}}},
+        ("/problems/{slug}", "GET"): {
+            "tags": ["documentation"], "parameters": [path("slug", SLUGS[0], enum=list(SLUGS)), "If-None-Match"],
+            "responses": kept("The page, or the same as JSON for a client that prefers that.", {
+                "text/html": text, "application/json": {"schema": ref("schemas", "ProblemPage")}})}}

@@ -1,0 +1,69 @@
+"""GET /problems/<slug>: what a problem means and what to do, as a page, or as JSON for a program that prefers it."""
+
+import orjson
+from flask import Blueprint, Response, abort, request
+from markupsafe import Markup, escape
+
+from ..errors import PROBLEMS, UNREADABLE
+from .page import PageFiles
+from .problem_texts import ADVICE, Advice
+
+PAGE = Markup("""\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{slug} · llama_api</title>
+<link rel="icon" type="image/svg+xml" href="../{files}/icon.svg">
+<link rel="stylesheet" href="../{files}/style.css">
+</head>
+<body>
+<header><p><a href="../">llama_api</a></p></header>
+<main class="card problem">
+<h1>{title}</h1>
+<p class="hint">Status {status}, <code>{slug}</code></p>
+<p>{meaning}</p>
+<h2>If you call the service</h2>
+<p>{caller}</p>
+<h2>If you run it</h2>
+<p>{operator}</p>
+</main>
+</body>
+</html>
+""")
+
+
+def blueprint(files: PageFiles) -> Blueprint:
+    """The pages on problems, in the style of ``files``."""
+    bp = Blueprint("problems", __name__)
+    known = {**PROBLEMS, UNREADABLE[1]: (UNREADABLE[0], UNREADABLE[2])}
+    pages = {slug: _page(slug, *known[slug], advice, files.folder) for slug, advice in ADVICE.items()}
+    values = {slug: orjson.dumps({"type": f"/problems/{slug}", "title": known[slug][1], "status": known[slug][0],
+                                  **advice._asdict()}) for slug, advice in ADVICE.items()}
+
+    @bp.get("/problems/<slug>")
+    def problem(slug: str) -> Response:
+        """Tell what a problem means, and what can be done about it."""
+        if slug not in ADVICE:
+            abort(404)
+        kind = request.accept_mimetypes.best_match(["text/html", "application/json"], "text/html")
+        response = Response(pages[slug] if kind == "text/html" else values[slug], mimetype=kind)
+        response.vary.add("Accept")
+        response.cache_control.no_cache = True
+        response.add_etag()
+        return response.make_conditional(request)  # type: ignore[return-value]
+
+    return bp
+
+
+def _page(slug: str, status: int, title: str, advice: Advice, folder: str) -> str:
+    texts = {name: _prose(text) for name, text in advice._asdict().items()}
+    return PAGE.format(slug=slug, status=status, title=title, files=folder, **texts)
+
+
+def _prose(sentence: str) -> Markup:
+    """``sentence`` with what stands in backticks as code."""
+    return Markup("").join(Markup("<code>{}</code>").format(part) if number % 2 else escape(part)
+                           for number, part in enumerate(sentence.split("`")))
