@@ -133,7 +133,8 @@ class Queue:
             before = bisect_left(self._waiting, waiter.since, key=_since)
             waiter.before = before if waiter.before is None else min(before, waiter.before)
             mean = self._mean_seconds
-            return Wait(waiter.before, None if mean is None else mean * (waiter.before + 1) / self._slots(waiter.model))
+            seconds = None if mean is None else max(1.0, mean * (waiter.before + 1) / self._slots(waiter.model))
+            return Wait(waiter.before, seconds)
 
     def retry_after(self, model: str) -> int:
         """Whole seconds after which a place should be free, from the recent speed."""

@@ -85,8 +85,9 @@ class Reply:
 
     @property
     def events(self):
-        """The server-sent events, as pairs of their name and their data."""
-        return [read_event(block.split(b"\n")) for block in self.body.split(b"\n\n")[:-1]]
+        """The server-sent events, as pairs of their name and their data; comments are none."""
+        blocks = self.body.split(b"\n\n")[:-1]
+        return [read_event(block.split(b"\n")) for block in blocks if not block.startswith(b":")]
 
     @property
     def cache(self):
@@ -115,11 +116,13 @@ class Exchange:
         return self._response
 
     def event(self):
-        """The next server-sent event, None at the end."""
-        lines = []
-        while line := self.head.readline().rstrip(b"\n"):
-            lines.append(line)
-        return read_event(lines) if lines else None
+        """The next server-sent event, past what says that a wait goes on; None at the end."""
+        while True:
+            lines = []
+            while line := self.head.readline().rstrip(b"\n"):
+                lines.append(line)
+            if not lines or not lines[0].startswith(b":"):
+                return read_event(lines) if lines else None
 
     def read(self):
         """The rest of the body."""

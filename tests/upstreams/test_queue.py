@@ -320,7 +320,7 @@ def test_estimates_follow_the_recent_speed():
     assert queue.retry_after("m") == 1
     holders = [holding(queue), holding(queue), *queue_up(queue, 2)]
     before, seconds = queue.told(holders[-1].waiter)
-    assert before == 1 and 0.04 < seconds < LONG
+    assert before == 1 and 1 <= seconds < LONG
     for holder in holders:
         holder.end()
 
