@@ -85,7 +85,8 @@ def _fleet(settings: Settings, metrics: Metrics, watchdog: Watchdog) -> Fleet:
         slots = Slots(host.url, host.slots or settings.parallel)
         upstreams.append(Upstream(host.name, client, Monitor(client, host.name), Breaker(), slots))
     models = (settings.model, *(model for model in settings.models if model != "*"))
-    return Fleet(upstreams, models, metrics, settings.queue, settings.queue_timeout, settings.timeout)
+    return Fleet(upstreams, models, metrics, settings.queue, settings.queue_timeout, settings.timeout,
+                 settings.preload)
 
 
 def _cache(app: Flask, settings: Settings, metrics: Metrics) -> AnswerCache:

@@ -62,7 +62,7 @@ class Flight:
     def publish(self, pieces: Sequence[Piece]) -> None:
         """Add the pieces that came together and wake those who stream."""
         if not self.pieces:
-            self.progress.first_piece_at = time.monotonic()
+            self.progress.first_piece_at, self.progress.state = time.monotonic(), "writing"
         self.pieces += pieces
         for event in self._piece_watchers:
             event.set()

@@ -84,7 +84,7 @@ class OllamaClient:
     def load(self, model: str, cancellation: Cancellation) -> None:
         """Have ``model`` loaded, which an empty prompt does. Raises OllamaError, or Cancelled."""
         body = {"model": model, "stream": False}
-        if self._settings.keep_alive is not None:
+        if str(self._settings.keep_alive or "").strip("0.hmsuµn"):  # for no time at all would have it unloaded instead
             body["keep_alive"] = self._settings.keep_alive
         if self._settings.num_ctx is not None:
             body["options"] = {"num_ctx": self._settings.num_ctx}

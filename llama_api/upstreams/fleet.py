@@ -5,14 +5,16 @@ import random
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from ..errors import (OllamaBrokeOff, OllamaBusy, OllamaError, OllamaReset, OllamaTimeout, OllamaUnavailable,
-                      QueueTimeout)
+from ..errors import (OllamaBrokeOff, OllamaBusy, OllamaError, OllamaHangs, OllamaReset, OllamaTimeout,
+                      OllamaUnavailable, QueueTimeout)
 from ..model_call import ModelCall
 from ..model_names import normal
 from ..waiting import Cancellation, Cancelled, Wait
 from .journey import Journey
+from .loading import Loads, Patience, Preload
 from .monitor import FIRST_PROBE_SECONDS
 from .probe import Probe
 from .queue import Queue, Slot, Waiter
@@ -33,17 +35,19 @@ class Fleet:
     """Generates: waits for a free slot of a usable Ollama, and has that one answer.
 
     ``models`` are those that are served, the default one first; ``timeout`` is the deadline of a generation from its
-    slot on, ``queue_timeout`` the longest wait for one, in seconds.
+    slot on, ``queue_timeout`` the longest wait for one, in seconds; ``preload`` has each Ollama load the first model.
     """
 
     def __init__(self, upstreams: Sequence[Upstream], models: Sequence[str], observer: Observer, queue: int = 64,
-                 queue_timeout: float = 60.0, timeout: float = 300.0):
+                 queue_timeout: float = 60.0, timeout: float = 300.0, preload: bool = False):
         self.upstreams, self._models, self._observer = tuple(upstreams), tuple(models), observer
         self._roster = Roster(upstreams)
         self._queue = Queue(self._roster, queue, queue_timeout)
         self._queue_timeout, self._timeout, self._single = queue_timeout, timeout, len(self.upstreams) == 1
+        self._loads, self._patience = Loads(), Patience()
+        self._preload = Preload(self._loads, models[0]) if preload else None
         for upstream in upstreams:
-            upstream.monitor.noted = self._noted
+            upstream.monitor.noted = partial(self._noted, upstream)
 
     # What is known
 
@@ -58,7 +62,7 @@ class Fleet:
     def state(self) -> State:
         """The state of all Ollamas and of the queue, by probes at most 2 s old."""
         self._wait_fresh()
-        return state_of(self._roster, self._queue, self._models)
+        return state_of(self._roster, self._queue, self._models, self._preload)
 
     def inventory(self) -> list[dict[str, Any]]:
         """The models as last told, as /api/tags tells them: each once, in the build that answers where that is known.
@@ -100,8 +104,8 @@ class Fleet:
         return self._any_for(model).client.show(model, **fields)
 
     def load(self, model: str, cancellation: Cancellation) -> None:
-        """Have ``model`` loaded, and wait until it is. Raises OllamaError or Cancelled."""
-        self._any_for(model).client.load(model, cancellation)
+        """Have ``model`` loaded and wait until it is; who leaves does not end it. Raises OllamaError or Cancelled."""
+        self._loads.load(self._any_for(model), model, cancellation)
 
     # Generating
 
@@ -157,6 +161,8 @@ class Fleet:
         for attempt in range(1, TRIES + 1):
             try:
                 return self._try(upstream, journey)
+            except OllamaHangs:
+                raise
             except (OllamaUnavailable, OllamaBusy) as error:
                 delay = BACKOFF_SECONDS * 2 ** attempt * random.uniform(0.5, 1.5)
                 if not self._single or attempt == TRIES or delay >= journey.seconds_left(delay + 1):
@@ -168,6 +174,7 @@ class Fleet:
     def _try(self, upstream: Upstream, journey: Journey) -> Generated:
         call, run, build = journey.call, journey.run, self._roster.build(journey.call.model)
         with upstream.breaker.admission():
+            self._patience.begin(journey, upstream)
             try:
                 completion = upstream.client.generate(call, build, journey.seconds_left(self._timeout),
                                                       run.cancellation, run.publish)
@@ -176,6 +183,9 @@ class Fleet:
                 raise
             except OllamaTimeout as error:
                 raise OllamaTimeout(journey.flowing) from error
+            finally:
+                self._patience.end(journey)
+        upstream.answered(call.model)
         journey.outcome, journey.completion = completion.finish_reason or "error", completion
         return Generated(completion, build, upstream.host, time.monotonic())
 
@@ -183,7 +193,8 @@ class Fleet:
         """Have the next Ollama tried. Raises ``error`` when there is none, or when a piece of the answer has come."""
         if self._single:
             raise error
-        upstream.failed()
+        if not isinstance(error, OllamaHangs):
+            upstream.failed()
         if journey.flowing or all(one is upstream or one in journey.tried
                                   for one in self._roster.hosts(journey.call.model)):
             raise error
@@ -199,9 +210,14 @@ class Fleet:
 
     # Probes
 
-    def _noted(self, probe: Probe) -> None:
-        self._roster.noted(probe)
+    def _noted(self, upstream: Upstream, probe: Probe) -> None:
+        """Have all who depend on what is known of ``upstream`` look at its new probe."""
+        upstream.noted(probe)
+        self._roster.noted()
         self._queue.look()
+        self._patience.look()
+        if self._preload is not None:
+            self._preload.look(upstream)
 
     def _any_for(self, model: str) -> Upstream:
         """One that can tell of ``model``, the first one when none is usable."""

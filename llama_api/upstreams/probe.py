@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from ..model_names import normal
@@ -11,10 +12,14 @@ CUTS_BEFORE = (0, 12, 6)  # the first version that does not cut an over-long pro
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model in memory: how much of it is on the GPU (percent) and its context window; None where not told."""
+    """A model in memory: how much of it is on the GPU (percent), its context window, and until when it stays.
+
+    ``expires`` is in seconds since the epoch, by the clock of Ollama's host. None is what was not told.
+    """
 
     gpu_percent: int | None = None
     context_length: int | None = None
+    expires: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +55,18 @@ def builds_of(models: list[dict[str, Any]]) -> dict[str, str | None]:
 def loaded_of(models: list[dict[str, Any]]) -> dict[str, Loaded]:
     """What the entries of /api/ps tell of the models in memory, by their normal names."""
     return {normal(name): Loaded(_percent(model.get("size_vram"), model.get("size")),
-                                 window if type(window := model.get("context_length")) is int and window > 0 else None)
+                                 window if type(window := model.get("context_length")) is int and window > 0 else None,
+                                 _seconds(model.get("expires_at")))
             for model in models if isinstance(name := model.get("name"), str)}
 
 
 def _percent(part: Any, whole: Any) -> int | None:
     known = isinstance(part, int) and isinstance(whole, int) and whole > 0
     return min(100, max(0, round(100 * part / whole))) if known else None
+
+
+def _seconds(time: Any) -> float | None:
+    try:
+        return datetime.fromisoformat(time).timestamp()
+    except (TypeError, ValueError, OverflowError):
+        return None

@@ -7,7 +7,6 @@ from functools import lru_cache
 
 from ..errors import ModelNotFound, OllamaError, OllamaHangs, OllamaUnavailable
 from ..model_names import normal
-from .probe import Probe
 from .upstream import Upstream
 
 GRACE_SECONDS = 2.0  # for which a call waits for the next probes, should all have gone out of use just now
@@ -25,7 +24,7 @@ class Roster:
         self._builds: dict[str, tuple[str | None, float]] = {}  # by model: the build that answers, and since when
         self._usable_at: dict[str, float] = {}  # by model: when one was last usable
 
-    def noted(self, probe: Probe) -> None:
+    def noted(self) -> None:
         """Bring the builds up to date after a probe: of each model the one that most have, of these the first listed.
 
         A model that none has any more keeps the last one.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..model_names import normal
+from .loading import Preload
 from .queue import Queue
 from .roster import Roster
 from .upstream import Upstream
@@ -28,7 +29,7 @@ class State:
     hosts: list[dict[str, Any]]
 
 
-def state_of(roster: Roster, queue: Queue, models: Sequence[str]) -> State:
+def state_of(roster: Roster, queue: Queue, models: Sequence[str], preload: Preload | None = None) -> State:
     """The state as of the newest probes. ``models`` are those that are served, the default one first."""
     hosts = [_host(upstream, models[0], roster.build(models[0])) for upstream in roster.upstreams]
     named = [(f"{host['host']}: " if len(hosts) > 1 else "", host) for host in hosts]
@@ -37,8 +38,12 @@ def state_of(roster: Roster, queue: Queue, models: Sequence[str]) -> State:
     troubles = [*reasons, *_missing(roster, models[1:])]
     if queue.waiting >= queue.limit and (queue.limit or queue.running >= sum(host["slots"] for host in hosts)):
         troubles.append("the queue is full")
+    unready = unusable
+    if preload is not None and unusable is None:
+        pending = [preload.pending(upstream) for upstream, host in zip(roster.upstreams, hosts) if host["usable"]]
+        unready = None if None in pending else "; ".join(f"Ollama is not ready: {reason}" for reason in pending)
     return State(
-        unusable, unusable, None if unusable else "; ".join(troubles) or None,
+        unready, unusable, None if unusable else "; ".join(troubles) or None,
         {"reachable": any(host["reachable"] for host in hosts),
          "version": next((host["version"] for host in hosts if host["version"]), None),
          "model_present": any(host["model_present"] for host in hosts)},

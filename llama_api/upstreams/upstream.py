@@ -7,10 +7,13 @@ from ..model_names import normal
 from ..ollama import OllamaClient
 from .breaker import Breaker
 from .monitor import Monitor
+from .probe import Loaded, Probe
 from .slots import Slots
 
 CURE_CPU = "half of the model or more runs on the processor: free memory of the GPU, or lower NUM_CTX or PARALLEL"
 CURE_CUTS = "its version cuts prompts that are too long in silence: update it to 0.12.6 or later"
+PROVEN_SECONDS = 1.5  # after an answer in which its model must still be in memory
+LOST_SECONDS = 5.0  # that a model leaves memory before its time, beyond what clocks of two hosts may differ
 
 
 class Upstream:
@@ -21,6 +24,10 @@ class Upstream:
         self.host, self.client, self.monitor, self.breaker, self.slots = host, client, monitor, breaker, slots
         self._clock = clock
         self._failed_at = float("-inf")
+        self._answered_at: dict[str, float] = {}  # by model
+        self._tells_loaded = True
+        self._loaded_before: dict[str, Loaded] = {}  # by the last but one of those probes that told
+        self._loaded_last: dict[str, Loaded] = {}
 
     def __repr__(self) -> str:
         return f"<Upstream {self.host}: {self.slots!r}, {self.monitor.latest.reason or 'reachable'}>"
@@ -36,10 +43,34 @@ class Upstream:
         probe = self.monitor.latest
         return probe.reachable and probe.at > self._failed_at and self.monitor.fresh
 
+    def has(self, model: str) -> bool:
+        """Whether it has ``model``, as of the newest probe."""
+        return normal(model) in self.monitor.latest.builds
+
     def loaded(self, model: str) -> bool | None:
-        """Whether ``model`` is in its memory as of the newest probe; None when that did not tell."""
-        loaded = self.monitor.latest.loaded
-        return None if loaded is None else normal(model) in loaded
+        """Whether ``model`` is in its memory as of the newest probe, or of an answer since; None where not told."""
+        probe, name = self.monitor.latest, normal(model)
+        if probe.loaded is None or not self._tells_loaded:
+            return None
+        return name in probe.loaded or self._answered_at.get(name, float("-inf")) >= probe.at
+
+    def lost(self, model: str) -> bool:
+        """Whether ``model`` left its memory before its time and for no other one: as when Ollama was started anew."""
+        before = self._loaded_before.get(normal(model))
+        return before is not None and not self._loaded_last and (before.expires or 0.0) > time.time() + LOST_SECONDS
+
+    def answered(self, model: str) -> None:
+        """It has just answered for ``model``, so that is in its memory."""
+        self._answered_at[normal(model)] = self._clock()
+
+    def noted(self, probe: Probe) -> None:
+        """Learn from a new probe whether /api/ps can be believed: what has just answered must be in memory."""
+        if probe.loaded is not None:
+            self._loaded_before, self._loaded_last = self._loaded_last, probe.loaded
+        if probe.loaded:
+            self._tells_loaded = True
+        elif probe.loaded is not None and any(0 <= probe.at - at < PROVEN_SECONDS for at in self._answered_at.values()):
+            self._tells_loaded = False
 
     def out_of_use(self, model: str, build: str | None) -> str | None:
         """Why it cannot answer for ``model`` in ``build``, a sentence; None when it can."""

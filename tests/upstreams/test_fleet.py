@@ -23,7 +23,7 @@ class Client:
 
     def __init__(self, name, builds=None):
         self.name, self.builds = name, {"llama3:8b": "build-1"} if builds is None else builds
-        self.error, self.in_memory, self.release = None, [], "0.33.0"
+        self.error, self.in_memory, self.release = None, [{"name": name} for name in self.builds], "0.33.0"
         self.failures, self.pieces, self.late, self.calls = [], ["a", "b"], False, []
         self.proceed = threading.Event()
         self.proceed.set()
@@ -67,7 +67,7 @@ class Run:
 
     def publish(self, pieces):
         if not self.pieces:
-            self.progress.first_piece_at = time.monotonic()
+            self.progress.first_piece_at, self.progress.state = time.monotonic(), "writing"
         self.pieces += pieces
 
 
@@ -166,7 +166,7 @@ def test_work_goes_where_there_is_least():
 def test_a_loaded_model_is_preferred():
     """Of two with free slots that one generates which need not load."""
     scene = two(slots=2)
-    scene.clients[1].in_memory = [{"name": "llama3:8b"}]
+    scene.clients[0].in_memory = [{"name": "other"}]
     scene.probed()
     assert [scene.ask(prompt=str(number)).host for number in range(3)] == ["b"] * 3
 
