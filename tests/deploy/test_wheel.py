@@ -1,4 +1,4 @@
-"""The wheel: all of the package is in it, and nothing else."""
+"""The wheel: all of the package is in it and nothing else, and it serves where there is no checkout."""
 
 import shutil
 import subprocess
@@ -7,7 +7,8 @@ import zipfile
 
 import pytest
 
-from tests.support.gunicorn_server import ROOT
+import llama_api
+from tests.support.gunicorn_server import ROOT, new_prompt
 
 
 @pytest.fixture(scope="module")
@@ -29,3 +30,19 @@ def test_every_wing_and_file_of_the_package_is_in_the_wheel(wheel):
     ours = {str(path.relative_to(ROOT)) for path in (ROOT / "llama_api").rglob("*")
             if path.is_file() and "__pycache__" not in path.parts}
     assert packed == ours
+
+
+def test_the_wheel_serves_where_there_is_no_checkout(wheel, serve, double, tmp_path, monkeypatch):
+    """As the image has it: by the configuration and the entry in the package."""
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", tmp_path,
+                    wheel], check=True)
+    first = tmp_path / "llama_api" / "__init__.py"
+    first.write_text(first.read_text().replace(llama_api.__version__, "0.0.0"))  # to be told from the checkout's code
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    server = serve(double, start=False)
+    server.root, server.application = tmp_path, "llama_api.wsgi:app"
+    server.arguments = ["--config", "python:llama_api.server.gunicorn_conf"]
+    server.start()
+    assert server.ask(new_prompt()).status == 200
+    assert server.get("/openapi.json").json["info"]["version"] == "0.0.0"
+    assert b"<html" in server.get("/", headers={"Accept": "text/html"}).body
