@@ -48,7 +48,10 @@ def create_app(settings: Settings | None = None) -> Flask:
     embeddings = Embeddings(service, fleet, cache, flights)
     exchanges = exchange.Exchanges(settings, service, embeddings, machine, watchdog)
     request_schema = schemas.GenerateRequest(models, settings.max_tokens_limit, settings.num_ctx)
-    cache.when_purged(request_schema.forget)
+    openai_requests = openai.OpenAIRequests(models, settings.max_tokens_limit, settings.num_ctx)
+    ollama_requests = ollama.Requests(models, settings.max_tokens_limit, settings.num_ctx)
+    for reader in (request_schema, openai_requests, ollama_requests):
+        cache.when_purged(reader.forget)
 
     directory = Path(shared) / "stats" if (shared := os.environ.get("PROMETHEUS_MULTIPROC_DIR")) else None
     activity, history = Activity(flights, only_looks, directory), History(metrics.samples, directory)
@@ -59,10 +62,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     security.init_app(app, settings)
     problems.init_app(app, {**openai.WRITERS, **ollama.WRITERS})
     app.register_blueprint(generate.blueprint(exchanges, request_schema))
-    app.register_blueprint(openai.blueprint(
-        exchanges, openai.OpenAIRequests(models, settings.max_tokens_limit, settings.num_ctx), models))
-    app.register_blueprint(ollama.blueprint(
-        exchanges, ollama.Requests(models, settings.max_tokens_limit, settings.num_ctx), models, fleet))
+    app.register_blueprint(openai.blueprint(exchanges, openai_requests, models))
+    app.register_blueprint(ollama.blueprint(exchanges, ollama_requests, models, fleet))
     app.register_blueprint(health.blueprint(fleet, cache, settings.model))
     app.register_blueprint(admin.blueprint(settings, service, cache, fleet, metrics))
     files = page.PageFiles()

@@ -80,6 +80,11 @@ class OpenAIRequests:
         """Read a body of /v1/embeddings."""
         return read_embeddings(body, self._models, self._num_ctx)
 
+    def forget(self) -> None:
+        """Forget the bodies that are remembered: they hold prompts."""
+        self._known_chats.cache_clear()
+        self._known_completions.cache_clear()
+
     def _possible(self, asked: Asked) -> Asked:
         """``asked`` as its model can answer it. Raises NotSupported."""
         model = asked.call.model
