@@ -7,7 +7,7 @@ import re
 import time
 from typing import Any
 
-from flask import Flask, Request, Response, request
+from flask import Flask, Response, request
 from flask_cors import CORS
 from flask_limiter import Limiter
 from flask_limiter.constants import HeaderNames as HEADERS
@@ -25,7 +25,7 @@ UNLIMITED = HEALTH_PATHS | {"/metrics", "/stats"}  # what asks again and again
 RESET = "RateLimit-Reset"
 _SPARE = "RateLimit-Retry-After"  # where the limiter puts what it would put over every response's own Retry-After
 EXPOSED_HEADERS = ["Age", "Cache-Status", "RateLimit-Limit", "RateLimit-Remaining", RESET, "Retry-After",
-                   "X-Request-ID"]
+                   "X-Request-ID", "X-Should-Retry"]
 PAGE_POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
                " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 
@@ -43,14 +43,15 @@ def init_app(app: Flask, settings: Settings) -> None:
     if settings.trusted_hosts:
         trusted = tuple(_host_name(host) for host in settings.trusted_hosts)
         app.before_request(lambda: _check_host(trusted))
+    if settings.cors_origins:
+        app.before_request(_answer_preflight)  # which carries no key, and costs nothing
+        CORS(app, origins=[_exactly(origin) for origin in settings.cors_origins], expose_headers=EXPOSED_HEADERS,
+             max_age=600)
     keys = [_digest(key) for key in settings.keys]
     if settings.rate_limit:
         _limit(app, settings, keys)
     if keys:
         app.before_request(lambda: _check_key(keys))
-    if settings.cors_origins:
-        app.after_request(_preflighted)
-        CORS(app, origins=list(settings.cors_origins), expose_headers=EXPOSED_HEADERS, max_age=600)
     app.after_request(_harden)
 
 
@@ -70,7 +71,7 @@ def _host_name(host: str) -> str:
 
 
 def _check_key(keys: list[bytes]) -> None:
-    if request.path in OPEN_PATHS or request.path.startswith(PAGE_FILES) or _is_preflight(request):
+    if request.path in OPEN_PATHS or request.path.startswith(PAGE_FILES):
         return
     if _key_used(keys) is None:
         raise Unauthorized
@@ -87,12 +88,21 @@ def _key_used(keys: list[bytes]) -> bytes | None:
     return found
 
 
+def _answer_preflight() -> Response | None:
+    if request.method != "OPTIONS" or "Access-Control-Request-Method" not in request.headers:
+        return None
+    response = Response(status=204)
+    del response.headers["Content-Type"]
+    return response
+
+
+def _exactly(origin: str) -> str | re.Pattern[str]:
+    """``origin`` for flask_cors, which takes what has a bracket, such as an IPv6 address, for a regular expression."""
+    return origin if origin == "*" else re.compile(rf"{re.escape(origin)}\Z", re.IGNORECASE)
+
+
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
-
-
-def _is_preflight(req: Request) -> bool:
-    return req.method == "OPTIONS" and "Access-Control-Request-Method" in req.headers
 
 
 def _limit(app: Flask, settings: Settings, keys: list[bytes]) -> None:
@@ -110,7 +120,7 @@ def _limit(app: Flask, settings: Settings, keys: list[bytes]) -> None:
 
     @limiter.request_filter
     def _exempt() -> bool:
-        return request.path in UNLIMITED or request.path.startswith(PAGE_FILES) or _is_preflight(request)
+        return request.path in UNLIMITED or request.path.startswith(PAGE_FILES)
 
 
 def _client_of(keys: list[bytes]) -> str:
@@ -126,15 +136,6 @@ def _reset_in_seconds(response: Response) -> Response:
         if response.status_code == 429:
             longest = int(response.headers.get("Retry-After", 10 ** 9))  # that the API whose URL was called allows
             response.headers["Retry-After"] = str(min(longest, max(1, int(response.headers[RESET]))))
-    return response
-
-
-def _preflighted(response: Response) -> Response:
-    """A preflight has no content to tell of."""
-    if _is_preflight(request) and response.status_code == 200:
-        response.status_code = 204
-        response.headers.pop("Content-Length", None)
-        response.headers.pop("Content-Type", None)
     return response
 
 

@@ -23,7 +23,7 @@ def keyed(shared_double, shared_serve, tmp_path_factory):
     keys = tmp_path_factory.mktemp("keys") / "keys"
     keys.write_text("third-key\n\n  fourth-key  \n")
     return shared_serve(shared_double, api_keys="first-key, second-key", api_keys_file=keys,
-                        cors_origins="https://app.example, https://other.example:8443")
+                        cors_origins="https://app.example, https://other.example:8443, http://[2001:db8::1]:3000")
 
 
 @pytest.fixture(scope="module")
@@ -78,29 +78,54 @@ def test_a_body_is_not_read_for_a_stranger(keyed):
 
 # Browsers
 
-def test_a_preflight_needs_no_key_and_names_what_is_allowed(keyed):
-    """An origin on the list may send JSON and a key, and read our headers; another may not."""
-    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type,x-api-key"}
-    for origin in ("https://app.example", "https://other.example:8443"):
-        reply = keyed.request("OPTIONS", "/generate", headers={"Origin": origin, **asks})
-        assert reply.status in (200, 204) and reply.headers["Access-Control-Allow-Origin"] == origin
-        assert "POST" in reply.headers["Access-Control-Allow-Methods"]
-        allowed = reply.headers["Access-Control-Allow-Headers"].lower()
-        assert "content-type" in allowed and "x-api-key" in allowed
-        answer = keyed.ask(new_prompt(), {"Origin": origin, **GOOD[0]})
-        assert answer.headers["Access-Control-Allow-Origin"] == origin
-        assert "cache-status" in answer.headers["Access-Control-Expose-Headers"].lower()
-        refused = keyed.ask(new_prompt(), {"Origin": origin})
-        assert refused.status == 401 and refused.headers["Access-Control-Allow-Origin"] == origin
-    for origin in ("https://evil.example", "http://app.example", "https://app.example.evil.example", "null"):
-        reply = keyed.request("OPTIONS", "/generate", headers={"Origin": origin, **asks})
+ORIGINS = ["https://app.example", "https://other.example:8443", "http://[2001:db8::1]:3000", "HTTPS://App.Example"]
+OTHER_ORIGINS = ["https://evil.example", "http://app.example", "https://app.example.evil.example", "null",
+                 "https://app-example", "http://2001:db8::1:3000", "http://d:3000",
+                 "http://[2001:db8::2]:3000"]
+PREFLIGHT = {"Access-Control-Request-Method": "POST",
+             "Access-Control-Request-Headers": "content-type,x-api-key,openai-beta,x-stainless-lang"}
+EXPOSED = {"x-request-id", "retry-after", "cache-status", "age", "x-should-retry", "ratelimit-remaining"}
+
+
+def exposed(reply):
+    """The response headers that a page may read."""
+    return {name.strip() for name in reply.headers["Access-Control-Expose-Headers"].lower().split(",")}
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/chat/completions", "/api/chat", "/cache", "/nowhere"])
+@pytest.mark.parametrize("origin", ORIGINS)
+def test_a_preflight_needs_no_key_and_names_what_is_allowed(keyed, origin, path):
+    """Whatever the URL: only the answer to the call itself can tell a page what is wrong with it."""
+    reply = keyed.request("OPTIONS", path, headers={"Origin": origin, **PREFLIGHT})
+    assert (reply.status, reply.body, reply.headers["Content-Type"]) == (204, b"", None)
+    assert reply.headers["Access-Control-Allow-Origin"] == origin
+    assert {"GET", "POST", "DELETE"} <= set(reply.headers["Access-Control-Allow-Methods"].split(", "))
+    asked = PREFLIGHT["Access-Control-Request-Headers"].split(",")
+    assert sorted(reply.headers["Access-Control-Allow-Headers"].split(", ")) == sorted(asked)
+
+
+@pytest.mark.parametrize("origin", ORIGINS)
+def test_a_page_may_read_answers_and_errors(keyed, origin):
+    """With the headers that tell something; without them a page sees that the network failed, and no more."""
+    for reply in (keyed.ask(new_prompt(), {"Origin": origin, **GOOD[0]}), keyed.ask(new_prompt(), {"Origin": origin}),
+                  keyed.ask_raw(b"{", {**JSON, "Origin": origin, **GOOD[0]}),
+                  keyed.get("/nowhere", headers={"Origin": origin, **GOOD[0]})):
+        assert reply.headers["Access-Control-Allow-Origin"] == origin and EXPOSED <= exposed(reply)
+
+
+@pytest.mark.parametrize("origin", OTHER_ORIGINS)
+def test_another_origin_may_not_call(keyed, origin):
+    """An origin is what is on the list, letter for letter but for their case; none is a pattern."""
+    for reply in (keyed.request("OPTIONS", "/generate", headers={"Origin": origin, **PREFLIGHT}),
+                  keyed.get("/livez", headers={"Origin": origin})):
         assert reply.headers["Access-Control-Allow-Origin"] is None
 
 
-def test_without_cors_origins_no_browser_may_call(plain):
-    """No Access-Control header at all."""
+def test_without_cors_origins_no_browser_may_call(plain, limited):
+    """No Access-Control header at all, and what looks like a preflight wants a key like any other call."""
     reply = plain.get("/livez", headers={"Origin": "https://app.example"})
     assert not [name for name in reply.headers if name.lower().startswith("access-control")]
+    assert limited.request("OPTIONS", "/generate", headers={"Origin": "https://app.example", **PREFLIGHT}).status == 401
 
 
 # Rates
