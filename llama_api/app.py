@@ -50,8 +50,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     request_schema = schemas.GenerateRequest(models, settings.max_tokens_limit, settings.num_ctx)
     openai_requests = openai.OpenAIRequests(models, settings.max_tokens_limit, settings.num_ctx)
     ollama_requests = ollama.Requests(models, settings.max_tokens_limit, settings.num_ctx)
-    for reader in (request_schema, openai_requests, ollama_requests):
-        cache.when_purged(reader.forget)
+    cache.when_purged(exchanges.forget)
 
     directory = Path(shared) / "stats" if (shared := os.environ.get("PROMETHEUS_MULTIPROC_DIR")) else None
     activity, history = Activity(flights, only_looks, directory), History(metrics.samples, directory)

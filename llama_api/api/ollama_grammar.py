@@ -3,7 +3,6 @@
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 
 import orjson
 
@@ -18,7 +17,6 @@ from ..waiting import Wait
 from .ollama_fields import (BOOLEAN, FLAG, FORMAT, IMAGE, INPUT, INTEGER, KEEP_ALIVE, MESSAGE, OBJECT, THINKING, TOOL,
                             TOP_LOGPROBS, WORDS, Json, filled, items, parse, read, refuse)
 from .ollama_options import LOAD_TIME, OPTIONS
-from .schemas import REMEMBERED, REMEMBERED_BYTES
 
 PASSED_ON = frozenset({400, 404, 501})  # statuses of Ollama's that tell what is wrong with a request
 _NAME = re.compile(r"(\w[\w.-]{0,79}/){0,2}\w[\w.-]{0,79}(:\w[\w.-]{0,79})?", re.ASCII)
@@ -49,37 +47,21 @@ class Asked:
 
 
 class Requests:
-    """Reads the bodies of requests. ``num_ctx`` is NUM_CTX. Raises MalformedJSON, InvalidRequest or ModelNotServed.
-
-    What a small body of a prompt or chat means is remembered: a repeated question mostly comes in the same bytes.
-    """
+    """Reads the bodies of requests. ``num_ctx`` is NUM_CTX. Raises MalformedJSON, InvalidRequest or ModelNotServed."""
 
     def __init__(self, models: Models, max_tokens_limit: int, num_ctx: int | None):
         self._models, self._limit, self._num_ctx = models, max_tokens_limit, num_ctx
-        self._known_prompts = lru_cache(REMEMBERED)(self._generate)
-        self._known_chats = lru_cache(REMEMBERED)(self._chat)
 
     def generate(self, body: bytes) -> Asked:
         """Read the body of POST /api/generate."""
-        return (self._known_prompts if len(body) <= REMEMBERED_BYTES else self._generate)(body)
-
-    def chat(self, body: bytes) -> Asked:
-        """Read the body of POST /api/chat."""
-        return (self._known_chats if len(body) <= REMEMBERED_BYTES else self._chat)(body)
-
-    def forget(self) -> None:
-        """Forget the bodies that are remembered: they hold prompts."""
-        self._known_prompts.cache_clear()
-        self._known_chats.cache_clear()
-
-    def _generate(self, body: bytes) -> Asked:
         fields = read("GenerateRequest", GENERATE_FIELDS, parse(body))
         model = self._model(fields)
         if "raw" in fields and fields.keys() & {"template", "system", "context"}:
             refuse(".raw", "raw mode does not support template, system, or context")
         return self._asked(GENERATE, model, fields, "prompt" in fields)
 
-    def _chat(self, body: bytes) -> Asked:
+    def chat(self, body: bytes) -> Asked:
+        """Read the body of POST /api/chat."""
         fields = read("ChatRequest", CHAT_FIELDS, parse(body))
         if "model" not in fields:
             refuse(".model", "model is required")

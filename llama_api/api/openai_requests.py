@@ -5,7 +5,6 @@ Every field is honoured, refused by name, or ignored because it changes nothing.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 from ..core import Models
@@ -16,7 +15,8 @@ from .openai_embeddings import AskedVectors, read_embeddings
 from .openai_errors import NotSupported
 from .openai_fields import Members
 from .openai_messages import Needs, read_messages, read_tools
-from .schemas import MAX_STOPS, REMEMBERED, REMEMBERED_BYTES
+from .meanings import Recall, afresh
+from .schemas import MAX_STOPS
 
 COMPLETION_TOKENS = 16  # of /v1/completions, where a request names no limit
 # Of Ollama's options: the bounds, and the value that is sent where a request names none.
@@ -60,30 +60,23 @@ class Asked:
 class OpenAIRequests:
     """Reads bodies. Raises MalformedJSON, FieldError or ModelNotServed.
 
-    What a small body means is remembered: a repeated question mostly comes in the same bytes.
+    ``recall`` may know what a body means, which depends on it alone; what its model can do is asked anew.
     """
 
     def __init__(self, models: Models, max_tokens_limit: int = 8192, num_ctx: int | None = None):
         self._models, self._limit, self._num_ctx = models, max_tokens_limit, num_ctx
-        self._known_chats = lru_cache(REMEMBERED)(self._chat)
-        self._known_completions = lru_cache(REMEMBERED)(self._completion)
 
-    def chat(self, body: bytes) -> Asked:
+    def chat(self, body: bytes, recall: Recall[Asked] = afresh) -> Asked:
         """Read a body of /v1/chat/completions."""
-        return self._possible((self._known_chats if len(body) <= REMEMBERED_BYTES else self._chat)(body))
+        return self._possible(recall(self._chat, body))
 
-    def completion(self, body: bytes) -> Asked:
+    def completion(self, body: bytes, recall: Recall[Asked] = afresh) -> Asked:
         """Read a body of /v1/completions."""
-        return self._possible((self._known_completions if len(body) <= REMEMBERED_BYTES else self._completion)(body))
+        return self._possible(recall(self._completion, body))
 
     def embeddings(self, body: bytes) -> AskedVectors:
         """Read a body of /v1/embeddings."""
         return read_embeddings(body, self._models, self._num_ctx)
-
-    def forget(self) -> None:
-        """Forget the bodies that are remembered: they hold prompts."""
-        self._known_chats.cache_clear()
-        self._known_completions.cache_clear()
 
     def _possible(self, asked: Asked) -> Asked:
         """``asked`` as its model can answer it. Raises NotSupported."""

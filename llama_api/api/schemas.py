@@ -1,6 +1,5 @@
 """The shapes of requests and responses. They validate, and the OpenAPI document is made from them."""
 
-from functools import lru_cache
 from typing import Any
 
 from marshmallow import Schema, ValidationError, fields, post_load, validate
@@ -13,7 +12,6 @@ from ..strict_json import parse_object
 MAX_STOPS = 16
 DEFAULT_TOKENS = 100
 ERRORS_SHOWN, NAME_SHOWN = 20, 100  # faults told of one body, and characters of a field's name
-REMEMBERED, REMEMBERED_BYTES = 1024, 2048  # bodies, and the size of the largest one: a few megabytes at most
 
 
 class Text(fields.String):
@@ -108,21 +106,9 @@ class GenerateRequest(Schema):
         field = self.fields["max_tokens"]
         field.load_default = min(DEFAULT_TOKENS, max_tokens_limit)
         field.validators = [validate.Range(1, max_tokens_limit)]
-        self._remembered = lru_cache(REMEMBERED)(self._read)
 
     def read(self, body: bytes) -> tuple[ModelCall, bool]:
-        """Parse and validate a body. Raises MalformedJSON or InvalidRequest.
-
-        What a small body means is remembered, which halves the work of a hit: a repeated question mostly comes in the
-        same bytes (benchmarks/README.md, the profile).
-        """
-        return self._remembered(body) if len(body) <= REMEMBERED_BYTES else self._read(body)
-
-    def forget(self) -> None:
-        """Forget the bodies that are remembered: they hold prompts."""
-        self._remembered.cache_clear()
-
-    def _read(self, body: bytes) -> tuple[ModelCall, bool]:
+        """Parse and validate a body. Raises MalformedJSON or InvalidRequest."""
         try:
             loaded: tuple[ModelCall, bool] = self.load(parse_object(body))
         except ValidationError as error:

@@ -200,16 +200,6 @@ def test_a_body_is_read_as_go_reads_it(body):
     assert REQUESTS.generate(body) == generate()
 
 
-def test_a_remembered_body_is_forgotten_when_it_is_told_to():
-    """Bodies hold prompts, of which a purge leaves nothing; what they mean is read anew."""
-    requests = Requests(Models(Shown(), MODEL), LIMIT, None)
-    first = generate(requests)
-    assert generate(requests) is first
-    requests.forget()
-    assert generate(requests) is not first and generate(requests) == first
-    assert generate(requests, system="x" * 3000) is not generate(requests, system="x" * 3000)
-
-
 # What is refused
 
 @pytest.mark.parametrize("body, text", [

@@ -188,12 +188,3 @@ def test_any_object_is_a_call_or_a_fault(body):
         return
     assert isinstance(made, ModelCall) and isinstance(streamed, bool)
     assert 1 <= made.options["num_predict"] <= 8192 and 0 <= made.options["temperature"] <= 2
-
-
-def test_what_a_body_means_is_remembered_until_it_is_forgotten():
-    """A repeated small body is not read again; after a purge nothing of it is left."""
-    schema, body = GenerateRequest(MODELS), b'{"prompt": "Hi"}'
-    first = schema.read(body)
-    assert schema.read(body) is first
-    schema.forget()
-    assert schema.read(body) is not first and schema.read(body) == first
