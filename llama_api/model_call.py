@@ -75,6 +75,19 @@ class ModelCall:
         return [text for text in given if isinstance(text, str) and text]
 
     @property
+    def opening(self) -> str:
+        """The text that the model reads, nearly as it will be rendered: two calls that begin alike begin alike here."""
+        parts = [self.body.get("system") or "", self.body.get("prompt") or ""]
+        if tools := self.body.get("tools"):
+            parts.append(orjson.dumps(tools).decode())
+        for message in self.body.get("messages") or ():
+            content, calls = message.get("content"), message.get("tool_calls")
+            parts += [str(message.get("role")), content if isinstance(content, str) else orjson.dumps(content).decode()]
+            if calls:
+                parts.append(orjson.dumps(calls).decode())
+        return "".join(parts)
+
+    @property
     def question(self) -> str:
         """The text that names this call in a log: the prompt, or the conversation or the input as JSON."""
         if isinstance(prompt := self.body.get("prompt"), str):

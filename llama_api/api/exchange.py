@@ -151,6 +151,8 @@ class Exchanges:
             "cpu_usage_percent": cpu, "memory_usage_percent": memory, "queue_ms": milliseconds(times.queue),
             "time_to_first_token_ms": None if reply.cached else milliseconds(times.first_token),
             "tokens_per_second": None if reply.cached or completion is None else completion.tokens_per_second}
+        if completion and completion.cached_input_tokens is not None:
+            figures["cached_input_tokens"] = completion.cached_input_tokens
         g.record.update(figures, cache=reply.result)
         # Without output it is an embedding, whose time may be that of many texts.
         if reply.result in SAVING and completion is not None and completion.output_tokens and completion.seconds:

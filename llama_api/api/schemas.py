@@ -154,6 +154,8 @@ class Metrics(Schema):
 
     inference_latency_ms = _figure("Wall time to get the answer from Ollama or the cache, queueing excluded.", 812.4)
     input_tokens = _figure("Tokens of the prompt, as Ollama counted them.", 17, null=True)
+    cached_input_tokens = fields.Integer(metadata={
+        "description": "Of these, tokens that Ollama had read before; absent where it does not tell.", "example": 12})
     output_tokens = _figure("Tokens of the answer, as Ollama counted them.", 50, null=True)
     cpu_usage_percent = _figure("Of the whole machine, sampled at most once a second.", 45.2)
     memory_usage_percent = _figure("Of the whole machine, sampled at most once a second.", 60.1)

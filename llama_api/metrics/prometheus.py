@@ -76,6 +76,7 @@ class Metrics:
             self._first_token.observe(ended.first_piece_seconds)
         if ended.completion is not None:
             self._prompt_tokens.inc(ended.completion.input_tokens or 0)
+            self._cached_tokens.inc(ended.completion.cached_input_tokens or 0)
             self._generated_tokens.inc(ended.completion.output_tokens or 0)
 
     def store_failed(self, error: Exception) -> None:
@@ -161,6 +162,7 @@ class Metrics:
         self._first_token = histogram("time_to_first_token_seconds", "From the slot to the first piece.")
         self._queue_wait = histogram("queue_wait_seconds", "Wait of a generation for its slot.")
         self._prompt_tokens = counter("prompt_tokens_total", "Tokens of prompts that Ollama read.")
+        self._cached_tokens = counter("cached_prompt_tokens_total", "Of these, tokens that Ollama had read before.")
         self._generated_tokens = counter("generated_tokens_total", "Tokens that Ollama generated.")
         self._running = gauge("generations_running", "Generations that hold a slot.", "host")
         self._waiting = gauge("generations_waiting", "Generations that wait for a slot.")

@@ -13,6 +13,7 @@ from ..errors import (OllamaBrokeOff, OllamaBusy, OllamaError, OllamaHangs, Olla
 from ..model_call import ModelCall
 from ..model_names import normal
 from ..waiting import Cancellation, Cancelled, Wait
+from .affinity import Affinity, chain_of
 from .journey import Journey
 from .loading import Loads, Patience, Preload
 from .monitor import FIRST_PROBE_SECONDS
@@ -41,7 +42,7 @@ class Fleet:
     def __init__(self, upstreams: Sequence[Upstream], models: Sequence[str], observer: Observer, queue: int = 64,
                  queue_timeout: float = 60.0, timeout: float = 300.0, preload: bool = False):
         self.upstreams, self._models, self._observer = tuple(upstreams), tuple(models), observer
-        self._roster = Roster(upstreams)
+        self._roster, self._affinity = Roster(upstreams), Affinity()
         self._queue = Queue(self._roster, queue, queue_timeout)
         self._queue_timeout, self._timeout, self._single = queue_timeout, timeout, len(self.upstreams) == 1
         self._loads, self._patience = Loads(), Patience()
@@ -119,6 +120,8 @@ class Fleet:
         if self._single:
             self.upstreams[0].breaker.check()
         journey = Journey(call, run, self._timeout)
+        if not self._single and not call.embeds:
+            journey.chain = chain_of(call)
         try:
             while True:
                 slot = self._slot(journey)
@@ -154,7 +157,15 @@ class Fleet:
                 progress.wait = Wait
                 self._observer.waiting(-1)
         journey.begin(slot)
+        if not self._single and not journey.call.embeds:
+            self._match(journey, slot.upstream)
         return slot
+
+    def _match(self, journey: Journey, upstream: Upstream) -> None:
+        """Tell whether ``journey`` goes to where its beginning is known, and let that be known of ``upstream``."""
+        match = journey.match = self._affinity.find(journey.chain)
+        self._observer.prefix_matched("none" if match is None else "hit" if match.host == upstream.host else "miss")
+        self._affinity.note(journey.chain, upstream.host)
 
     def _generate_at(self, upstream: Upstream, journey: Journey) -> Generated:
         """Have ``upstream`` generate; a single one that cannot be reached or is busy is tried a few times."""
@@ -186,6 +197,10 @@ class Fleet:
             finally:
                 self._patience.end(journey)
         upstream.answered(call.model)
+        if journey.match is not None and journey.match.host == upstream.host:
+            known, read = completion.cached_input_tokens, completion.input_tokens
+            if known is not None and read:
+                self._affinity.correct(journey.match, journey.chain, known / read)
         journey.outcome, journey.completion = completion.finish_reason or "error", completion
         return Generated(completion, build, upstream.host, time.monotonic())
 
@@ -203,16 +218,21 @@ class Fleet:
         logger.warning("%s failed and another Ollama is tried: %s", upstream.host, error)
 
     def _ranked(self, journey: Journey, free: list[Upstream]) -> list[Upstream]:
-        """Those with a free slot, the best one first: that have the model loaded, then those with the least to do."""
-        model = journey.call.model
-        return sorted(free, key=lambda one: (one.breaker.open, one.loaded(model) is False, one.slots.share,
-                                             one.slots.work))
+        """Those with a free slot, the best one first: where the beginning of the prompt was read, then those that have
+        the model loaded, then those with the least to do.
+        """
+        model, match = journey.call.model, self._affinity.find(journey.chain)
+        known = match.host if match is not None else None
+        return sorted(free, key=lambda one: (one.breaker.open, one.host != known, one.loaded(model) is False,
+                                             one.slots.share, one.slots.work))
 
     # Probes
 
     def _noted(self, upstream: Upstream, probe: Probe) -> None:
         """Have all who depend on what is known of ``upstream`` look at its new probe."""
         upstream.noted(probe)
+        if not probe.reachable or upstream.emptied:
+            self._affinity.forget(upstream.host)
         self._roster.noted()
         self._queue.look()
         self._patience.look()

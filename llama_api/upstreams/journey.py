@@ -5,6 +5,7 @@ import time
 from ..answer import Completion
 from ..errors import OllamaError
 from ..model_call import ModelCall
+from .affinity import Chain, Match
 from .queue import Slot
 from .run import Ended, Run
 from .upstream import Upstream
@@ -20,6 +21,8 @@ class Journey:
         self.tried: list[Upstream] = []
         self.failure: OllamaError | None = None  # of the last one tried
         self.completion: Completion | None = None
+        self.chain: Chain = []  # of its prompt, where that matters
+        self.match: Match | None = None  # where the beginning of it was known when it got its slot
         self.outcome = "error"
         self._host = ""
 

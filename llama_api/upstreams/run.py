@@ -50,5 +50,8 @@ class Observer(Protocol):
     def failed_over(self, host: str) -> None:
         """What failed at ``host`` is tried at another."""
 
+    def prefix_matched(self, result: str) -> None:
+        """It has a slot where its beginning is known (``hit``), elsewhere (``miss``), or none is known (``none``)."""
+
     def generation_ended(self, ended: Ended) -> None:
         """A generation that held a slot has ended."""

@@ -59,6 +59,11 @@ class Upstream:
         before = self._loaded_before.get(normal(model))
         return before is not None and not self._loaded_last and (before.expires or 0.0) > time.time() + LOST_SECONDS
 
+    @property
+    def emptied(self) -> bool:
+        """Whether its memory has become empty with the newest probe that told."""
+        return bool(self._loaded_before) and not self._loaded_last
+
     def answered(self, model: str) -> None:
         """It has just answered for ``model``, so that is in its memory."""
         self._answered_at[normal(model)] = self._clock()

@@ -344,3 +344,22 @@ def test_one_ollama_gets_no_more_calls_than_before(serve, double):
     rounds = time.monotonic() - started + 2
     assert all(len(double.calls(path)) <= rounds for path in ("/api/tags", "/api/ps", "/api/version"))
     api.stop()
+
+
+# Where a beginning is known
+
+
+def test_a_prompt_goes_where_its_beginning_was_read(api, doubles):
+    """As told by /metrics, by the log, and by what Ollama says it had kept, beside the other figures."""
+    for double in doubles:
+        double.set(prefix_memory=8)
+    before, beginning = api.metrics(), new_prompt() + " The same long beginning." * 60
+    replies = [api.ask(f"{beginning} {number}") for number in range(5)]
+    assert len({api.record_of(reply)["host"] for reply in replies}) == 1
+    cached = [reply.json["metrics"].get("cached_input_tokens") or 0 for reply in replies]
+    assert cached[0] == 0 and min(cached[1:]) > 100
+    assert [api.record_of(reply).get("cached_input_tokens", 0) for reply in replies] == cached
+    grown = {result: api.metrics()["prefix_matches_total", result] - before["prefix_matches_total", result]
+             for result in ("hit", "miss", "none")}
+    assert grown == {"hit": 4, "miss": 0, "none": 1}
+    assert api.metrics()["cached_prompt_tokens_total",] - before["cached_prompt_tokens_total",] == sum(cached)

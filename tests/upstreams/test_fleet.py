@@ -25,7 +25,7 @@ class Client:
         self.name, self.builds = name, {"llama3:8b": "build-1"} if builds is None else builds
         self.error, self.in_memory, self.release = None, [{"name": name} for name in self.builds], "0.33.0"
         self.failures, self.pieces, self.late, self.calls = [], ["a", "b"], False, []
-        self.proceed = threading.Event()
+        self.proceed, self.completion = threading.Event(), Completion("stop", 7, 2)
         self.proceed.set()
 
     def inventory(self, seconds):
@@ -55,7 +55,7 @@ class Client:
             publish([Piece(text) for text in self.pieces])
         if failure is not None:
             raise failure
-        return Completion("stop", 7, 2)
+        return self.completion
 
 
 class Run:
@@ -504,3 +504,55 @@ def test_a_hit_never_waits_for_a_probe():
     fleet = Fleet([Upstream("a", client, Monitor(client), Breaker(), Slots("http://a", 1))], ["m"], Observer())
     assert in_threads(5, lambda number: fleet.stale_since("m", "x")) == [None] * 5
     release.set()
+
+
+# Where a beginning is known
+
+LONG_PROMPT = "Once upon a time " * 100
+
+
+def test_a_conversation_goes_back_to_where_it_was():
+    """Though another has less to do; a short prompt has no place."""
+    scene = two(slots=3)
+    first = scene.ask(prompt=LONG_PROMPT).host
+    assert [scene.ask(prompt=LONG_PROMPT + str(number)).host for number in range(4)] == [first] * 4
+    scene.ask(prompt="short")
+    assert scene.observer.matches == ["none", *["hit"] * 4, "none"]
+
+
+def test_a_known_beginning_never_makes_it_wait():
+    """With the slot there taken it goes elsewhere at once, which is where it is known from then on."""
+    scene = two()
+    first = scene.ask(prompt=LONG_PROMPT).host
+    client, other = sorted(scene.clients, key=lambda client: client.name != first)
+    client.proceed.clear()
+    busy, _ = scene.begin(prompt=LONG_PROMPT + "busy")
+    until(lambda: busy.progress.host == first)
+    assert scene.ask(prompt=LONG_PROMPT + "more").host == other.name
+    assert scene.observer.matches == ["none", "hit", "miss"]
+    client.proceed.set()
+    until(lambda: len(scene.observer.ended) == 3)
+    assert scene.ask(prompt=LONG_PROMPT + "more still").host == other.name
+
+
+def test_what_an_ollama_has_lost_is_known_no_more():
+    """After an outage, or when it says that it had kept nothing."""
+    scene = two()
+    host = scene.ask(prompt=LONG_PROMPT).host
+    client = next(client for client in scene.clients if client.name == host)
+    client.error = OllamaUnavailable()
+    scene.probed()
+    client.error = None
+    scene.probed()
+    scene.ask(prompt=LONG_PROMPT)
+    for client in scene.clients:
+        client.completion = Completion("stop", 400, 2, cached_input_tokens=0)
+    scene.ask(prompt=LONG_PROMPT)
+    assert scene.observer.matches == ["none", "none", "hit"]
+
+
+def test_a_single_one_is_not_chosen():
+    """There is nothing to look up and nothing to count."""
+    scene = Scene(Client("a"))
+    scene.ask(prompt=LONG_PROMPT), scene.ask(prompt=LONG_PROMPT)
+    assert scene.observer.matches == []
