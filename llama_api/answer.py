@@ -2,6 +2,7 @@
 
 import base64
 import sys
+from array import array
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -35,7 +36,7 @@ class Completion(NamedTuple):
     load_duration: int | None = None
     prompt_eval_duration: int | None = None
     eval_duration: int | None = None
-    context: tuple[int, ...] | None = None
+    context: "array[int] | None" = None  # of 32-bit numbers: thousands of tokens, beside the text of few
     debug_info: dict[str, Any] | None = None  # the prompt as rendered, for who asked for just that
 
     @property
@@ -94,7 +95,7 @@ class Answer:
         size = sys.getsizeof(self.text) + len(self.thinking) + len(self.vector or b"")
         if self.tool_calls or self.logprobs:
             size += 4 * len(orjson.dumps([self.tool_calls, self.logprobs]))  # objects take more than their text
-        return size + 40 * len(self.completion.context or ())
+        return size + 4 * len(self.completion.context or ())
 
     def to_json(self) -> dict[str, Any]:
         """The answer as values of JSON, for another process of the service; what is empty is left out."""
@@ -103,7 +104,8 @@ class Answer:
             value = getattr(self, field.name)
             if value or field.name in _STRINGS:
                 values[field.name] = value
-        values["completion"] = {name: value for name, value in self.completion._asdict().items() if value is not None}
+        values["completion"] = {name: value.tolist() if isinstance(value, array) else value
+                                for name, value in self.completion._asdict().items() if value is not None}
         if self.vector is not None:
             values["vector"] = base64.b64encode(self.vector).decode()
         return values
@@ -118,7 +120,8 @@ class Answer:
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise ValueError("not an answer of this format")
         known = {name: value for name, value in values.items() if name != "format"}
-        known["completion"] = Completion(**known.get("completion", {}))
+        end = Completion(**known.get("completion", {}))
+        known["completion"] = end._replace(context=None if end.context is None else array("i", end.context))
         for name in ("tool_calls", "logprobs"):
             known[name] = tuple(known.get(name, ()))
         if "batch" in known:

@@ -4,6 +4,7 @@ Its side is ``api/types.go``, ``server/routes.go`` and ``llm/llama_server.go``.
 """
 
 import struct
+from array import array
 from collections.abc import Iterator
 from typing import Any
 
@@ -113,14 +114,14 @@ def _is_token(token: Any) -> bool:
 
 def completion_of(record: dict[str, Any]) -> Completion:
     """How the generation ended, from the last record of its answer."""
-    reason, context = record.get("done_reason"), record.get("context")
+    reason = record.get("done_reason")
     return Completion(
         finish_reason=reason if reason in ("stop", "length") else None,
         input_tokens=_count(record, "prompt_eval_count"), output_tokens=_count(record, "eval_count"),
         cached_input_tokens=_count(record, "prompt_eval_cached_count"),
         total_duration=_count(record, "total_duration"), load_duration=_count(record, "load_duration"),
         prompt_eval_duration=_count(record, "prompt_eval_duration"), eval_duration=_count(record, "eval_duration"),
-        context=tuple(context) if isinstance(context, list) and all(type(token) is int for token in context) else None,
+        context=_tokens(record.get("context")),
         debug_info=debug if isinstance(debug := record.get("_debug_info"), dict) else None)
 
 
@@ -152,6 +153,13 @@ def ending_of(completion: Completion) -> dict[str, Any]:
         ("prompt_eval_duration", completion.prompt_eval_duration), ("eval_count", completion.output_tokens),
         ("eval_duration", completion.eval_duration), ("_debug_info", completion.debug_info)))
     return {name: value for name, value in ending.items() if value}
+
+
+def _tokens(context: Any) -> "array[int] | None":
+    try:
+        return array("i", context) if isinstance(context, list) else None
+    except (TypeError, OverflowError):
+        return None
 
 
 def _count(record: dict[str, Any], name: str) -> int | None:

@@ -1,6 +1,7 @@
 """Ollama's API as values: what each field becomes, what is refused and how, and the records of an answer."""
 
 import json
+from array import array
 from datetime import datetime, timedelta
 
 import orjson
@@ -371,7 +372,7 @@ def test_any_bytes_are_a_call_or_are_refused(body):
 
 # From an answer to records
 
-COMPLETION = Completion("stop", 11, 3, None, 910, 31, 90, 60, (1, 2))
+COMPLETION = Completion("stop", 11, 3, None, 910, 31, 90, 60, array("i", [1, 2]))
 ANSWER = Answer(MODEL, "Hello", "Hm", (CALL,), ({"token": "He", "logprob": -0.1},), completion=COMPLETION)
 FIGURES = {"total_duration": 910, "load_duration": 31, "prompt_eval_count": 11, "prompt_eval_duration": 90,
            "eval_count": 3, "eval_duration": 60}

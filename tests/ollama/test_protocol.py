@@ -1,5 +1,7 @@
 """The records of Ollama's protocol: what is read out of one, and that writing it again loses nothing."""
 
+from array import array
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -68,7 +70,8 @@ def test_writing_is_the_inverse_of_reading(piece, endpoint):
 
 counts = st.none() | st.integers(1, 2 ** 53 - 1)
 completions = st.builds(Completion, st.sampled_from(["stop", "length", None]), *[counts] * 7,
-                        st.none() | st.lists(st.integers(0, 2 ** 31), min_size=1, max_size=4).map(tuple),
+                        st.none() | st.lists(st.integers(0, 2 ** 31 - 1), min_size=1, max_size=4).map(
+                            lambda tokens: array("i", tokens)),
                         st.none() | st.fixed_dictionaries({"rendered_template": texts}))
 
 
