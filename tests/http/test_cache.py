@@ -297,7 +297,7 @@ def test_the_bytes_are_bounded_and_count_the_overhead(small):
     """The figures of GET /cache; a purge leaves none."""
     assert (stats(small)["entries"], stats(small)["bytes"]) == (0, 0)
     for _ in range(15):
-        assert small.ask(new_prompt("[[tokens=175]]"), max_tokens=200).cache == MISS
+        assert small.ask(new_prompt("[[tokens=150]]"), max_tokens=200).cache == MISS
     held = stats(small)
     assert 30_000 < held["bytes"] <= held["max_bytes"] == 40_000 and held["entries"] < held["max_entries"] == 10
     assert small.request("DELETE", "/cache").status == 204
