@@ -70,7 +70,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.register_blueprint(page.problems.blueprint(files))
     app.register_blueprint(page.stats.blueprint(page.Snapshot(
         settings, history, activity, lambda: health.health_of(fleet, cache, settings.model)), activity, reporter))
-    docs.init_app(app, settings, request_schema)
+    app.register_blueprint(docs.blueprint(settings, request_schema))
     app.cli.add_command(cache_commands)
     if click.get_current_context(silent=True) is None:  # else a command runs, whose output they would spoil
         for warning in settings.warnings():

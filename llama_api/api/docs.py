@@ -1,10 +1,14 @@
 """The documentation as served: the OpenAPI document, and Swagger UI on it with nothing from another host."""
 
+from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
+from typing import NamedTuple, cast
 
 import orjson
-from flask import Blueprint, Flask, Response, abort, current_app, request
+from flask import Blueprint, Flask, Response, abort, request
+from flask.blueprints import BlueprintSetupState
+from werkzeug.http import generate_etag
 
 from ..http import PAGE_POLICY
 from ..settings import Settings
@@ -50,42 +54,68 @@ window.ui = SwaggerUIBundle({
 
 POLICY = PAGE_POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'")  # Swagger UI sets styles
 
-bp = Blueprint("documentation", __name__)
+
+class _File(NamedTuple):
+    """What is served as it is, and may be kept for ``seconds`` before it is asked for again by its ETag."""
+
+    content: bytes
+    mimetype: str
+    etag: str
+    seconds: int = 0
+    policy: str | None = None
 
 
-def init_app(app: Flask, settings: Settings, request_schema: GenerateRequest) -> None:
-    """Serve the documentation of all routes that ``app`` has by now."""
-    app.register_blueprint(bp)
-    found = document(app, request_schema, keyed=bool(settings.keys), limited=bool(settings.rate_limit))
-    app.extensions["llama_api_openapi"] = orjson.dumps(found)
+def blueprint(settings: Settings, request_schema: GenerateRequest) -> Blueprint:
+    """The documentation. Register it last: it describes the routes that there are by then."""
+    bp = Blueprint("documentation", __name__)
+    page = _file(PAGE.encode(), "text/html", policy=POLICY)
+    described: list[_File] = []
+
+    @bp.get("/openapi.json")
+    def openapi_document() -> Response:
+        """Describe every endpoint in OpenAPI 3.1."""
+        return _served(described[0])
+
+    @bp.get("/docs")
+    def docs() -> Response:
+        """Show the documentation as a page to read and try."""
+        return _served(page)
+
+    @bp.get("/docs/<asset>")
+    def docs_asset(asset: str) -> Response:
+        """Serve a file of the documentation's page."""
+        if asset != INITIALIZER and asset not in ASSETS:
+            abort(404)
+        return _served(_asset(asset))
+
+    @bp.record_once
+    def describe(state: BlueprintSetupState) -> None:
+        found = document(cast(Flask, state.app), request_schema, keyed=bool(settings.keys),
+                         limited=bool(settings.rate_limit))
+        described.append(_file(orjson.dumps(found), "application/json"))
+
+    return bp
 
 
-@bp.get("/openapi.json")
-def openapi_document() -> Response:
-    """Describe every endpoint in OpenAPI 3.1."""
-    return _kept(Response(current_app.extensions["llama_api_openapi"], mimetype="application/json"))
+@cache
+def _asset(name: str) -> _File:
+    """An asset, read when it is first asked for."""
+    if name == INITIALIZER:
+        return _file(SCRIPT.encode(), "text/javascript", ASSET_SECONDS)
+    return _file((STATIC / name).read_bytes(), ASSETS[name], ASSET_SECONDS)
 
 
-@bp.get("/docs")
-def docs() -> Response:
-    """Show the documentation as a page to read and try."""
-    return _kept(Response(PAGE, mimetype="text/html", headers={"Content-Security-Policy": POLICY}))
+def _file(content: bytes, mimetype: str, seconds: int = 0, policy: str | None = None) -> _File:
+    return _File(content, mimetype, generate_etag(content), seconds, policy)
 
 
-@bp.get("/docs/<asset>")
-def docs_asset(asset: str) -> Response:
-    """Serve a file of the documentation's page."""
-    if asset == INITIALIZER:
-        return _kept(Response(SCRIPT, mimetype="text/javascript"), ASSET_SECONDS)
-    if asset not in ASSETS:
-        abort(404)
-    return _kept(Response((STATIC / asset).read_bytes(), mimetype=ASSETS[asset]), ASSET_SECONDS)
-
-
-def _kept(response: Response, seconds: int = 0) -> Response:
-    """Let the client keep a response, and ask for a newer one by its ETag after ``seconds``."""
-    response.add_etag()
+def _served(file: _File) -> Response:
+    """A file, or 304 for a client that has it."""
+    response = Response(file.content, mimetype=file.mimetype)
+    response.set_etag(file.etag)
     response.cache_control.public = True
-    response.cache_control.max_age = seconds
+    response.cache_control.max_age = file.seconds
+    if file.policy:
+        response.headers["Content-Security-Policy"] = file.policy
     response.make_conditional(request)
     return response

@@ -1,10 +1,14 @@
 """The page at /docs in a real browser: whole, from this service alone, and good to try every endpoint with."""
 
 import json
+import shutil
 
 import pytest
 
+from llama_api.api import docs
 from llama_api.api.docs import ASSETS, INITIALIZER
+from llama_api.app import create_app
+from llama_api.settings import Settings
 from tests.support.chromium import chromium
 from tests.support.double import answer_for
 
@@ -110,3 +114,18 @@ def test_page_has_a_strict_policy(double, serve):
     assert policy["default-src"] == "'none'" and policy["script-src"] == policy["connect-src"] == "'self'"
     assert policy["frame-ancestors"] == "'none'"
     assert b"//" not in page.body.replace(b"<!doctype html>", b"") and b"<script>" not in page.body
+
+
+def test_an_asset_is_read_once(double, tmp_path, monkeypatch):
+    """Whoever asks for it, however often: nobody can have the service read and hash megabytes for each request."""
+    for asset in ASSETS:
+        shutil.copy(docs.STATIC / asset, tmp_path)
+    monkeypatch.setattr(docs, "STATIC", tmp_path)
+    app = create_app(Settings.from_env({"LLAMA_API_OLLAMA_URL": double.url, "LLAMA_API_LOG_FILE": ""}))
+    client = app.test_client()
+    first = {asset: client.get(f"/docs/{asset}") for asset in ASSETS}
+    for asset in ASSETS:
+        (tmp_path / asset).unlink()
+    for asset, reply in first.items():
+        again = client.get(f"/docs/{asset}")
+        assert (again.status_code, again.data, again.headers["ETag"]) == (200, reply.data, reply.headers["ETag"])
