@@ -14,6 +14,7 @@ from ..model_call import CHAT, EMBED, EMBEDDINGS, GENERATE, ModelCall
 from ..model_names import normal
 from ..ollama import ending_of, numbers_of, record_of
 from ..waiting import Wait
+from .meanings import Recall, afresh
 from .ollama_fields import (BOOLEAN, FLAG, FORMAT, IMAGE, INPUT, INTEGER, KEEP_ALIVE, MESSAGE, OBJECT, THINKING, TOOL,
                             TOP_LOGPROBS, WORDS, Json, filled, items, parse, read, refuse)
 from .ollama_options import LOAD_TIME, OPTIONS
@@ -36,7 +37,7 @@ SHOW_FIELDS = {"model": WORDS, "name": WORDS, "verbose": FLAG, "system": WORDS, 
 class Asked:
     """What a request asks: ``model`` is the configured name, ``name`` the one that the client sent.
 
-    ``call`` is None when the model is only to be loaded.
+    ``call`` is None when the model is only to be loaded. ``num_ctx`` is the context window that it asks for, or 0.
     """
 
     endpoint: str
@@ -44,24 +45,38 @@ class Asked:
     model: str
     call: ModelCall | None
     streamed: bool
+    num_ctx: int = 0
 
 
 class Requests:
-    """Reads the bodies of requests. ``num_ctx`` is NUM_CTX. Raises MalformedJSON, InvalidRequest or ModelNotServed."""
+    """Reads the bodies of requests. ``num_ctx`` is NUM_CTX. Raises MalformedJSON, InvalidRequest or ModelNotServed.
+
+    ``recall`` may know what a body means, which depends on it alone; the window in force is asked anew.
+    """
 
     def __init__(self, models: Models, max_tokens_limit: int, num_ctx: int | None):
         self._models, self._limit, self._num_ctx = models, max_tokens_limit, num_ctx
 
-    def generate(self, body: bytes) -> Asked:
+    def generate(self, body: bytes, recall: Recall[Asked] = afresh) -> Asked:
         """Read the body of POST /api/generate."""
+        return self._possible(recall(self._generate, body))
+
+    def chat(self, body: bytes, recall: Recall[Asked] = afresh) -> Asked:
+        """Read the body of POST /api/chat."""
+        return self._possible(recall(self._chat, body))
+
+    def _possible(self, asked: Asked) -> Asked:
+        self._check_window(asked.model, asked.num_ctx)
+        return asked
+
+    def _generate(self, body: bytes) -> Asked:
         fields = read("GenerateRequest", GENERATE_FIELDS, parse(body))
         model = self._model(fields)
         if "raw" in fields and fields.keys() & {"template", "system", "context"}:
             refuse(".raw", "raw mode does not support template, system, or context")
         return self._asked(GENERATE, model, fields, "prompt" in fields)
 
-    def chat(self, body: bytes) -> Asked:
-        """Read the body of POST /api/chat."""
+    def _chat(self, body: bytes) -> Asked:
         fields = read("ChatRequest", CHAT_FIELDS, parse(body))
         if "model" not in fields:
             refuse(".model", "model is required")
@@ -71,7 +86,7 @@ class Requests:
         """Read the body of POST /api/embed: the model's name as it was sent, and a call for each text."""
         fields = read("EmbedRequest", EMBED_FIELDS, parse(body))
         model, name = self._model(fields), fields.pop("model")
-        options, texts = self._options(model, fields.pop("options", {})), fields.pop("input", ())
+        options, texts = self._options_of(model, fields), fields.pop("input", ())
         return name, [ModelCall.of(EMBED, model, options, input=text, **fields) for text in texts]
 
     def embeddings(self, body: bytes) -> ModelCall | None:
@@ -83,7 +98,7 @@ class Requests:
         if "model" not in fields:
             refuse(".model", "model is required")
         model = self._model(fields)
-        options = self._options(model, fields.pop("options", {}))
+        options = self._options_of(model, fields)
         return ModelCall.of(EMBEDDINGS, model, options, prompt=fields["prompt"]) if "prompt" in fields else None
 
     def show(self, body: bytes) -> tuple[str, Json]:
@@ -108,19 +123,27 @@ class Requests:
     def _asked(self, endpoint: str, model: str, fields: Json, whole: bool) -> Asked:
         name, streamed = fields.pop("model"), fields.pop("stream", True)
         options = fields.pop("options", {})
-        options = self._options(model, options) | self._bound(options)
-        call = ModelCall.of(endpoint, model, options, **fields) if whole else None
-        return Asked(endpoint, name, model, call, streamed and "_debug_render_only" not in fields)
+        sent = self._options(options) | self._bound(options)
+        call = ModelCall.of(endpoint, model, sent, **fields) if whole else None
+        streamed = streamed and "_debug_render_only" not in fields
+        return Asked(endpoint, name, model, call, streamed, options.get("num_ctx", 0))
 
-    def _options(self, model: str, given: Json) -> Json:
+    def _options_of(self, model: str, fields: Json) -> Json:
+        """The options of an embedding, taken out of ``fields``."""
+        options = fields.pop("options", {})
+        self._check_window(model, options.get("num_ctx", 0))
+        return self._options(options)
+
+    def _options(self, given: Json) -> Json:
         """The options as they are sent: those of the load stay the operator's."""
-        if (size := given.get("num_ctx", 0)) > 0:
-            window = self._num_ctx or self._models.window(model)
-            if window is not None and size > window:
-                refuse(".options.num_ctx", f"num_ctx {size} is above the context window in force, {window} tokens;"
-                                           " only the operator can change it")
-        sent = {option: value for option, value in given.items() if option not in LOAD_TIME}
-        return sent | {"num_ctx": self._num_ctx}
+        return {name: value for name, value in given.items() if name not in LOAD_TIME} | {"num_ctx": self._num_ctx}
+
+    def _check_window(self, model: str, num_ctx: int) -> None:
+        """Refuse to be told of a larger window than the one in force."""
+        window = None if num_ctx <= 0 else self._num_ctx or self._models.window(model)
+        if window is not None and num_ctx > window:
+            refuse(".options.num_ctx", f"num_ctx {num_ctx} is above the context window in force, {window} tokens;"
+                                       " only the operator can change it")
 
     def _bound(self, given: Json) -> Json:
         """The most tokens that an answer may have."""

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_api.answer import Answer, Completion, Piece
+from llama_api.api.meanings import Meanings
 from llama_api.api.ollama_grammar import (CHAT_FIELDS, EMBED_FIELDS, GENERATE_FIELDS, OllamaGrammar, Requests, tags_of,
                                           told_of)
 from llama_api.api.ollama_options import LOAD_TIME
@@ -34,7 +35,7 @@ class Shown:
     """A fleet that only tells: one model, trained for 8,192 tokens, and its window while it is loaded."""
 
     def __init__(self, window=None):
-        self._window = window
+        self.loaded_with = window
 
     def inventory(self):
         return [{"name": MODEL, "digest": "d1"}]
@@ -43,7 +44,7 @@ class Shown:
         return None
 
     def window(self, model):
-        return self._window
+        return self.loaded_with
 
     def show(self, model):
         return {"model_info": {"general.architecture": "llama", "llama.context_length": 8192}}
@@ -155,6 +156,17 @@ def test_a_window_above_the_one_in_force_is_refused(num_ctx, loaded, window):
     assert generate(requests, options={"num_ctx": window})
     status, text = told(requests.generate, {"model": MODEL, "prompt": "Hi", "options": {"num_ctx": window + 1}})
     assert status == 400 and f"{window} tokens" in text and f"num_ctx {window + 1}" in text
+
+
+def test_the_window_in_force_is_asked_anew_for_a_remembered_body():
+    """It may have become smaller since."""
+    fleet, meanings = Shown(), Meanings()
+    requests = Requests(Models(fleet, MODEL), LIMIT, None)
+    body = json.dumps({"model": MODEL, "prompt": "Hi", "options": {"num_ctx": 8192}}).encode()
+    first = requests.generate(body, meanings.of)
+    assert requests.generate(body, meanings.of) is first
+    fleet.loaded_with = 4096
+    assert told(lambda text: requests.generate(text, meanings.of), body)[0] == 400
 
 
 def test_a_request_of_another_door_is_the_same_call():
