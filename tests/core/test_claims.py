@@ -28,8 +28,8 @@ class Host(Bench):
     def lead(self, **directives):
         """Begin a generation that waits for ``proceed``: its reply, once it is under way."""
         self.fleet.proceed.clear()
-        reply = self.begin(**directives)
-        until(lambda: self.fleet.calls)
+        calls, reply = len(self.fleet.calls), self.begin(**directives)
+        until(lambda: len(self.fleet.calls) > calls)
         return reply
 
     def follow(self, **directives):

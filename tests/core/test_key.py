@@ -163,7 +163,7 @@ def sent():
         client = OllamaClient("http://127.0.0.1:11434", Settings(keep_alive="10m"), Watchdog())
 
         def send(asked):
-            client.generate(asked, "build-1", Cancellation(), lambda pieces: None)
+            client.generate(asked, "build-1", 30.0, Cancellation(), lambda pieces: None)
             return json.loads(upstream.calls[-1].request.body)
 
         yield send
