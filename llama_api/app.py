@@ -41,8 +41,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.json.sort_keys = False  # type: ignore[attr-defined]
     metrics = Metrics(settings)
     machine, watchdog, flights = Machine(), Watchdog(), Flights()
-    fleet = _fleet(settings, metrics, watchdog)
     cache = _cache(app, settings, metrics)
+    fleet = _fleet(settings, metrics, watchdog, cache)
     models = Models(fleet, settings.model, settings.models, settings.model_aliases)
     service = Service(fleet, cache, flights, settings.cache_ttl, settings.cache_stale_if_error)
     embeddings = Embeddings(service, fleet, cache, flights)
@@ -78,7 +78,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     return app
 
 
-def _fleet(settings: Settings, metrics: Metrics, watchdog: Watchdog) -> Fleet:
+def _fleet(settings: Settings, metrics: Metrics, watchdog: Watchdog, cache: AnswerCache) -> Fleet:
     upstreams = []
     for host in settings.ollamas:
         client = OllamaClient(host.url, settings, watchdog)
@@ -86,7 +86,7 @@ def _fleet(settings: Settings, metrics: Metrics, watchdog: Watchdog) -> Fleet:
         upstreams.append(Upstream(host.name, client, Monitor(client, host.name), Breaker(), slots))
     models = (settings.model, *(model for model in settings.models if model != "*"))
     return Fleet(upstreams, models, metrics, settings.queue, settings.queue_timeout, settings.timeout,
-                 settings.preload)
+                 settings.preload, cache.keeper if cache.store is not None and cache.store.leases else None)
 
 
 def _cache(app: Flask, settings: Settings, metrics: Metrics) -> AnswerCache:

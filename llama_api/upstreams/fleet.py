@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from ..cache import Keeper
 from ..errors import (OllamaBrokeOff, OllamaBusy, OllamaError, OllamaHangs, OllamaReset, OllamaTimeout,
                       OllamaUnavailable, QueueTimeout)
 from ..model_call import ModelCall
@@ -15,14 +16,16 @@ from ..model_names import normal
 from ..waiting import Cancellation, Cancelled, Wait
 from .affinity import Affinity, chain_of
 from .journey import Journey
+from .leases import Leases
 from .loading import Loads, Patience, Preload
 from .monitor import FIRST_PROBE_SECONDS
 from .probe import Probe
-from .queue import Queue, Slot, Waiter
+from .queue import Queue
 from .roster import Roster
 from .run import Generated, Observer, Run
 from .state import State, state_of
 from .upstream import Upstream
+from .waiter import Slot, Waiter
 
 logger = logging.getLogger(__name__)
 
@@ -37,13 +40,15 @@ class Fleet:
 
     ``models`` are those that are served, the default one first; ``timeout`` is the deadline of a generation from its
     slot on, ``queue_timeout`` the longest wait for one, in seconds; ``preload`` has each Ollama load the first model.
+    With ``keeper`` slots are counted over all machines.
     """
 
     def __init__(self, upstreams: Sequence[Upstream], models: Sequence[str], observer: Observer, queue: int = 64,
-                 queue_timeout: float = 60.0, timeout: float = 300.0, preload: bool = False):
+                 queue_timeout: float = 60.0, timeout: float = 300.0, preload: bool = False,
+                 keeper: Keeper | None = None):
         self.upstreams, self._models, self._observer = tuple(upstreams), tuple(models), observer
         self._roster, self._affinity = Roster(upstreams), Affinity()
-        self._queue = Queue(self._roster, queue, queue_timeout)
+        self._queue = Queue(self._roster, queue, queue_timeout, Leases(keeper) if keeper is not None else None)
         self._queue_timeout, self._timeout, self._single = queue_timeout, timeout, len(self.upstreams) == 1
         self._loads, self._patience = Loads(), Patience()
         self._preload = Preload(self._loads, models[0]) if preload else None

@@ -6,9 +6,9 @@ from ..answer import Completion
 from ..errors import OllamaError
 from ..model_call import ModelCall
 from .affinity import Chain, Match
-from .queue import Slot
 from .run import Ended, Run
 from .upstream import Upstream
+from .waiter import Slot
 
 
 class Journey:

@@ -6,64 +6,32 @@ import threading
 import time
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence, Set
 
 from ..errors import OllamaError, OllamaUnavailable, QueueFull, QueueTimeout
 from ..waiting import Cancellation, Cancelled, Wait
+from .leases import Leases
 from .upstream import Upstream
+from .waiter import Choice, Kind, Slot, Waiter
 
-LOOK_EVERY = 0.004  # seconds, nearly, between two looks at slots that other processes hold
-
-
-class Slot(NamedTuple):
-    """A slot of an Ollama, taken ``at`` (monotonic)."""
-
-    upstream: Upstream
-    number: int
-    at: float
-
-
-class Choice(Protocol):
-    """Which Ollamas a generation may go to."""
-
-    def hosts(self, model: str) -> Sequence[Upstream]:
-        """Those that are usable for ``model``."""
-
-    def failure(self, model: str) -> OllamaError | None:
-        """Why none is usable; None as long as it is worth a wait."""
-
-
-class Waiter:
-    """A generation that wants a slot of an Ollama that has ``model`` and is not one of ``tried``.
-
-    ``prefers`` puts those that have a free slot in order, the best one first.
-    """
-
-    def __init__(self, model: str, prefers: Callable[[list[Upstream]], Iterable[Upstream]],
-                 tried: Collection[Upstream] = (), since: float | None = None):
-        self.model, self.prefers, self.tried = model, prefers, frozenset(tried)
-        self.since = time.monotonic() if since is None else since
-        self.woken = threading.Event()
-        self.slot: Slot | None = None
-        self.error: OllamaError | None = None
-        self.before: int | None = None  # how many wait before it, as last told
-        self.kind = model, self.tried  # what those have in common who may go to the same Ollamas
+LOOK_EVERY = 0.004  # seconds, nearly, between two looks at slots that other processes of the machine hold
+LOOK_FAR_EVERY = 0.02  # the same where each look asks the store that counts over machines
 
 
 class Queue:
     """At most ``limit`` wait in order of arrival for free slots of the Ollamas, none longer than ``wait_seconds``.
 
-    Slots are shared with other processes, whose queues are heard too: on the whole machine the oldest one goes first.
+    Slots are shared with other processes, whose queues are heard too: on the whole machine the oldest one goes first,
+    and with ``leases`` on all machines.
     """
 
-    def __init__(self, choice: Choice, limit: int, wait_seconds: float):
-        self._choice, self.limit, self._wait_seconds = choice, limit, wait_seconds
-        self._lock = threading.Lock()
+    def __init__(self, choice: Choice, limit: int, wait_seconds: float, leases: Leases | None = None):
+        self._choice, self.limit, self._wait_seconds, self._leases = choice, limit, wait_seconds, leases
+        self._lock, self._serving = threading.Lock(), threading.Lock()
         self._waiting: list[Waiter] = []  # in order of arrival
-        self._kinds: Counter[tuple[str, frozenset[Upstream]]] = Counter()  # of those
+        self._kinds: Counter[Kind] = Counter()  # of those
         self._told: set[Upstream] = set()  # the Ollamas for which others know since when we wait
-        self._running: dict[Slot, None] = {}
+        self._running: dict[Slot, Waiter] = {}
         self._mean_seconds: float | None = None  # of a held slot, recent ones weigh most
 
     def __repr__(self) -> str:
@@ -86,16 +54,16 @@ class Queue:
         ``waits`` is called when there is a wait. Raises QueueFull, QueueTimeout or Cancelled, and OllamaError when no
         Ollama is usable.
         """
-        with self._lock:
+        try:
             if (slot := self._at_once(waiter)) is not None:
                 return slot
-            if len(self._waiting) >= self.limit and not waiter.tried:
-                raise QueueFull(self.limit, self.retry_after(waiter.model))
-            insort(self._waiting, waiter, key=_since)
-            self._kinds[waiter.kind] += 1
-        waits()
-        seconds = self._wait_seconds if seconds is None else seconds
-        try:
+            with self._lock:
+                if len(self._waiting) >= self.limit and not waiter.tried:
+                    raise QueueFull(self.limit, self.retry_after(waiter.model))
+                insort(self._waiting, waiter, key=_since)
+                self._kinds[waiter.kind] += 1
+            waits()
+            seconds = self._wait_seconds if seconds is None else seconds
             with cancellation.interrupts(waiter.woken.set):
                 return self._wait(waiter, cancellation, time.monotonic() + seconds, seconds)
         except BaseException:
@@ -104,27 +72,22 @@ class Queue:
             if waiter.slot is not None:  # it was given one at the last moment
                 self.give_back(waiter.slot)
             raise
+        finally:
+            waiter.served = True
+            if self._leases is not None:
+                self._leases.served(waiter)
 
     def give_back(self, slot: Slot) -> None:
-        """Give ``slot`` to whoever has waited longest for it, here or in another process."""
-        with self._lock:
-            seconds = time.monotonic() - slot.at
-            mean = self._mean_seconds
-            self._mean_seconds = seconds if mean is None else 0.8 * mean + 0.2 * seconds
-            del self._running[slot]
-            upstream = slot.upstream
-            heir = self._heir(upstream)
-            if heir is not None and not upstream.slots.older_elsewhere(heir.since):
-                self._give(heir, Slot(upstream, slot.number, time.monotonic()))
-            else:
-                upstream.slots.give_back(slot.number)
-                self._wake_first()
+        """Give ``slot`` to whoever has waited longest for it, here or elsewhere."""
+        seconds, mean = time.monotonic() - slot.at, self._mean_seconds
+        self._mean_seconds = seconds if mean is None else 0.8 * mean + 0.2 * seconds
+        self._free(slot)
 
     def look(self) -> None:
         """Serve those who wait, after what is usable may have changed."""
         if self._waiting:
+            self._serve()
             with self._lock:
-                self._serve()
                 self._wake_first()
 
     def told(self, waiter: Waiter) -> Wait:
@@ -144,13 +107,17 @@ class Queue:
             mean = now - min((slot.at for slot in self._running), default=now)
         return min(3600, max(1, math.ceil(mean * (self.waiting + 1) / self._slots(model))))
 
+    # Waiting
+
     def _wait(self, waiter: Waiter, cancellation: Cancellation, deadline: float, seconds: float) -> Slot:
+        every = LOOK_EVERY if self._leases is None else LOOK_FAR_EVERY
+        if self._kinds[waiter.kind] == 1:  # nobody else looks for its kind of slot
+            self._serve()
         while True:
             with self._lock:
                 first = bool(self._waiting) and self._waiting[0] is waiter
-                if first:
-                    self._serve()
-                pause = LOOK_EVERY * random.uniform(0.5, 1.5) if first and self._contested() else math.inf
+            if first:
+                self._serve()
             if waiter.slot is not None:
                 return waiter.slot
             if waiter.error is not None:
@@ -161,73 +128,19 @@ class Queue:
             if remaining <= 0:
                 raise QueueTimeout(seconds, self.retry_after(waiter.model))
             # Other processes cannot wake us. The jitter keeps their looks apart.
-            waiter.woken.wait(min(remaining, pause))
+            looks = first and self._contested()
+            waiter.woken.wait(min(remaining, every * random.uniform(0.5, 1.5)) if looks else remaining)
             waiter.woken.clear()
 
-    def _at_once(self, waiter: Waiter) -> Slot | None:
-        """A free slot for one who comes, unless those who wait want it; raises why no Ollama is usable."""
-        if waiter.kind in self._kinds:
-            return None
-        if not (hosts := self._usable(waiter)) and (error := self._hopeless(waiter)) is not None:
-            raise error
-        if self._waiting:
-            wanted = {upstream for kind in self._kinds for upstream in self._choice.hosts(kind[0])}
-            hosts = [upstream for upstream in hosts if upstream not in wanted]
-        return self._free_slot(waiter, hosts)
+    def _wake_first(self) -> None:
+        """Have the first one look, if there is something to look for."""
+        if self._waiting and self._contested():
+            self._waiting[0].woken.set()
 
-    def _serve(self) -> None:
-        """Give the slots that are free to those who wait, and tell the other processes who still does."""
-        stuck: set[tuple[str, frozenset[Upstream]]] = set()
-        tell: dict[Upstream, float] = {}
-        for waiter in self._waiting.copy():
-            if waiter.kind in stuck:
-                continue
-            hosts = self._usable(waiter)
-            if (slot := self._free_slot(waiter, hosts)) is not None:
-                self._give(waiter, slot)
-            elif not hosts and (error := self._hopeless(waiter)) is not None:
-                waiter.error = error
-                self._leave(waiter)
-                waiter.woken.set()
-            else:
-                stuck.add(waiter.kind)
-                for upstream in hosts:
-                    tell.setdefault(upstream, waiter.since)
-            if len(stuck) == len(self._kinds):
-                break
-        self._tell(tell)
-
-    def _tell(self, since: dict[Upstream, float]) -> None:
-        for upstream in self._told | since.keys():
-            upstream.slots.tell(since.get(upstream))
-        self._told = set(since)
-
-    def _free_slot(self, waiter: Waiter, hosts: Sequence[Upstream]) -> Slot | None:
-        free = [upstream for upstream in hosts if upstream.slots.running < upstream.slots.number]
-        for upstream in waiter.prefers(free) if len(free) > 1 else free:
-            if (number := upstream.slots.take(waiter.since)) is not None:
-                slot = Slot(upstream, number, time.monotonic())
-                self._running[slot] = None
-                return slot
-        return None
-
-    def _heir(self, upstream: Upstream) -> Waiter | None:
-        """Who has waited longest here of those who may go to ``upstream``."""
-        unfit: set[tuple[str, frozenset[Upstream]]] = set()
-        for waiter in self._waiting:
-            if waiter.kind not in unfit:
-                if upstream in self._usable(waiter):
-                    return waiter
-                unfit.add(waiter.kind)
-                if len(unfit) == len(self._kinds):
-                    break
-        return None
-
-    def _give(self, waiter: Waiter, slot: Slot) -> None:
-        self._running[slot] = None
-        waiter.slot = slot
-        self._leave(waiter)
-        waiter.woken.set()
+    def _contested(self) -> bool:
+        """Whether other processes may hold slots that those who wait here could have."""
+        return any(upstream.slots.running < upstream.slots.number
+                   for kind in list(self._kinds) for upstream in self._choice.hosts(kind[0]))
 
     def _leave(self, waiter: Waiter) -> None:
         """Take ``waiter`` out of the queue, if it is still in it."""
@@ -245,15 +158,133 @@ class Queue:
                 return
             place += 1
 
-    def _wake_first(self) -> None:
-        """Have the first one look, if there is something to look for."""
-        if self._waiting and self._contested():
-            self._waiting[0].woken.set()
+    # Serving
 
-    def _contested(self) -> bool:
-        """Whether other processes may hold slots that those who wait here could have."""
-        return any(upstream.slots.running < upstream.slots.number
-                   for kind in self._kinds for upstream in self._choice.hosts(kind[0]))
+    def _at_once(self, waiter: Waiter) -> Slot | None:
+        """A free slot for one who comes, unless those who wait want it; raises why no Ollama is usable."""
+        refused: set[Upstream] = set()
+        while True:
+            with self._lock:
+                if waiter.kind in self._kinds:
+                    return None
+                if not (hosts := self._usable(waiter)) and (error := self._hopeless(waiter)) is not None:
+                    raise error
+                if self._waiting:
+                    refused |= {upstream for kind in self._kinds for upstream in self._choice.hosts(kind[0])}
+                slot = self._free_slot(waiter, [upstream for upstream in hosts if upstream not in refused])
+                if slot is not None:
+                    self._running[slot] = waiter
+            if slot is None or self._leased(waiter, slot):
+                return slot
+            refused.add(slot.upstream)
+
+    def _serve(self) -> None:
+        """Give the slots that are free to those who wait, and tell the other processes who still does."""
+        if self._leases is None:
+            with self._lock:
+                while (pair := self._next(frozenset())) is not None:
+                    self._give(*pair)
+        elif self._serving.acquire(blocking=False):  # else somebody does so just now
+            try:
+                self._serve_leased(self._leases)
+            finally:
+                self._serving.release()
+
+    def _serve_leased(self, leases: Leases) -> None:
+        """The same where each slot wants a lease: the store is asked without the lock."""
+        refused: set[tuple[Kind, Upstream]] = set()
+        while True:
+            with self._lock:
+                if (pair := self._next(refused)) is None:
+                    return
+                waiter, slot = pair
+                self._running[slot] = waiter
+            leased = self._leased(waiter, slot)
+            with self._lock:
+                if here := leased and waiter in self._waiting:
+                    self._give(waiter, slot)
+            if not leased:
+                refused.add((waiter.kind, slot.upstream))
+            elif not here:  # it left while the store was asked
+                self._free(slot)
+            if waiter.served:
+                leases.served(waiter)
+
+    def _leased(self, waiter: Waiter, slot: Slot) -> bool:
+        """Whether all machines together leave ``slot`` to ``waiter``; if not, it is given back."""
+        if self._leases is None or self._leases.take(waiter, slot.upstream):
+            return True
+        with self._lock:
+            del self._running[slot]
+            slot.upstream.slots.give_back(slot.number)
+        return False
+
+    def _next(self, refused: Set[tuple[Kind, Upstream]]) -> tuple[Waiter, Slot] | None:
+        """Who is to be served next, and the slot; when nobody can be, the other processes are told who waits."""
+        stuck: set[Kind] = set()
+        tell: dict[Upstream, float] = {}
+        for waiter in self._waiting.copy():
+            if waiter.kind in stuck:
+                continue
+            hosts = self._usable(waiter)
+            slot = self._free_slot(waiter, [one for one in hosts if (waiter.kind, one) not in refused])
+            if slot is not None:
+                return waiter, slot
+            if not hosts and (error := self._hopeless(waiter)) is not None:
+                waiter.error = error
+                self._leave(waiter)
+                waiter.woken.set()
+            else:
+                stuck.add(waiter.kind)
+                for upstream in hosts:
+                    tell.setdefault(upstream, waiter.since)
+            if len(stuck) == len(self._kinds):
+                break
+        self._tell(tell)
+        return None
+
+    def _tell(self, since: dict[Upstream, float]) -> None:
+        for upstream in self._told | since.keys():
+            upstream.slots.tell(since.get(upstream))
+        self._told = set(since)
+
+    def _free_slot(self, waiter: Waiter, hosts: Sequence[Upstream]) -> Slot | None:
+        free = [upstream for upstream in hosts if upstream.slots.running < upstream.slots.number]
+        for upstream in waiter.prefers(free) if len(free) > 1 else free:
+            if (number := upstream.slots.take(waiter.since)) is not None:
+                return Slot(upstream, number, time.monotonic())
+        return None
+
+    def _heir(self, upstream: Upstream) -> Waiter | None:
+        """Who has waited longest here of those who may go to ``upstream``."""
+        unfit: set[Kind] = set()
+        for waiter in self._waiting:
+            if waiter.kind not in unfit:
+                if upstream in self._usable(waiter):
+                    return waiter
+                unfit.add(waiter.kind)
+                if len(unfit) == len(self._kinds):
+                    break
+        return None
+
+    def _free(self, slot: Slot) -> None:
+        with self._lock:
+            waiter, upstream = self._running.pop(slot), slot.upstream
+            heir = self._heir(upstream) if self._leases is None else None
+            if heir is not None and not upstream.slots.older_elsewhere(heir.since):
+                self._give(heir, Slot(upstream, slot.number, time.monotonic()))
+                return
+            upstream.slots.give_back(slot.number)
+        if self._leases is not None:
+            self._leases.give_back(waiter)
+        with self._lock:
+            self._wake_first()
+
+    def _give(self, waiter: Waiter, slot: Slot) -> None:
+        self._running[slot] = waiter
+        waiter.slot = slot
+        self._leave(waiter)
+        waiter.woken.set()
 
     def _usable(self, waiter: Waiter) -> Sequence[Upstream]:
         hosts = self._choice.hosts(waiter.model)

@@ -17,7 +17,7 @@ class Slots:
 
     def __init__(self, url: str, number: int, clock: Callable[[], float] = time.monotonic):
         self.number, self.running = number, 0
-        self._url, self._clock = url, clock
+        self.url, self._clock = url, clock
         self._shared: tuple[SlotFiles, Seats] | None = None
         self._work, self._work_at = 0.0, clock()
 
@@ -66,7 +66,7 @@ class Slots:
 
     def _opened(self) -> tuple[SlotFiles, Seats]:
         if self._shared is None:
-            folder = open_folder(self._url)
+            folder = open_folder(self.url)
             self._shared = SlotFiles(folder, self.number), Seats(folder, self.number, self._clock)
             self._shared[1].sit_down()
         return self._shared

@@ -57,7 +57,8 @@ def _host(upstream: Upstream, model: str, build: str | None) -> dict[str, Any]:
     out_of_use, digest = upstream.out_of_use(model, build), probe.builds.get(name)
     loaded = probe.loaded.get(name) if probe.loaded is not None else None
     return {"host": upstream.host, "usable": out_of_use is None, "reachable": probe.reachable,
-            "version": probe.version, "model_present": name in probe.builds, "loaded": upstream.loaded(model),
+            "version": probe.version, "model_present": name in probe.builds,
+            "loaded": None if probe.loaded is None else loaded is not None,
             "gpu_percent": loaded.gpu_percent if loaded else None,
             "context_length": loaded.context_length if loaded else None,
             "digest": digest[:SHOWN_DIGITS] if digest else None, "running": upstream.slots.running,

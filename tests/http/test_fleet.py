@@ -104,6 +104,35 @@ def test_a_killed_worker_frees_its_slots_at_once(doubles, serve):
     other.stop()
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_with_redis_machines_count_together(doubles, serve, redis_server, tmp_path, workers):
+    """Two machines: never more than the slots, both get their turns, and a dead one's slots are free within 5 s."""
+    for double in doubles[:2]:
+        double.set(ttft=0.1)
+    urls = f"{doubles[0].url}*2,{doubles[1].url}"
+    both = [serve(ollama_url=urls, workers=workers, queue=100, cache_url=redis_server.url, timeout=60, start=False)
+            for _ in range(2)]
+    for number, api in enumerate(both):
+        api.machine = tmp_path / str(number)
+        api.machine.mkdir()
+        api.start()
+    replies = together(60, lambda n: both[n % 2].ask(new_prompt()))
+    assert {reply.status for reply in replies} == {200}
+    assert [double.peak for double in doubles[:2]] == [2, 1] and min(generations(doubles[:2])) >= 10
+    slowest = [max(reply.seconds for reply in replies[n::2]) for n in range(2)]
+    assert max(slowest) < 3 * min(slowest)
+    held = [both[0].open_ask(new_prompt("[[ttft=60]]")) for _ in range(3)]
+    until(lambda: [double.running for double in doubles[:2]] == [2, 1])
+    both[0].kill()
+    reply = both[1].ask(new_prompt())
+    assert reply.status == 200 and reply.seconds < 5
+    for exchange in held:
+        exchange.close()
+    redis_server.kill()
+    assert both[1].ask(new_prompt()).status == 200
+    both[1].stop()
+
+
 # Failover
 
 

@@ -106,7 +106,7 @@ def test_a_memory_that_is_never_told_keeps_nobody(client):
     scene = Scene(client)
     client.proceed.set()
     scene.ask()
-    until(lambda: scene.host("a")["loaded"] is None)
+    scene.probed()
     client.proceed.clear()
     run, outcome = scene.begin(prompt="another")
     until(lambda: run.progress.host)

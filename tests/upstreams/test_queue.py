@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from llama_api.errors import OllamaUnavailable, QueueFull, QueueTimeout
 from llama_api.upstreams import Slots
-from llama_api.upstreams.queue import Queue, Waiter
+from llama_api.upstreams.queue import Queue
+from llama_api.upstreams.waiter import Waiter
 from llama_api.waiting import Cancellation, Cancelled
 from tests.support.fakes import in_threads, until
 

@@ -1,0 +1,47 @@
+"""Slots counted over all machines, where a shared store can count them."""
+
+import hashlib
+import time
+
+from ..cache import Keeper, Lease
+from .slot_files import identity
+from .upstream import Upstream
+from .waiter import Waiter
+
+
+class Leases:
+    """A lease beside each slot that is taken, kept up by ``keeper``, and given to whoever has waited longest anywhere.
+
+    While the store cannot be reached each machine counts by itself.
+    """
+
+    def __init__(self, keeper: Keeper):
+        self._keeper = keeper
+        self._taken: dict[str, Lease] = {}  # by the token of the waiter
+        self._asked: dict[str, set[Lease]] = {}  # in vain, by the same
+
+    def __repr__(self) -> str:
+        return f"<Leases: {len(self._taken)} taken, asked for by {len(self._asked)}>"
+
+    def take(self, waiter: Waiter, upstream: Upstream) -> bool:
+        """Take a lease of a slot of ``upstream``; False when there is none for ``waiter``. Asks the store."""
+        name = hashlib.sha256(identity(upstream.slots.url).encode()).hexdigest()[:16]
+        lease = Lease(name, waiter.token)
+        taken = self._keeper.lease(lease, time.monotonic() - waiter.since, upstream.slots.number)
+        if taken is False:
+            self._asked.setdefault(waiter.token, set()).add(lease)
+            return False
+        self._asked.get(waiter.token, set()).discard(lease)
+        if taken:
+            self._taken[waiter.token] = lease
+        return True
+
+    def served(self, waiter: Waiter) -> None:
+        """``waiter`` has what it wants, or has left: it gives up its place before the other Ollamas."""
+        for lease in self._asked.pop(waiter.token, ()):
+            self._keeper.unlease(lease)
+
+    def give_back(self, waiter: Waiter) -> None:
+        """Give the lease of ``waiter`` back, if it has one."""
+        if (lease := self._taken.pop(waiter.token, None)) is not None:
+            self._keeper.unlease(lease)

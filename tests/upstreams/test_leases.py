@@ -1,0 +1,136 @@
+"""Slots counted over machines by a real Redis: their number, their order, and what is left when one dies or leaves."""
+
+import random
+import threading
+import time
+from collections import Counter
+
+import pytest
+
+from llama_api.cache import GuardedStore, Keeper, open_store
+from llama_api.cache.epochs import Epochs
+from llama_api.errors import QueueFull, QueueTimeout
+from llama_api.upstreams.leases import Leases
+from llama_api.upstreams.queue import Queue
+from llama_api.waiting import Cancellation, Cancelled
+from tests.support.fakes import in_threads, until
+from tests.upstreams.test_queue import LONG, Choice, Holder, Ollama, holding, queue_up, waiter
+
+
+@pytest.fixture
+def machine(redis_server, tmp_path, monkeypatch):
+    """A factory: the queue of a machine of its own, before Ollamas of these names with so many slots."""
+    def make(limit=64, seconds=LONG, **slots):
+        base = tmp_path / f"machine{len(list(tmp_path.iterdir()))}"
+        base.mkdir()
+        monkeypatch.setenv("RUNTIME_DIRECTORY", str(base))
+        ollamas = [Ollama(name, number) for name, number in slots.items()]
+        for ollama in ollamas:
+            assert ollama.slots.share == 0.0  # opens the folder of this machine
+        keeper = Keeper(GuardedStore(open_store(redis_server.url, 100, 1 << 20)), Epochs(lambda: None))
+        return Queue(Choice(*ollamas), limit, seconds, Leases(keeper))
+    return make
+
+
+def test_machines_share_the_slots(machine):
+    """Storms on three machines: never more at an Ollama than its slots, none lost, no place left behind."""
+    queues = [machine(a=2, b=1, limit=10, seconds=0.5) for _ in range(3)]
+    inside, most, served, lock = Counter(), Counter(), [], threading.Lock()
+
+    def work(number):
+        chance = random.Random(number)
+        for _ in range(6):
+            cancellation = Cancellation()
+            timer = threading.Timer(chance.uniform(0, 0.3), cancellation.request)
+            timer.start()
+            try:
+                slot = queues[number % 3].take(waiter(), cancellation)
+            except (Cancelled, QueueFull, QueueTimeout):
+                timer.join()
+                continue
+            where = slot.upstream.name
+            with lock:
+                inside[where] += 1
+                most[where] = max(most[where], inside[where])
+            time.sleep(chance.uniform(0, 0.02))
+            with lock:
+                inside[where] -= 1
+            queues[number % 3].give_back(slot)
+            served.append(where)
+            timer.join()
+
+    assert in_threads(12, work) == [None] * 12
+    assert len(served) > 10 and most["a"] <= 2 and most["b"] <= 1
+    assert all(queue.running == queue.waiting == 0 for queue in queues)
+    slots = [queues[1].take(waiter(), Cancellation(), seconds=0.2) for _ in range(3)]
+    assert Counter(slot.upstream.name for slot in slots) == {"a": 2, "b": 1}
+
+
+def test_over_machines_the_oldest_waiter_goes_first(machine):
+    """Whichever machine holds the slots, within what a look now and then can tell."""
+    queues, order = [machine(a=1), machine(a=1)], []
+    first, holders = holding(queues[0]), []
+    for number in range(6):
+        holders += queue_up(queues[number % 2], 1, note=lambda slot, number=number: order.append(number))
+        time.sleep(0.1)
+    for holder in [first, *holders]:
+        holder.end()
+    assert sorted(order) == list(range(6)) and all(abs(place - number) <= 1 for place, number in enumerate(order))
+
+
+def test_each_keeps_to_its_own_number(machine):
+    """Counted together: one that may have two takes what the other, at its one, must leave."""
+    small, large = machine(a=1), machine(a=2)
+    first = holding(large)
+    waiting, = queue_up(small, 1)
+    second = holding(large)
+    first.end()
+    assert not waiting.holding.wait(0.2)
+    second.end()
+    waiting.end()
+
+
+def test_who_is_served_elsewhere_holds_nobody_up(machine):
+    """One who waited for two Ollamas and got one gives its place at the other up at once."""
+    here, there = machine(a=1, b=1), machine(a=1, b=1)
+    held = [holding(there), holding(there)]
+    waiting, = queue_up(here, 1)
+    time.sleep(0.1)
+    held[0].end()
+    assert waiting.holding.wait(LONG)
+    held[1].end()
+    began = time.monotonic()
+    again = Holder(there)
+    assert again.holding.wait(LONG)
+    again.end(), waiting.end()
+    assert time.monotonic() - began < 10
+
+
+def test_without_a_queue_a_free_lease_helps(machine):
+    """A limit of 0 gives what is free on all machines and refuses all else."""
+    one, other = machine(a=1, limit=0), machine(a=1, limit=0)
+    slot = one.take(waiter(), Cancellation())
+    with pytest.raises(QueueFull):
+        other.take(waiter(), Cancellation())
+    one.give_back(slot)
+    assert other.take(waiter(), Cancellation())
+
+
+def test_while_the_store_is_away_each_machine_counts_by_itself(machine, redis_server):
+    """Nobody waits for it; back again, it counts anew."""
+    one, other = machine(a=1), machine(a=1)
+    redis_server.kill()
+    slots = [queue.take(waiter(), Cancellation(), seconds=10) for queue in (one, other)]
+    one.give_back(slots[0]), other.give_back(slots[1])
+    redis_server.start()
+
+    def counted():
+        first = one.take(waiter(), Cancellation())
+        try:
+            other.give_back(other.take(waiter(), Cancellation(), seconds=0.05))
+        except QueueTimeout:
+            return True
+        finally:
+            one.give_back(first)
+
+    until(counted)
