@@ -14,7 +14,7 @@ from .api import admin, docs, exchange, generate, health, ollama, openai, schema
 from .cache import AnswerCache, GuardedStore, LRUCache, open_store
 from .commands import cache as cache_commands
 from .core import Embeddings, Flights, Models, Service
-from .http import LeanFlask, Recorder, only_looks, problems, security
+from .http import Application, Recorder, only_looks, problems, security
 from .logs import JsonLog
 from .metrics import Activity, History, Machine, Metrics, Reporter
 from .ollama import OllamaClient
@@ -37,7 +37,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     """Make the application; the settings come from the environment. Raises SettingsError that names every fault."""
     settings = settings or Settings.from_env()
     log = JsonLog(settings.log_file, settings.log_level)
-    app = LeanFlask(__name__)
+    app = Application(__name__)
     app.json.sort_keys = False  # type: ignore[attr-defined]
     metrics = Metrics(settings)
     machine, watchdog, flights = Machine(), Watchdog(), Flights()

@@ -75,7 +75,7 @@ class Exchanges:
     @property
     def directives(self) -> Directives:
         """What the current request's Cache-Control asks for."""
-        return directives_of(request.headers.get("Cache-Control"))
+        return directives_of(request.environ.get("HTTP_CACHE_CONTROL"))
 
     def respond(self, call: ModelCall, grammar: Grammar, streamed: bool) -> Response:
         """Answer the current request, which asks for ``call``. Raises what kept the answer from coming."""

@@ -1,94 +1,120 @@
-"""Flask without what this service never uses: sessions, coroutine views, hosts in URLs.
+"""Flask, but for three things that it does anew for each request and that are much the same each time.
 
-Flask pays for these on every request; without them a hit costs a third less (benchmarks/README.md, the profile).
+It matches the URL, looks for the hooks of every blueprint, and fits the headers of the response: a fifth, a fourteenth
+and an eighth of a hit (benchmarks/README.md, the profile). Nothing of what Flask does is dropped.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-from flask import Flask, Request, Response
-from flask.sessions import NullSession, SessionInterface
+from flask import Flask, Request, Response, request
+from flask.globals import request_ctx
+from flask.signals import request_finished, request_started
 from werkzeug.routing import MapAdapter, Rule
 
 
-class NoSessions(SessionInterface):
-    """One empty session for everybody."""
+class _Hooks(NamedTuple):
+    """What runs before and after the view of an endpoint, in this order."""
 
-    _session = NullSession()
-
-    def open_session(self, app: Flask, request: Request) -> NullSession:
-        return self._session
+    before: tuple[Callable[[], Any], ...]
+    after: tuple[Callable[[Response], Response], ...]
 
 
-class PathAdapter(MapAdapter):
-    """Matches by path and method alone, and remembers the matches of rules without variables."""
-
-    known: dict[tuple[str, str], tuple[Rule, dict[str, Any]]]
-
-    def match(self, path_info: str | None = None, method: str | None = None, *args: Any, **kwargs: Any) -> Any:
-        asked = (path_info or self.path_info, method or self.default_method)
-        if (found := self.known.get(asked)) is None:
-            found = super().match(path_info, method, *args, **kwargs)
-            if not found[0].arguments:
-                self.known[asked] = found
-        return found
-
-    def make_redirect_url(self, path_info: str, query_args: Any = None, domain_part: str | None = None) -> str:
-        """The path alone, for there is no host name; doubled slashes are the one reason for a redirect (308)."""
-        return f"/{path_info.lstrip('/')}"
-
-
-class LeanResponse(Response):
-    """A response that is sent as it was made when that is a whole body: there is nothing to adapt in its headers."""
-
-    def __call__(self, environ: Any, start_response: Any) -> Any:
-        whole = type(self.response) is list and self.status_code == 200 and environ["REQUEST_METHOD"] != "HEAD"
-        if not whole or self._on_close:
-            return super().__call__(environ, start_response)
-        start_response(self.status, list(self.headers))
-        return self.response
-
-
-class LeanFlask(Flask):
-    """An application of plain functions that answers under any host name; its hooks are the application's own."""
-
-    session_interface = NoSessions()
-    response_class = LeanResponse
+class Application(Flask):
+    """An application without static files, whose URLs are what they look like (``//`` is not ``/``)."""
 
     def __init__(self, import_name: str):
         super().__init__(import_name, static_folder=None)
-        self._known_matches: dict[tuple[str, str], tuple[Rule, dict[str, Any]]] = {}
-
-    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
-        return func
+        self.response_class = WholeResponse
+        self.url_map.merge_slashes = False
+        self._hooks: dict[str | None, _Hooks] = {}  # by endpoint
+        self._rules: dict[tuple[str, str], Rule] = {}  # those without variables, by path and method
 
     def full_dispatch_request(self) -> Response:
+        """Run the hooks and the view of the current request."""
+        self._got_first_request = True
+        context = request_ctx._get_current_object()  # type: ignore[attr-defined]
+        endpoint = context.request.endpoint
+        if (hooks := self._hooks.get(endpoint)) is None:
+            hooks = self._hooks[endpoint] = self._hooks_of(context.request.blueprints)
         try:
-            answer = self.preprocess_request()
-            if answer is None:
+            request_started.send(self, _async_wrapper=self.ensure_sync)
+            for before in hooks.before:
+                if (answer := before()) is not None:
+                    break
+            else:
                 answer = self.dispatch_request()
         except Exception as error:
             answer = self.handle_user_exception(error)
-        return self.process_response(self.make_response(answer))
-
-    def preprocess_request(self) -> Any:
-        for function in self.before_request_funcs[None]:
-            if (answer := function()) is not None:
-                return answer
-        return None
-
-    def process_response(self, response: Response) -> Response:
-        for function in reversed(self.after_request_funcs[None]):
-            response = function(response)
+        response = self.make_response(answer)
+        if context._after_request_functions or not self.session_interface.is_null_session(context._session):
+            response = self.process_response(response)
+        else:
+            for after in hooks.after:
+                response = after(response)
+        request_finished.send(self, _async_wrapper=self.ensure_sync, response=response)
         return response
 
-    def do_teardown_request(self, exc: BaseException | None = None) -> None:
-        for function in self.teardown_request_funcs.get(None, ()):
-            function(exc)
+    def _hooks_of(self, blueprints: list[str]) -> _Hooks:
+        """The hooks of the application and of ``blueprints``, of which the innermost comes first."""
+        inward, outward = (None, *reversed(blueprints)), (*blueprints, None)
+        before: list[Callable[[], Any]] = [
+            _preprocessed(function) for name in inward for function in self.url_value_preprocessors.get(name, ())]
+        before += [self.ensure_sync(function) for name in inward
+                   for function in self.before_request_funcs.get(name, ())]
+        after = [self.ensure_sync(function) for name in outward
+                 for function in reversed(self.after_request_funcs.get(name, ()))]
+        return _Hooks(tuple(before), tuple(after))
 
     def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
-        if request is None:
-            return None
-        adapter = PathAdapter(self.url_map, "", "/", "", request.scheme, request.path, request.method)
-        adapter.known = self._known_matches
+        """The matcher of a request; where host names or a WebSocket have a say, it is Flask's own."""
+        environ = {} if request is None else request.environ
+        if (request is None or self.url_map.host_matching or self.subdomain_matching or "HTTP_UPGRADE" in environ
+                or self.config["TRUSTED_HOSTS"] is not None or self.config["SERVER_NAME"] is not None):
+            return super().create_url_adapter(request)
+        adapter = _PathAdapter(self.url_map, "", environ.get("SCRIPT_NAME", ""), "", request.scheme, request.path,
+                               request.method, environ.get("QUERY_STRING", ""))
+        adapter.known, adapter.request = self._rules, request
         return adapter
+
+
+def _preprocessed(function: Callable[[str | None, dict[str, Any] | None], None]) -> Callable[[], None]:
+    return lambda: function(request.endpoint, request.view_args)
+
+
+class _PathAdapter(MapAdapter):
+    """Matches by path and method alone, and remembers the matches of rules without variables."""
+
+    known: dict[tuple[str, str], Rule]
+    request: Request
+    # Checked letter by letter, so not before a URL is built with it.
+    server_name = property(lambda self: self.request.host, lambda self, name: None)
+
+    def match(self, path_info: str | None = None, method: str | None = None, return_rule: bool = False,
+              query_args: Any = None, websocket: bool | None = None) -> Any:
+        if not return_rule or path_info is not None or method is not None or query_args is not None or websocket:
+            return super().match(path_info, method, return_rule, query_args, websocket)  # type: ignore[call-overload]
+        asked = (self.path_info, self.default_method)
+        if (rule := self.known.get(asked)) is not None:
+            return rule, {}
+        rule, values = super().match(return_rule=True)
+        if not rule.arguments:
+            self.known[asked] = rule
+        return rule, values
+
+
+_ADAPTED = frozenset({"Location", "Content-Location"})
+
+
+class WholeResponse(Response):
+    """A response that is sent as it was made when that is a whole body: there is nothing to adapt in its headers."""
+
+    def __call__(self, environ: Any, start_response: Any) -> Any:
+        """Send it. Flask also fits the headers to the status, to HEAD and to URLs that are not ASCII."""
+        headers = list(self.headers)
+        if (type(self.response) is list and self.status_code == 200 and environ["REQUEST_METHOD"] != "HEAD"
+                and not self._on_close and _ADAPTED.isdisjoint(names := [name for name, _ in headers])
+                and "Content-Length" in names):
+            start_response(self.status, headers)
+            return self.response
+        return super().__call__(environ, start_response)

@@ -30,11 +30,11 @@ class Recorder:
     def _begin(self) -> None:
         environ = request.environ
         sent = environ.get("HTTP_X_REQUEST_ID", "")
-        g.record = {"request_id": sent if _REQUEST_ID.fullmatch(sent) else new_request_id()}
+        record = {"request_id": sent if _REQUEST_ID.fullmatch(sent) else new_request_id()}
         if trace := _TRACEPARENT.fullmatch(environ.get("HTTP_TRACEPARENT", "")):
-            g.record["trace_id"] = trace[1]
+            record["trace_id"] = trace[1]
         self.under_way += 1
-        g.began = time.perf_counter()
+        g.record, g.began = record, time.perf_counter()
 
     def _finish(self, response: Response) -> Response:
         record, began, req = g.record, g.began, request._get_current_object()  # type: ignore[attr-defined]
