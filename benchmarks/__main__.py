@@ -1,4 +1,4 @@
-"""Run the benchmarks: ``python -m benchmarks [section ...]``; all of them take about ten minutes."""
+"""Run the benchmarks: ``python -m benchmarks [section ...]``; all of them take about a quarter of an hour."""
 
 import argparse
 import datetime
@@ -12,11 +12,12 @@ import time
 
 import psutil
 
-from . import flow, hits, lru, memory, misses, plots, report, start, storms, streams, workers
+from . import flow, hits, lru, memory, misses, pages, plots, report, start, storms, streams, workers
 from .contenders import ROOT
 
 SECTIONS = {module.__name__.rpartition(".")[2]: module.run
-            for module in (hits, misses, streams, storms, flow, workers, lru, start, memory)}
+            for module in (hits, misses, streams, storms, flow, workers, lru, start, memory,
+                           pages)}
 PACKAGES = ("flask", "werkzeug", "gunicorn", "gunicorn_h1c", "gevent", "orjson", "marshmallow", "requests",
             "prometheus_client", "flask-caching", "cachetools", "cachelib")
 

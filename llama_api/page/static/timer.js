@@ -1,7 +1,7 @@
 /** The page's one timer. */
 
 const HIDDEN_SECONDS = 60; // between two looks while nobody sees the page
-const ATTENTIVE = 60_000; // milliseconds after a key or a move of the pointer; then looks come half as often
+const ATTENTIVE = 60_000; // milliseconds after a key or a move of the pointer; then looks come a third as often
 const OVERDUE = new DOMException("No answer came in time.", "TimeoutError");
 
 let touched = performance.now();
@@ -11,7 +11,7 @@ for (const sign of ["keydown", "pointermove"]) {
 
 function pace(seconds) {
   if (document.hidden) return 1000 * HIDDEN_SECONDS;
-  return performance.now() - touched < ATTENTIVE ? 1000 * seconds : 2000 * seconds;
+  return performance.now() - touched < ATTENTIVE ? 1000 * seconds : 3000 * seconds;
 }
 
 /**
