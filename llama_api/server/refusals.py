@@ -8,12 +8,13 @@ import gevent
 import orjson
 from gunicorn.http import errors
 
-from ..errors import INTERNAL_ERROR, UNREADABLE
+from ..errors import UNREADABLE, Fault, fault_of
 from ..logs import new_request_id
 
 logger = logging.getLogger(__name__)
 
 LINGER_SECONDS = 1.0
+PLAIN = "This port speaks TLS: call it by https:// instead."
 SENTENCE = "This could not be read as an HTTP request: correct its request line, its headers or its framing."
 # The statuses of gunicorn's own errors; every other ParseException is 400.
 _STATUSES = ((errors.LimitRequestLine, 414, "URI Too Long"), (errors.ForbiddenProxyRequest, 403, "Forbidden"),
@@ -22,23 +23,32 @@ _STATUSES = ((errors.LimitRequestLine, 414, "URI Too Long"), (errors.ForbiddenPr
              (errors.UnsupportedTransferCoding, 501, "Not Implemented"))
 
 
-def refuse_unreadable(client: Any, error: errors.ParseException) -> None:
-    """Answer what gunicorn could not read."""
-    status, reason = next((row[1:] for row in _STATUSES if isinstance(error, row[0])), (400, "Bad Request"))
-    refuse(client, status, reason, SENTENCE)
+def refuse_error(client: Any, error: BaseException) -> None:
+    """Answer what gunicorn could not read, or a fault of ours in what surrounds a request."""
+    if not isinstance(error, errors.ParseException):
+        refuse(client, fault_of(error), error)
+        return
+    status, title = next((row[1:] for row in _STATUSES if isinstance(error, row[0])), (400, "Bad Request"))
+    refuse(client, Fault(status, UNREADABLE[1], title, SENTENCE))
 
 
-def refuse(client: Any, status: int, reason: str, detail: str) -> None:
+def refuse_plain(client: Any) -> None:
+    """Answer plain HTTP where TLS is spoken."""
+    refuse(client, Fault(400, UNREADABLE[1], "Bad Request", PLAIN))
+
+
+def refuse(client: Any, fault: Fault, error: BaseException | None = None) -> None:
     """Write a problem and log it, but nothing of what came: after a wrong length that is the end of a prompt."""
     request_id = new_request_id()
-    logger.info("refused with %s %s", status, reason, extra={"fields": {
-        "request_id": request_id, "method": None, "path": None, "status": status, "duration_ms": 0.0,
-        "client": _address(client)}})
-    slug = INTERNAL_ERROR[1] if status == 500 else UNREADABLE[1]
+    logger.log(
+        logging.ERROR if fault.status >= 500 else logging.INFO, "refused with %s %s", fault.status, fault.title,
+        exc_info=error, extra={"fields": {
+            "request_id": request_id, "method": None, "path": None, "status": fault.status, "duration_ms": 0.0,
+            "client": _address(client), "error": fault.slug}})
     body = orjson.dumps({
-        "type": f"/problems/{slug}", "title": reason, "status": status, "instance": "/",
-        "detail": detail, "request_id": request_id})
-    head = (f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: application/problem+json\r\n"
+        "type": f"/problems/{fault.slug}", "title": fault.title, "status": fault.status, "instance": "/",
+        "detail": fault.detail, "request_id": request_id})
+    head = (f"HTTP/1.1 {fault.status} {fault.title}\r\nConnection: close\r\nContent-Type: application/problem+json\r\n"
             f"X-Request-ID: {request_id}\r\nContent-Length: {len(body)}\r\n\r\n")
     try:
         client.sendall(head.encode() + body)

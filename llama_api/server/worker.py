@@ -5,14 +5,11 @@ from ssl import SSLContext
 from typing import Any
 
 import gevent
-from gunicorn.http.errors import ParseException
 from gunicorn.workers.ggevent import GeventWorker
 
 from .client import PlainHTTP, connected
 from .listener import ListenerName, Server
-from .refusals import refuse, refuse_unreadable
-
-PLAIN = "This port speaks TLS: call it by https:// instead."
+from .refusals import refuse_error, refuse_plain
 
 
 class Worker(GeventWorker):
@@ -38,7 +35,7 @@ class Worker(GeventWorker):
         try:
             client = connected(client, self._tls, self.cfg.suppress_ragged_eofs)
         except PlainHTTP as error:
-            refuse(error.client, 400, "Bad Request", PLAIN)
+            refuse_plain(error.client)
             error.client.close()
         except OSError as error:
             self.log.debug("No TLS came about: %s", error)
@@ -47,11 +44,7 @@ class Worker(GeventWorker):
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answer what could not be read; gunicorn's own answer is a page, and its log has the bytes that came."""
-        if isinstance(exc, ParseException):
-            refuse_unreadable(client, exc)
-        else:
-            self.log.error("Error handling a connection", exc_info=exc)
-            refuse(client, 500, "Internal Server Error", "The service failed; its log has the details.")
+        refuse_error(client, exc)
 
     def handle_exit(self, sig: Any, frame: Any) -> None:
         """At SIGTERM say what the stop waits for, and accept no more; gunicorn's own loop sees it a second later."""
