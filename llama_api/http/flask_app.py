@@ -6,6 +6,7 @@ and an eighth of a hit (benchmarks/README.md, the profile). Nothing of what Flas
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit, urlunsplit
 
 from flask import Flask, Request, Response, request
 from flask.globals import request_ctx
@@ -21,12 +22,11 @@ class _Hooks(NamedTuple):
 
 
 class Application(Flask):
-    """An application without static files, whose URLs are what they look like (``//`` is not ``/``)."""
+    """An application without static files."""
 
     def __init__(self, import_name: str):
         super().__init__(import_name, static_folder=None)
         self.response_class = WholeResponse
-        self.url_map.merge_slashes = False
         self._hooks: dict[str | None, _Hooks] = {}  # by endpoint
         self._rules: dict[tuple[str, str], Rule] = {}  # those without variables, by path and method
 
@@ -101,6 +101,10 @@ class _PathAdapter(MapAdapter):
         if not rule.arguments:
             self.known[asked] = rule
         return rule, values
+
+    def make_redirect_url(self, *args: Any, **kwargs: Any) -> str:
+        """Where a doubled slash is sent on to: a path alone, for the host may be a proxy's, or forged."""
+        return urlunsplit(("", "", *urlsplit(super().make_redirect_url(*args, **kwargs))[2:]))
 
 
 _ADAPTED = frozenset({"Location", "Content-Location"})
