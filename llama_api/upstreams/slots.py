@@ -53,7 +53,12 @@ class Slots:
     @property
     def share(self) -> float:
         """How much of it all processes together have taken, 0 … 1."""
-        return (self.running if self._opened()[1].alone else self._held()) / self.number
+        return self.held / self.number
+
+    @property
+    def held(self) -> int:
+        """How many slots all processes together hold."""
+        return self.running if self._opened()[1].alone else self._held()
 
     @property
     def work(self) -> float:
@@ -61,7 +66,6 @@ class Slots:
         return self._work * 0.5 ** ((self._clock() - self._work_at) / WORK_HALVES)
 
     def _held(self) -> int:
-        """How many slots all processes together hold."""
         return self.running + self._opened()[0].held_elsewhere()
 
     def _opened(self) -> tuple[SlotFiles, Seats]:

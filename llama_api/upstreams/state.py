@@ -47,8 +47,8 @@ def state_of(roster: Roster, queue: Queue, models: Sequence[str], preload: Prelo
         {"reachable": any(host["reachable"] for host in hosts),
          "version": next((host["version"] for host in hosts if host["version"]), None),
          "model_present": any(host["model_present"] for host in hosts)},
-        {"running": queue.running, "waiting": queue.waiting, "slots": sum(host["slots"] for host in hosts),
-         "limit": queue.limit}, hosts)
+        {"running": sum(host["running"] for host in hosts), "waiting": queue.waiting,
+         "slots": sum(host["slots"] for host in hosts), "limit": queue.limit}, hosts)
 
 
 def _host(upstream: Upstream, model: str, build: str | None) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def _host(upstream: Upstream, model: str, build: str | None) -> dict[str, Any]:
             "loaded": None if probe.loaded is None else loaded is not None,
             "gpu_percent": loaded.gpu_percent if loaded else None,
             "context_length": loaded.context_length if loaded else None,
-            "digest": digest[:SHOWN_DIGITS] if digest else None, "running": upstream.slots.running,
+            "digest": digest[:SHOWN_DIGITS] if digest else None, "running": upstream.slots.held,
             "slots": upstream.slots.number, "reason": out_of_use or upstream.complaint(model)}
 
 
