@@ -5,7 +5,7 @@ import subprocess
 
 from tests.support.chromium import CTRL, SHIFT
 from tests.support.double import answer_for
-from tests.support.page import PROMPT, STATS, ask, ended, text
+from tests.support.page import PROMPT, STATS, ask, assert_untroubled, ended, text
 
 KEY = "a-key-of-some-length"
 HOSTILE = "<img src=x onerror=\"hit=1\"><script>window.hit=1</script>'; $(touch hit) `touch hit` \\ \u202e\x1b[2J"
@@ -14,19 +14,10 @@ TROUBLE = "document.getElementById('trouble').innerText"
 STATE = "document.getElementById('state').innerText"
 
 
-def assert_untroubled(tab, api):
-    """Nothing came from another host, and the browser had nothing to complain of: no error, no breach of the policy."""
-    urls = [event["request"]["url"] for event in tab.told("Network.requestWillBeSent")]
-    assert urls and all(url.startswith((f"{api.url}/", "data:")) for url in urls)
-    assert tab.told("Log.entryAdded") == tab.told("Runtime.exceptionThrown") == []
-    assert tab.told("Runtime.consoleAPICalled") == []
-    assert tab.evaluate("document.querySelectorAll('[style], script:not([src])').length") == 0
-
-
 def test_ask_and_ask_again(double, serve, visit, tmp_path):
     """The answer comes as it is generated, the second one from the cache; the curl line gets the same."""
     api = serve(double)
-    tab = visit(api, stats=STATS)
+    tab = visit(api)
     assert ask(tab) == answer_for(PROMPT)
     assert text(tab, "#progress") == "generated"
     assert {"llama3:8b", "stop"} <= set(text(tab, "#outcome").split("\n"))
@@ -43,7 +34,7 @@ def test_ask_and_ask_again(double, serve, visit, tmp_path):
 def test_the_line_is_copied(double, serve, visit):
     """The Copy button puts the line shown into the clipboard, and says so."""
     api = serve(double)
-    tab = visit(api, stats=STATS)
+    tab = visit(api)
     tab.call("Browser.grantPermissions", origin=api.url, permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
     ask(tab)
     tab.evaluate("document.getElementById('copy').click()")
@@ -54,7 +45,7 @@ def test_the_line_is_copied(double, serve, visit):
 def test_the_wait_and_the_pieces_are_shown(double, serve, visit):
     """Before the first piece the page waits, then the answer grows; Stop ends the generation and keeps the pieces."""
     api = serve(double)
-    tab = visit(api, stats=STATS)
+    tab = visit(api)
     tab.evaluate("document.getElementById('prompt').focus()")
     tab.type("Tell me much. [[tokens=400]] [[gap=0.05]]")
     tab.evaluate("document.getElementById('send').click()")
@@ -70,7 +61,7 @@ def test_the_wait_and_the_pieces_are_shown(double, serve, visit):
 
 def test_position_and_estimate_are_shown(double, serve, visit):
     """What the service says of the wait is on the page, in place of the answer."""
-    tab = visit(serve(double), stats=STATS)
+    tab = visit(serve(double))
     tab.evaluate("window.played.generate = [200, {}, [': waiting, 3 before you, about 8 s\\n\\n']]; window.seen = [];"
                  "new MutationObserver(() => seen.push(document.getElementById('progress').textContent))"
                  ".observe(document.getElementById('progress'), {childList: true})")
@@ -124,7 +115,7 @@ def test_hostile_text_is_text(double, serve, visit, tmp_path):
 def test_a_key_is_asked_for_and_kept_for_the_tab(double, serve, visit):
     """The call that was refused is made again with the key; it goes with every call and is not in the curl line."""
     api = serve(double, api_keys=KEY)
-    tab = visit(api, stats=STATS)
+    tab = visit(api)
     assert ask(tab) == ""
     assert "API key" in tab.evaluate(TROUBLE)
     for key, accepted in (("wrong", False), (KEY, True)):
@@ -144,7 +135,7 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(double, serve, visit):
 
 def test_trouble_is_told_in_the_words_of_the_service(double, serve, visit):
     """A missing model, a field that is wrong and an answer that breaks off each say what to do."""
-    tab = visit(serve(double), stats=STATS)
+    tab = visit(serve(double))
     ask(tab, "Why? [[fault=eof]] [[after=3]]")
     tab.until(FAILED)
     assert "Ollama" in tab.evaluate(TROUBLE) and text(tab, "#answer")
@@ -178,8 +169,9 @@ def test_the_service_dies_and_comes_back(double, serve, visit):
 
 def test_a_proxy_that_answers_in_its_place(double, serve, visit):
     """A page of HTML where the service's own answer was expected is told as what it is."""
-    tab = visit(serve(double), stats=STATS)
-    tab.evaluate("window.played.generate = window.played.health = [502, {'Content-Type': 'text/html'}, ['<html>']]")
+    tab = visit(serve(double))
+    tab.evaluate("for (const path of ['generate', 'health', 'stats']) "
+                 "window.played[path] = [502, {'Content-Type': 'text/html'}, ['<html>']]")
     ask(tab)
     assert "Status 502" in tab.evaluate(TROUBLE) and "proxy" in tab.evaluate(TROUBLE)
     tab.until("document.body.dataset.state === 'down'")

@@ -22,7 +22,7 @@ def model():
 
 def test_type_and_see_it_stream(model, serve, visit, tmp_path):
     """The answer grows piece by piece, comes from the cache when asked again, and curl gets the same."""
-    tab = visit(serve(ollama_url=model, model="smollm2:135m"), stats={"step": 5, "series": []})
+    tab = visit(serve(ollama_url=model, model="smollm2:135m"))
     tab.evaluate("window.lengths = new Set(); const shown = document.getElementById('answer');"
                  "new MutationObserver(() => lengths.add(shown.textContent.length))"
                  ".observe(shown, {subtree: true, childList: true, characterData: true})")

@@ -40,3 +40,12 @@ def ended(tab):
 def text(tab, selector):
     """What an element shows."""
     return tab.evaluate(f"document.querySelector({json.dumps(selector)}).innerText")
+
+
+def assert_untroubled(tab, api):
+    """Nothing came from another host, and the browser had nothing to complain of: no error, no breach of the policy."""
+    urls = [event["request"]["url"] for event in tab.told("Network.requestWillBeSent")]
+    assert urls and all(url.startswith((f"{api.url}/", "data:")) for url in urls)
+    assert tab.told("Log.entryAdded") == tab.told("Runtime.exceptionThrown") == []
+    assert tab.told("Runtime.consoleAPICalled") == []
+    assert tab.evaluate("document.querySelectorAll('[style], script:not([src])').length") == 0
