@@ -214,7 +214,7 @@ class Fleet:
         if self._single:
             raise error
         if not isinstance(error, OllamaHangs):
-            upstream.failed()
+            self._roster.failed(upstream)
         if journey.flowing or all(one is upstream or one in journey.tried
                                   for one in self._roster.hosts(journey.call.model)):
             raise error

@@ -1,6 +1,7 @@
 """Slots counted over all machines, where a shared store can count them."""
 
 import hashlib
+import secrets
 import time
 
 from ..cache import Keeper, Lease
@@ -25,6 +26,7 @@ class Leases:
 
     def take(self, waiter: Waiter, upstream: Upstream) -> bool:
         """Take a lease of a slot of ``upstream``; False when there is none for ``waiter``. Asks the store."""
+        waiter.token = waiter.token or secrets.token_hex(8)
         name = hashlib.sha256(identity(upstream.slots.url).encode()).hexdigest()[:16]
         lease = Lease(name, waiter.token)
         taken = self._keeper.lease(lease, time.monotonic() - waiter.since, upstream.slots.number)

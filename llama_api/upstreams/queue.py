@@ -57,6 +57,7 @@ class Queue:
         try:
             if (slot := self._at_once(waiter)) is not None:
                 return slot
+            waiter.woken = threading.Event()
             with self._lock:
                 if len(self._waiting) >= self.limit and not waiter.tried:
                     raise QueueFull(self.limit, self.retry_after(waiter.model))
@@ -65,7 +66,7 @@ class Queue:
             waits()
             seconds = self._wait_seconds if seconds is None else seconds
             with cancellation.interrupts(waiter.woken.set):
-                return self._wait(waiter, cancellation, time.monotonic() + seconds, seconds)
+                return self._wait(waiter, waiter.woken, cancellation, time.monotonic() + seconds, seconds)
         except BaseException:
             with self._lock:
                 self._leave(waiter)
@@ -109,7 +110,8 @@ class Queue:
 
     # Waiting
 
-    def _wait(self, waiter: Waiter, cancellation: Cancellation, deadline: float, seconds: float) -> Slot:
+    def _wait(self, waiter: Waiter, woken: threading.Event, cancellation: Cancellation, deadline: float,
+              seconds: float) -> Slot:
         every = LOOK_EVERY if self._leases is None else LOOK_FAR_EVERY
         if self._kinds[waiter.kind] == 1:  # nobody else looks for its kind of slot
             self._serve()
@@ -129,13 +131,13 @@ class Queue:
                 raise QueueTimeout(seconds, self.retry_after(waiter.model))
             # Other processes cannot wake us. The jitter keeps their looks apart.
             looks = first and self._contested()
-            waiter.woken.wait(min(remaining, every * random.uniform(0.5, 1.5)) if looks else remaining)
-            waiter.woken.clear()
+            woken.wait(min(remaining, every * random.uniform(0.5, 1.5)) if looks else remaining)
+            woken.clear()
 
     def _wake_first(self) -> None:
         """Have the first one look, if there is something to look for."""
         if self._waiting and self._contested():
-            self._waiting[0].woken.set()
+            self._waiting[0].wake()
 
     def _contested(self) -> bool:
         """Whether other processes may hold slots that those who wait here could have."""
@@ -233,7 +235,7 @@ class Queue:
             if not hosts and (error := self._hopeless(waiter)) is not None:
                 waiter.error = error
                 self._leave(waiter)
-                waiter.woken.set()
+                waiter.wake()
             else:
                 stuck.add(waiter.kind)
                 for upstream in hosts:
@@ -284,7 +286,7 @@ class Queue:
         self._running[slot] = waiter
         waiter.slot = slot
         self._leave(waiter)
-        waiter.woken.set()
+        waiter.wake()
 
     def _usable(self, waiter: Waiter) -> Sequence[Upstream]:
         hosts = self._choice.hosts(waiter.model)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from .slot_files import open_file, try_lock
 
 ALIVE_SECONDS = 0.1  # after its last sign of life a queue is passed over; one that waits gives a sign at every look
+LOOK_SECONDS = 0.003  # between two looks for the seats of new processes
 # Since when the first one waits (0: nobody does), the last sign of life, and its own number of slots.
 _RECORD = struct.Struct("ddd")
 
@@ -24,6 +25,7 @@ class Seats:
         self._files: list[int | None] = []  # by seat; None for one that we cannot open
         self._ours: int | None = None
         self._told = False
+        self._looked_at = float("-inf")
 
     @property
     def alone(self) -> bool:
@@ -61,6 +63,9 @@ class Seats:
 
     def _find_others(self) -> None:
         """Open the seats that have been taken since the last look."""
+        if (now := self._clock()) < self._looked_at + LOOK_SECONDS:
+            return
+        self._looked_at = now
         while True:
             try:
                 os.stat(f"seat-{len(self._files)}", dir_fd=self._folder, follow_symlinks=False)

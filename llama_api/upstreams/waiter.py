@@ -1,6 +1,5 @@
 """What goes through the queue: those who want a slot, and the slots."""
 
-import secrets
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -41,9 +40,14 @@ class Waiter:
         self.model, self.prefers, self.tried = model, prefers, frozenset(tried)
         self.since = time.monotonic() if since is None else since
         self.kind: Kind = model, self.tried
-        self.token = secrets.token_hex(8)
-        self.woken = threading.Event()
+        self.token = ""  # of its leases
+        self.woken: threading.Event | None = None  # made when it waits
         self.slot: Slot | None = None
         self.error: OllamaError | None = None
         self.served = False  # or gone
         self.before: int | None = None  # how many wait before it, as last told
+
+    def wake(self) -> None:
+        """Have it see what it has been given."""
+        if self.woken is not None:
+            self.woken.set()

@@ -1,5 +1,6 @@
 """Slots that all processes of a machine share: one folder for each Ollama, a lock for each slot, freed at any death."""
 
+import itertools
 import os
 import signal
 import stat
@@ -16,6 +17,11 @@ from llama_api.upstreams.slot_files import FOLDER, identity, open_folder
 from tests.support.fakes import Clock, until
 
 URL = "http://a:11434"
+
+
+def ticking():
+    """A clock on which nothing is too soon after anything."""
+    return itertools.count(1000.0, 0.01).__next__
 
 
 def folder_of(base, url=URL):
@@ -100,7 +106,7 @@ def test_without_a_place_in_common_the_temporary_one_serves(monkeypatch, tmp_pat
 
 def test_slots_are_taken_and_given_back(slots_base):
     """Each slot is held once, by whomever; what is given back is free for all."""
-    here, there = Slots(URL, 3), Slots("http://A:11434/", 3)
+    here, there = (Slots(url, 3, ticking()) for url in (URL, "http://A:11434/"))
     mine = [here.take(1.0), here.take(1.0)]
     theirs = there.take(1.0)
     assert None not in [*mine, theirs] and here.take(1.0) is None is there.take(1.0)
@@ -119,7 +125,8 @@ def test_other_ollamas_have_slots_of_their_own():
 def test_different_numbers_are_counted_together(tmp_path_factory, data):
     """Each process begins nothing as long as all together hold its own number or more, whatever the holes."""
     os.environ["RUNTIME_DIRECTORY"] = str(tmp_path_factory.mktemp("slots"))
-    processes = [Slots(URL, number) for number in data.draw(st.lists(st.integers(1, 4), min_size=2, max_size=3))]
+    numbers = data.draw(st.lists(st.integers(1, 4), min_size=2, max_size=3))
+    processes = [Slots(URL, number, ticking()) for number in numbers]
     held = []
     for _ in range(data.draw(st.integers(0, 30))):
         if held and data.draw(st.booleans()):
@@ -164,7 +171,7 @@ def test_a_killed_process_frees_its_slot_and_its_seat(slots_base):
 
 def test_whoever_waits_longest_goes_first():
     """A slot is left to the one elsewhere who waits for longer; equals and younger ones do not count."""
-    one, other = Slots(URL, 1), Slots(URL, 1)
+    one, other = Slots(URL, 1, Clock()), Slots(URL, 1, Clock())
     one.tell(10.0)
     assert other.take(11.0) is None and other.older_elsewhere(10.5)
     assert not other.older_elsewhere(10.0) and not other.older_elsewhere(9.0)
@@ -188,10 +195,11 @@ def test_who_gives_no_sign_of_life_is_passed_over():
 
 def test_who_may_not_take_it_holds_nobody_up():
     """One who waits longest, but has reached its own number, leaves the slot to who has a larger one."""
-    small, large = Slots(URL, 1), Slots(URL, 3)
+    small, large = Slots(URL, 1, Clock()), Slots(URL, 3, clock := Clock())
     large.take(1.0)
     small.tell(2.0)
     assert large.take(3.0) is not None
+    clock.tick(0.01)
     large.give_back(1)
     large.give_back(0)
     assert large.take(3.0) is None and small.take(2.0) is not None
