@@ -12,11 +12,11 @@ import time
 
 import psutil
 
-from . import flow, hits, lru, memory, misses, pages, plots, report, start, storms, streams, workers
+from . import fleet, flow, hits, lru, memory, misses, pages, plots, report, start, storms, streams, workers
 from .contenders import ROOT
 
 SECTIONS = {module.__name__.rpartition(".")[2]: module.run
-            for module in (hits, misses, streams, storms, flow, workers, lru, start, memory, pages)}
+            for module in (hits, misses, streams, storms, fleet, flow, workers, lru, start, memory, pages)}
 PACKAGES = ("flask", "werkzeug", "gunicorn", "gunicorn_h1c", "gevent", "orjson", "marshmallow", "requests",
             "prometheus_client", "flask-caching", "cachetools", "cachelib")
 

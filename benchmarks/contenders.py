@@ -135,6 +135,7 @@ class Stage:
     def __init__(self):
         self._stack = contextlib.ExitStack()
         self.double = None
+        self.processes = []  # of the upstreams
 
     def __enter__(self):
         self.home = pathlib.Path(tempfile.mkdtemp(prefix="bench-"))
@@ -157,6 +158,7 @@ class Stage:
         command = [sys.executable, "-m", "tests.support.double", f"--port={port}", *options]
         server = self._start("upstream, direct", command, port, "/api/generate", self._home(), ollama=True)
         wait_until_up(port, server.process, "/")
+        self.processes.append(server.process)
         self.double = DoubleRemote(f"http://127.0.0.1:{port}")
         return server
 
@@ -186,10 +188,18 @@ class Stage:
         """nginx before the upstream, caching by the request's body; None where nginx is not installed."""
         if not (program := shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")):
             return None
+        return self._nginx("nginx", program, path, NGINX, upstream=self.double.port)
+
+    def balancer(self, name, template, **values):
+        """nginx by another configuration; None where nginx is not installed."""
+        program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+        return self._nginx(name, program, "/api/generate", template, **values) if program else None
+
+    def _nginx(self, name, program, path, template, **values):
         port, home = free_port(), self._home()
-        (home / "nginx.conf").write_text(NGINX.format(
-            home=home, port=port, upstream=self.double.port, user="user root;" if os.geteuid() == 0 else ""))
-        server = self._start("nginx", [program, "-p", str(home), "-c", str(home / "nginx.conf"), "-g", "daemon off;"],
+        (home / "nginx.conf").write_text(template.format(
+            home=home, port=port, user="user root;" if os.geteuid() == 0 else "", **values))
+        server = self._start(name, [program, "-p", str(home), "-c", str(home / "nginx.conf"), "-g", "daemon off;"],
                              port, path, home, ollama=True)
         wait_until_up(port, server.process, "/")
         return server

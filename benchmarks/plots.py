@@ -13,7 +13,8 @@ from matplotlib import pyplot  # noqa: E402
 def draw(results):
     """Draw what there are results for."""
     (HERE / "plots").mkdir(exist_ok=True)
-    for name, plot in {"hits": _hits, "misses": _misses, "lru": _lru, "memory": _memory}.items():
+    for name, plot in {"hits": _hits, "misses": _misses, "fleet": _fleet, "lru": _lru,
+                       "memory": _memory}.items():
         if name in results["sections"]:
             plot(results["sections"][name]["data"])
 
@@ -47,6 +48,15 @@ def _misses(data):
                 axes.plot(["p50", "p75", "p90", "p95", "p99"], added, "o-" if name == "llama_api" else "o--",
                           color=f"C{at}", label=f"{name}, {connections} connection(s)")
     _save("misses", axes, ylabel="ms", title="Miss: time added to the upstream's own")
+
+
+def _fleet(data):
+    axes = pyplot.subplots()[1]
+    for name, waits in data["waits"].items():
+        shares = [100 * (at + 1) / len(waits) for at in range(len(waits))]
+        axes.plot(waits, shares, ":" if "ideal" in name else "-", label=name)
+    _save("fleet", axes, xlabel="seconds waited for a slot", ylabel="% of calls", ylim=(40, 100),
+          title="Three unequal Ollamas: waits")
 
 
 def _lru(data):
