@@ -26,7 +26,7 @@ def _list(schema: str, longest: int | None = None) -> Json:
 def schemas() -> dict[str, Json]:
     """The schemas by name."""
     series = _object(
-        "plot tone", name=TEXT, unit={**TEXT, "examples": ["tokens/s"]}, metric={
+        "plot tone", name=TEXT, unit={**TEXT, "examples": ["/s"]}, metric={
             **TEXT, "description": "The metric of GET /metrics that the points are of."},
         plot={**TEXT, "description": "The plot that shows it; none for outages, which are bands in all of them."},
         kind={"enum": ["area", "line", "limit", "outage"]}, tone={"enum": ["bad"]}, points={

@@ -13,6 +13,7 @@ from ..core import Flight, Flights
 from .peers import Peers, Told
 from .shared_files import Watched
 
+FOLDER = "workers-1"  # of what they tell each other; raise it when that changes: a reload may bring newer code
 LAST = 50  # requests that are told
 ORDER_SECONDS = 2.0  # that another worker has to end a flight: it looks four times a second
 POLL_SECONDS = 0.02
@@ -30,7 +31,7 @@ class Activity:
     def __init__(self, flights: Flights, only_looks: Callable[[str], bool], directory: Path | None = None):
         self._flights, self._only_looks = flights, only_looks
         self._requests: deque[tuple[float, str, int, str | None, float]] = deque(maxlen=LAST)
-        self._peers = Peers(directory / "workers") if directory is not None else None
+        self._peers = Peers(directory / FOLDER) if directory is not None else None
         self._orders = directory / "cancel" if directory is not None else None  # a file for each flight to be ended
         self._watched = Watched(self._orders) if self._orders is not None else None
         self._monotonic_began = time.time() - time.monotonic()

@@ -67,18 +67,15 @@ class History:
 
     def sample(self) -> bool:
         """Take a sample, unless another worker is the one to do so; tells whether it was taken. Raises OSError."""
-        now = self._clock()
+        now, taken = self._clock(), False
+        if self._is_ours():
+            past = self._load()
+            new = advance(past, now, readings(self._samples()))
+            taken, self._past = new is not past, new
+            if taken and self._file is not None:
+                replace(self._file.path, orjson.dumps(asdict(new)))
         self._due = (math.floor(now / STEP) + 1) * STEP
-        if not self._is_ours():
-            return False
-        past = self._load()
-        new = advance(past, now, readings(self._samples()))
-        if new is past:
-            return False
-        self._past = new
-        if self._file is not None:
-            replace(self._file.path, orjson.dumps(asdict(new)))
-        return True
+        return taken
 
     def told(self) -> tuple[int, bytes]:
         """The time of the newest points, and all series as JSON (contract §13)."""

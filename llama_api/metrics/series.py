@@ -98,8 +98,8 @@ SERIES = (
     Series("Queue", "slots", "", "limit", "llama_api_slots", "level"),
     *(Series("Wait and first token", f"{name} {figure}", "s", "line", metric, figure)
       for name, metric in (("wait", _WAITS), ("first token", _FIRST)) for figure in QUANTILES),
-    Series("Tokens", "generated", "tokens/s", "area", "llama_api_generated_tokens_total"),
-    Series("Tokens", "saved", "tokens/s", "area", "llama_api_saved_tokens_total"),
+    Series("Tokens", "generated", "/s", "area", "llama_api_generated_tokens_total"),
+    Series("Tokens", "saved", "/s", "area", "llama_api_saved_tokens_total"),
     Series("Seconds saved and spent", "saved", "s/s", "line", "llama_api_saved_seconds_total"),
     Series("Seconds saved and spent", "spent", "s/s", "line", "llama_api_inference_duration_seconds_sum"),
     Series("Cache", "stored", "B", "area", "llama_api_cache_bytes", "level"),

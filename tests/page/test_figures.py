@@ -9,7 +9,7 @@ from tests.page.test_contrast import CONTRAST
 from tests.support.gunicorn_server import new_prompt, together, until
 from tests.support.page import ask, assert_untroubled, text
 
-PLOTS = ["Requests /s", "Queue", "Wait and first token", "Tokens tokens/s", "Seconds saved and spent s/s", "Cache"]
+PLOTS = ["Requests /s", "Queue", "Wait and first token", "Tokens /s", "Seconds saved and spent s/s", "Cache"]
 
 GROWN = [("Requests", "hit"), ("Requests", "generated"), ("Requests", "failed"), ("Tokens", "generated"),
          ("Tokens", "saved"), ("Seconds saved and spent", "saved"), ("Cache", "stored")]
