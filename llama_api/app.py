@@ -19,7 +19,7 @@ from .logs import JsonLog
 from .metrics import Activity, History, Machine, Metrics, Reporter
 from .ollama import OllamaClient
 from .settings import Settings
-from .upstreams import Breaker, Fleet, Monitor, Slots, Upstream
+from .upstreams import Breaker, Fleet, Leases, Monitor, Slots, Upstream
 from .waiting import Watchdog
 
 
@@ -85,8 +85,11 @@ def _fleet(settings: Settings, metrics: Metrics, watchdog: Watchdog, cache: Answ
         slots = Slots(host.url, host.slots or settings.parallel)
         upstreams.append(Upstream(host.name, client, Monitor(client, host.name), Breaker(), slots))
     models = (settings.model, *(model for model in settings.models if model != "*"))
+    leases = None
+    if cache.store is not None and cache.keeper is not None and cache.store.leases:
+        leases = Leases(cache.keeper, cache.store)
     return Fleet(upstreams, models, metrics, settings.queue, settings.queue_timeout, settings.timeout,
-                 settings.preload, cache.keeper if cache.store is not None and cache.store.leases else None)
+                 settings.preload, leases)
 
 
 def _cache(app: Flask, settings: Settings, metrics: Metrics) -> AnswerCache:

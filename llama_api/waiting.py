@@ -95,17 +95,13 @@ class Cancellation:
     def __init__(self) -> None:
         self.requested = False
         self.reason: Exception | None = None  # what the readers are to be told, where there is something to tell
-        self.guard: Callable[[Callable[[], None]], None] | None = None  # may put off the interrupt for want of readers
         self._interrupt: Callable[[], None] | None = None
 
     def request(self, reason: Exception | None = None) -> None:
         """Stop: interrupt the wait that is under way; the next one will not begin."""
         self.reason, self.requested = reason, True
         if interrupt := self._interrupt:
-            if self.guard is not None and reason is None:
-                self.guard(interrupt)
-            else:
-                interrupt()
+            interrupt()
 
     @contextmanager
     def interrupts(self, interrupt: Callable[[], None]) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from .breaker import Breaker
 from .fleet import Fleet
+from .leases import Leases
 from .monitor import Monitor
 from .probe import Probe
 from .run import Ended, Generated, Observer, Run
@@ -9,5 +10,5 @@ from .slots import Slots
 from .state import State
 from .upstream import Upstream
 
-__all__ = ["Breaker", "Ended", "Fleet", "Generated", "Monitor", "Observer", "Probe", "Run", "Slots", "State",
+__all__ = ["Breaker", "Ended", "Fleet", "Generated", "Leases", "Monitor", "Observer", "Probe", "Run", "Slots", "State",
            "Upstream"]

@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from ..cache import Keeper
 from ..errors import (OllamaBrokeOff, OllamaBusy, OllamaError, OllamaHangs, OllamaReset, OllamaTimeout,
                       OllamaUnavailable, QueueTimeout)
 from ..model_call import ModelCall
 from ..model_names import normal
 from ..waiting import Cancellation, Cancelled, Wait
 from .affinity import Affinity, chain_of
+from .attempts import Attempts
 from .journey import Journey
 from .leases import Leases
-from .loading import Loads, Patience, Preload
+from .loading import Loads, Preload
 from .monitor import FIRST_PROBE_SECONDS
 from .probe import Probe
 from .queue import Queue
@@ -33,6 +33,7 @@ TRIES = 3  # of a single Ollama that cannot be reached or is busy; nothing else 
 BACKOFF_SECONDS = 0.15
 FAILOVER = (OllamaUnavailable, OllamaBusy, OllamaReset, OllamaBrokeOff)  # before a piece: the next Ollama is tried
 PS_SECONDS = 1.0
+GONE_SECONDS = 2.5  # without an answer to a probe, after which what waits for a first piece goes elsewhere
 
 
 class Fleet:
@@ -40,17 +41,17 @@ class Fleet:
 
     ``models`` are those that are served, the default one first; ``timeout`` is the deadline of a generation from its
     slot on, ``queue_timeout`` the longest wait for one, in seconds; ``preload`` has each Ollama load the first model.
-    With ``keeper`` slots are counted over all machines.
+    With ``leases`` slots are counted over all machines.
     """
 
     def __init__(self, upstreams: Sequence[Upstream], models: Sequence[str], observer: Observer, queue: int = 64,
                  queue_timeout: float = 60.0, timeout: float = 300.0, preload: bool = False,
-                 keeper: Keeper | None = None):
+                 leases: Leases | None = None):
         self.upstreams, self._models, self._observer = tuple(upstreams), tuple(models), observer
         self._roster, self._affinity = Roster(upstreams), Affinity()
-        self._queue = Queue(self._roster, queue, queue_timeout, Leases(keeper) if keeper is not None else None)
+        self._queue = Queue(self._roster, queue, queue_timeout, leases)
         self._queue_timeout, self._timeout, self._single = queue_timeout, timeout, len(self.upstreams) == 1
-        self._loads, self._patience = Loads(), Patience()
+        self._loads, self._attempts = Loads(), Attempts()
         self._preload = Preload(self._loads, models[0]) if preload else None
         for upstream in upstreams:
             upstream.monitor.noted = partial(self._noted, upstream)
@@ -190,17 +191,15 @@ class Fleet:
     def _try(self, upstream: Upstream, journey: Journey) -> Generated:
         call, run, build = journey.call, journey.run, self._roster.build(journey.call.model)
         with upstream.breaker.admission():
-            self._patience.begin(journey, upstream)
             try:
-                completion = upstream.client.generate(call, build, journey.seconds_left(self._timeout),
-                                                      run.cancellation, run.publish)
+                with self._attempts.at(upstream, journey) as cancellation:
+                    completion = upstream.client.generate(call, build, journey.seconds_left(self._timeout),
+                                                          cancellation, run.publish)
             except Cancelled:
                 journey.outcome = "cancelled"
                 raise
             except OllamaTimeout as error:
                 raise OllamaTimeout(journey.flowing) from error
-            finally:
-                self._patience.end(journey)
         upstream.answered(call.model)
         if journey.match is not None and journey.match.host == upstream.host:
             known, read = completion.cached_input_tokens, completion.input_tokens
@@ -240,7 +239,9 @@ class Fleet:
             self._affinity.forget(upstream.host)
         self._roster.noted()
         self._queue.look()
-        self._patience.look()
+        self._attempts.look(upstream)
+        if upstream.gone_for > GONE_SECONDS and any(one is not upstream for one in self.upstreams if one.reached):
+            self._attempts.move(upstream)
         if self._preload is not None:
             self._preload.look(upstream)
 

@@ -3,21 +3,26 @@
 import hashlib
 import secrets
 import time
+from collections.abc import Callable
 
-from ..cache import Keeper, Lease
+from ..cache import GuardedStore, Keeper, Lease
 from .slot_files import identity
 from .upstream import Upstream
 from .waiter import Waiter
 
 
+AWAY_SECONDS = 1.0  # for which a store is waited for, lest a moment's delay let more run than there are slots
+
+
 class Leases:
     """A lease beside each slot that is taken, kept up by ``keeper``, and given to whoever has waited longest anywhere.
 
-    While the store cannot be reached each machine counts by itself.
+    While ``store`` cannot be reached each machine counts by itself.
     """
 
-    def __init__(self, keeper: Keeper):
-        self._keeper = keeper
+    def __init__(self, keeper: Keeper, store: GuardedStore, clock: Callable[[], float] = time.monotonic):
+        self._keeper, self._store, self._clock = keeper, store, clock
+        self._away_since: float | None = None
         self._taken: dict[str, Lease] = {}  # by the token of the waiter
         self._asked: dict[str, set[Lease]] = {}  # in vain, by the same
 
@@ -30,6 +35,10 @@ class Leases:
         name = hashlib.sha256(identity(upstream.slots.url).encode()).hexdigest()[:16]
         lease = Lease(name, waiter.token)
         taken = self._keeper.lease(lease, time.monotonic() - waiter.since, upstream.slots.number)
+        if taken is None and not self._is_away():
+            return False
+        if taken is not None:
+            self._away_since = None
         if taken is False:
             self._asked.setdefault(waiter.token, set()).add(lease)
             return False
@@ -37,6 +46,14 @@ class Leases:
         if taken:
             self._taken[waiter.token] = lease
         return True
+
+    def _is_away(self) -> bool:
+        """Whether the store has been out of reach for a while."""
+        if self._store.available:
+            return False  # it was only too busy to answer
+        if self._away_since is None:
+            self._away_since = self._clock()
+        return self._clock() - self._away_since > AWAY_SECONDS
 
     def served(self, waiter: Waiter) -> None:
         """``waiter`` has what it wants, or has left: it gives up its place before the other Ollamas."""

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 from ..errors import OllamaError
 from ..waiting import Cancellation, Cancelled
-from .journey import Journey
 from .upstream import Upstream
 
 logger = logging.getLogger(__name__)
@@ -64,45 +63,6 @@ class Loads:
                 load.ended = True
             for woken in load.waiting:
                 woken.set()
-
-
-class Patience:
-    """Lets a generation whose caller has left go on as long as its model is being loaded, and ends it then."""
-
-    def __init__(self) -> None:
-        self._loading: dict[Journey, Upstream] = {}
-        self._left: dict[Journey, Callable[[], None]] = {}  # how to end those whose callers have left
-
-    def begin(self, journey: Journey, upstream: Upstream) -> None:
-        """``journey`` goes to ``upstream``, which may have to load the model for it; call ``end`` afterwards."""
-        def guard(interrupt: Callable[[], None]) -> None:
-            if journey.flowing or upstream.loaded(journey.call.model) is not False:
-                interrupt()
-            else:
-                self._left[journey] = interrupt
-                self._loading[journey] = upstream
-                upstream.monitor.hurry()
-
-        journey.run.cancellation.guard = guard
-        if upstream.loaded(journey.call.model) is False:
-            journey.run.progress.state = "loading"
-            self._loading[journey] = upstream
-
-    def end(self, journey: Journey) -> None:
-        """That generation has ended."""
-        journey.run.cancellation.guard = None
-        if self._loading:
-            self._loading.pop(journey, None)
-            self._left.pop(journey, None)
-
-    def look(self) -> None:
-        """See, after a probe, whose model is loaded by now."""
-        for journey, upstream in list(self._loading.items()):
-            if journey.flowing or upstream.loaded(journey.call.model) is not False:
-                if journey.run.progress.state == "loading":
-                    journey.run.progress.state = "writing"
-                if (interrupt := self._left.pop(journey, None)) is not None:
-                    interrupt()
 
 
 class Preload:

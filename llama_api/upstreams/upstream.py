@@ -26,6 +26,7 @@ class Upstream:
         self._failed_at = float("-inf")
         self._answered_at: dict[str, float] = {}  # by model
         self._tells_loaded = True
+        self._gone_at: float | None = None  # when the first of the probes began that have failed since
         self._loaded_before: dict[str, Loaded] = {}  # by the last but one of those probes that told
         self._loaded_last: dict[str, Loaded] = {}
 
@@ -42,6 +43,11 @@ class Upstream:
         """Whether its newest probe is fresh and reached it, and it has not failed since."""
         probe = self.monitor.latest
         return probe.reachable and probe.at > self._failed_at and self.monitor.fresh
+
+    @property
+    def gone_for(self) -> float:
+        """Seconds for which no probe has reached it."""
+        return 0.0 if self._gone_at is None else self._clock() - self._gone_at
 
     def has(self, model: str) -> bool:
         """Whether it has ``model``, as of the newest probe."""
@@ -70,6 +76,7 @@ class Upstream:
 
     def noted(self, probe: Probe) -> None:
         """Learn from a new probe whether /api/ps can be believed: what has just answered must be in memory."""
+        self._gone_at = None if probe.reachable else self._gone_at or probe.at
         if probe.loaded is not None:
             self._loaded_before, self._loaded_last = self._loaded_last, probe.loaded
         if probe.loaded:

@@ -3,6 +3,7 @@
 import json
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -202,15 +203,27 @@ def test_an_ollama_killed_under_load_fails_nobody_who_had_no_piece(api, doubles)
 
 
 def test_a_frozen_ollama_is_left_out(api, doubles):
-    """One that neither answers nor refuses is known within seconds, and the others go on; so is its return."""
-    with doubles[1].frozen():
-        until(lambda: doubles[1].host not in usable(api), KNOWN)
-        prompts = [new_prompt() for _ in range(8)]
-        replies = together(8, lambda n: api.ask(prompts[n]))
-        assert {reply.status for reply in replies} == {200}
-        assert doubles[1].host not in {api.record_of(reply)["host"] for reply in replies}
-        assert not hosts(api)[doubles[1].host]["reachable"] and "does not answer" in api.health()["reason"]
+    """One that neither answers nor refuses: who waits for it goes elsewhere within seconds, and so do all who come."""
+    for double in doubles:
+        double.set(ttft=1.0)
+    with ThreadPoolExecutor(6) as pool:
+        waiting = [pool.submit(api.ask, new_prompt()) for _ in range(6)]
+        until(lambda: all(double.running == 2 for double in doubles))
+        with doubles[1].frozen():
+            assert {one.result().status for one in waiting} == {200} and max(
+                one.result().seconds for one in waiting) < 10
+            _goes_on_without(api, doubles)
     until(lambda: len(usable(api)) == 3, KNOWN)
+
+
+def _goes_on_without(api, doubles):
+    """The second one is known to be gone, and nothing goes there."""
+    until(lambda: doubles[1].host not in usable(api), KNOWN)
+    prompts = [new_prompt() for _ in range(8)]
+    replies = together(8, lambda n: api.ask(prompts[n]))
+    assert {reply.status for reply in replies} == {200}
+    assert doubles[1].host not in {api.record_of(reply)["host"] for reply in replies}
+    assert not hosts(api)[doubles[1].host]["reachable"] and "does not answer" in api.health()["reason"]
 
 
 def test_when_all_are_gone_the_service_says_so_and_serves_what_it_has(api, doubles):

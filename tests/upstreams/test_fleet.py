@@ -261,6 +261,19 @@ def test_an_answer_is_not_tried_elsewhere(failure):
     assert scene.observer.failures == [] and not any(scene.observer.counts.values())
 
 
+def test_what_waits_for_one_that_is_gone_goes_elsewhere(monkeypatch):
+    """One that neither answers nor refuses: after a while of that, whoever has no piece from it is tried elsewhere."""
+    monkeypatch.setattr(module, "GONE_SECONDS", 0.2)
+    scene = two(slots=2)
+    scene.clients[0].proceed.clear()
+    runs = [scene.begin(prompt=str(number)) for number in range(2)]
+    until(lambda: sorted(run.progress.host or "" for run, _ in runs) == ["a", "b"])
+    scene.clients[0].error = OllamaTimeout()
+    assert [until(lambda outcome=outcome: outcome)[0].host for _, outcome in runs] == ["b", "b"]
+    assert scene.observer.failures == ["a"] and scene.fleet.state().degraded.startswith("a: ")
+    scene.clients[0].proceed.set()
+
+
 @pytest.mark.parametrize("failure", [OllamaReset(), OllamaBrokeOff(), OllamaTimeout()])
 def test_after_a_piece_nothing_is_tried(failure):
     """What has begun is never begun again; a time-out says that it was flowing."""

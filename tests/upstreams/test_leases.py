@@ -27,8 +27,8 @@ def machine(redis_server, tmp_path, monkeypatch):
         ollamas = [Ollama(name, number) for name, number in slots.items()]
         for ollama in ollamas:
             assert ollama.slots.share == 0.0  # opens the folder of this machine
-        keeper = Keeper(GuardedStore(open_store(redis_server.url, 100, 1 << 20)), Epochs(lambda: None))
-        return Queue(Choice(*ollamas), limit, seconds, Leases(keeper))
+        store = GuardedStore(open_store(redis_server.url, 100, 1 << 20))
+        return Queue(Choice(*ollamas), limit, seconds, Leases(Keeper(store, Epochs(lambda: None)), store))
     return make
 
 
@@ -117,7 +117,7 @@ def test_without_a_queue_a_free_lease_helps(machine):
 
 
 def test_while_the_store_is_away_each_machine_counts_by_itself(machine, redis_server):
-    """Nobody waits for it; back again, it counts anew."""
+    """After a moment nobody waits for it; back again, it counts anew."""
     one, other = machine(a=1), machine(a=1)
     redis_server.kill()
     slots = [queue.take(waiter(), Cancellation(), seconds=10) for queue in (one, other)]
@@ -134,3 +134,15 @@ def test_while_the_store_is_away_each_machine_counts_by_itself(machine, redis_se
             one.give_back(first)
 
     until(counted)
+
+
+def test_a_moment_s_delay_lets_no_more_run(machine, redis_server):
+    """A store that hangs for less than a second is waited for."""
+    one, other = machine(a=1), machine(a=1)
+    slot = one.take(waiter(), Cancellation())
+    redis_server.pause()
+    threading.Timer(0.5, redis_server.resume).start()
+    with pytest.raises(QueueTimeout):
+        other.take(waiter(), Cancellation(), seconds=0.9)
+    one.give_back(slot)
+    other.give_back(other.take(waiter(), Cancellation()))

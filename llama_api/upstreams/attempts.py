@@ -1,0 +1,77 @@
+"""The generations that Ollamas are working at: ended when they are wanted no more, moved when their Ollama is gone."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..errors import OllamaReset
+from ..waiting import Cancellation, Cancelled
+from .journey import Journey
+from .upstream import Upstream
+
+
+class _Attempt:
+    """One generation at one Ollama; ``cancellation`` ends it there."""
+
+    def __init__(self, journey: Journey, upstream: Upstream):
+        self.journey, self.upstream, self.cancellation = journey, upstream, Cancellation()
+        self.left = self.moved = False
+
+    @property
+    def loading(self) -> bool:
+        """Whether its model is being loaded, as far as the newest probe can tell."""
+        return not self.journey.flowing and self.upstream.loaded(self.journey.call.model) is False
+
+    def leave(self) -> None:
+        """Its caller has gone, or an operator ends it.
+
+        Ollama throws a load away when the caller goes that began it: for want of a caller alone it may end.
+        """
+        if self.journey.run.cancellation.reason is None and self.loading:
+            self.left = True
+            self.upstream.monitor.hurry()
+        else:
+            self.cancellation.request()
+
+
+class Attempts:
+    """All that are under way."""
+
+    def __init__(self) -> None:
+        self._under_way: set[_Attempt] = set()
+
+    def __repr__(self) -> str:
+        return f"<Attempts: {len(self._under_way)} under way>"
+
+    @contextmanager
+    def at(self, upstream: Upstream, journey: Journey) -> Iterator[Cancellation]:
+        """Have ``upstream`` work for ``journey`` in the block, until what is given is requested.
+
+        Raises OllamaReset when it was moved away.
+        """
+        attempt = _Attempt(journey, upstream)
+        self._under_way.add(attempt)
+        try:
+            if attempt.loading:
+                journey.run.progress.state = "loading"
+            with journey.run.cancellation.interrupts(attempt.leave):
+                yield attempt.cancellation
+        except Cancelled:
+            if attempt.moved:
+                raise OllamaReset from None
+            raise
+        finally:
+            self._under_way.discard(attempt)
+
+    def look(self, upstream: Upstream) -> None:
+        """See, after a probe of ``upstream``, whose model is loaded by now."""
+        for attempt in [one for one in self._under_way if one.upstream is upstream and not one.loading]:
+            if attempt.journey.run.progress.state == "loading":
+                attempt.journey.run.progress.state = "writing"
+            if attempt.left:
+                attempt.cancellation.request()
+
+    def move(self, upstream: Upstream) -> None:
+        """Take away from ``upstream`` what has had no piece from it: it has not answered for a while."""
+        for attempt in [one for one in self._under_way if one.upstream is upstream and not one.journey.flowing]:
+            attempt.moved = True
+            attempt.cancellation.request()
