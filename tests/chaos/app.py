@@ -3,10 +3,14 @@
 import gc
 import json
 import os
+from collections import Counter
 
 import psutil
 from greenlet import greenlet
 
+from llama_api.core.flights import Flight
+from llama_api.upstreams.journey import Journey
+from llama_api.upstreams.waiter import Waiter
 from wsgi import app
 
 _inner = app.wsgi_app
@@ -15,15 +19,14 @@ _process = psutil.Process()
 
 
 def _inside():
-    claims = _parts.service._claims
-    return {"flights": _parts.flights.count, "flights by key": len(_parts.flights._flights),
-            "claims": len(claims._held) if claims else 0, "time limits": len(_parts.watchdog._limits),
-            "running": _parts.gate.running, "waiting": _parts.gate.waiting,
-            "requests": _parts.metrics.under_way}
+    """What is under way, and the objects that live as long as something is."""
+    queue = _parts.fleet.state().queue
+    alive = Counter(type(found) for found in gc.get_objects())
+    return {"running": queue["running"], "waiting": queue["waiting"], "requests": _parts.recorder.under_way,
+            "flights": alive[Flight], "waiters": alive[Waiter], "journeys": alive[Journey]}
 
 
 def _size():
-    gc.collect()
     return {"greenlets": sum(isinstance(found, greenlet) and bool(found) for found in gc.get_objects()),
             "threads": _process.num_threads(), "files": _process.num_fds(), "rss": _process.memory_info().rss}
 
@@ -31,6 +34,7 @@ def _size():
 def _with_inside(environ, start_response):
     if environ["PATH_INFO"] != "/_inside":
         return _inner(environ, start_response)
+    gc.collect()
     connections = [_peer(connection) for connection in _process.net_connections("tcp") if connection.raddr]
     body = json.dumps({"pid": os.getpid(), "left": _inside(), "size": _size(), "peers": connections}).encode()
     start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body))),

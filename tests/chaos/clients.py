@@ -58,7 +58,7 @@ class Scene:
 
     seed: int
     services: list
-    double: object
+    doubles: list
     redis: object
     began: float
     ends: float

@@ -20,12 +20,12 @@ class Saboteur:
     """
 
     def __init__(self, scene):
-        self._scene, self._double, self._redis = scene, scene.double, scene.redis
+        self._scene, self._doubles, self._redis = scene, scene.doubles, scene.redis
         self._random = random.Random(f"{scene.seed} saboteur")
         self._targets = 0
-        self._well = vars(self._double.set())
-        self._earlier = Counter()  # of the double, from before it was reset
-        self._earlier_calls = self._earlier_peak = 0
+        self._well = vars(self._doubles[0].set())
+        self._earlier = Counter()  # faults that struck before a double was reset
+        self._earlier_calls, self._earlier_peaks = 0, [0] * len(self._doubles)
         self.done = Counter()
 
     def run(self):
@@ -36,8 +36,9 @@ class Saboteur:
             while not self._scene.over:
                 faults = faults if len(faults) >= MIXTURE else faults + self._shuffled(set(FAULTS) - BY_PROMPT - {LEAK})
                 mixture, faults = faults[:MIXTURE], faults[MIXTURE:]
-                self._double.set(fault=",".join(mixture), rate=self._random.choice((0.3, 0.6, 0.9)), times=0,
-                                 ttft=self._random.choice((0.0, 0.02, 0.1)), **self._small_faults())
+                for double in self._doubles:
+                    double.set(fault=",".join(mixture), rate=self._random.choice((0.1, 0.6, 0.9)), times=0,
+                               ttft=self._random.choice((0.0, 0.02, 0.1)), **self._small_faults())
                 self._pause(0.5)
                 if round_number % 2 == 0:
                     deeds = deeds or self._shuffled(deed for deed in dir(self) if deed.startswith("do_"))
@@ -53,9 +54,11 @@ class Saboteur:
 
     def heal(self):
         """Let everything be well again. What is under way is not cut off: it must end by itself."""
-        self._double.set(**self._well)
-        self._double.start()
-        self._double.add_model("llama3:8b")
+        for double in self._doubles:
+            double.revive()
+            double.set(**self._well)
+            double.start()
+        self._rebuild()
         if self._redis.process is None:
             self._redis.start()
         self._redis.resume()
@@ -64,17 +67,17 @@ class Saboteur:
     @property
     def faults(self):
         """How often each fault has struck."""
-        return Counter(self._earlier) + self._double.faults
+        return sum((double.faults for double in self._doubles), Counter(self._earlier))
 
     @property
     def calls(self):
         """How many generations were asked of Ollama."""
-        return self._earlier_calls + len(self._double.calls("/api/generate"))
+        return self._earlier_calls + sum(len(double.calls("/api/generate")) for double in self._doubles)
 
     @property
-    def peak(self):
-        """How many of them at once, at most."""
-        return max(self._earlier_peak, self._double.peak)
+    def peaks(self):
+        """How many of them at once, at most, at each host."""
+        return [max(earlier, double.peak) for earlier, double in zip(self._earlier_peaks, self._doubles)]
 
     def _small_faults(self):
         """Faults of the small endpoints, now and then."""
@@ -94,12 +97,21 @@ class Saboteur:
         self._targets += 1
         return self._scene.services[self._targets % len(self._scene.services)]
 
-    def _forget(self):
-        """Restart Ollama with all knobs as at the start; its slots are free, what was under way breaks off."""
-        self._earlier = self.faults
-        self._earlier_calls = self.calls
-        self._double.reset()
-        self._double.start()
+    def _host(self):
+        self._targets += 1
+        return self._doubles[self._targets % len(self._doubles)]
+
+    def _rebuild(self):
+        """Have all hosts the same new build of the model: all answers are stale."""
+        digest = self._random.randbytes(32).hex()
+        for double in self._doubles:
+            double.add_model("llama3:8b", digest)
+
+    def _remember(self, double):
+        """Keep the counts of a host that is about to forget them."""
+        self._earlier += double.faults
+        self._earlier_calls += len(double.calls("/api/generate"))
+        self._earlier_peaks = self.peaks
 
     # Deeds
 
@@ -122,26 +134,64 @@ class Saboteur:
     def do_reload_the_other(self):
         self._service().signal(signal.SIGHUP)
 
-    def do_stop_ollama(self):
-        self._double.stop()
+    def do_stop_a_host(self):
+        host = self._host()
+        host.stop()
         self._pause(0.7)
-        self._double.start()
+        host.start()
+
+    def do_stop_all_hosts(self):
+        for host in self._doubles:
+            host.stop()
+        self._pause(0.7)
+        for host in self._doubles:
+            host.start()
+
+    def do_kill_a_host(self):
+        host = self._host()
+        self._remember(host)
+        host.kill()
+        self._pause(1.0)
+        host.revive()
+        host.set(**self._well)
+        self._rebuild()
+
+    def do_freeze_a_host(self):
+        with self._host().frozen():
+            self._pause(1.5)
+
+    def do_rebuild_a_host(self):
+        self._host().add_model("llama3:8b")
+        self._pause(1.5)
+        self._rebuild()
+
+    def do_lose_the_model_on_a_host(self):
+        self._host().remove_model("llama3:8b")
+        self._pause(1.2)
+        self._rebuild()
 
     def do_lose_the_model(self):
-        self._double.remove_model("llama3:8b")
+        for host in self._doubles:
+            host.remove_model("llama3:8b")
         self._pause(1.2)
-        self._double.add_model("llama3:8b")  # as another build: all answers are stale
+        self._rebuild()
 
     def do_leak_slots(self):
-        self._earlier_peak = self.peak  # from here on it counts slots that nobody holds
-        self._double.set(fault=LEAK, rate=1.0)
+        host = self._host()
+        self._earlier_peaks = self.peaks  # from here on it counts slots that nobody holds
+        host.set(fault=LEAK, rate=1.0)
         self._pause(1.0)
-        self._forget()
+        self._remember(host)
+        host.reset()
+        host.start()
+        self._rebuild()
 
     def do_load_slowly(self):
-        self._double.set(load=0.5)
+        for host in self._doubles:
+            host.set(load=0.5)
         self._pause(1.0)
-        self._double.set(load=0.0)
+        for host in self._doubles:
+            host.set(load=0.0)
 
     def _redis_trouble(self, seconds, cure):
         self._scene.troubles.append(time.monotonic())
