@@ -80,9 +80,9 @@ ADVICE = {
     "overloaded": Advice(
         "Every slot of the model is taken and the queue is full, or the request waited too long for its turn.",
         "Try again after the seconds in `Retry-After`, which are computed from recent speed.",
-        "More slots (`LLAMA_API_PARALLEL`, if Ollama takes as many), another Ollama (`LLAMA_API_OLLAMA_URL`), a longer"
-        " queue (`LLAMA_API_QUEUE`) or more patience (`LLAMA_API_QUEUE_TIMEOUT`). The page shows the length of the"
-        " queue."),
+        "Give it more slots (`LLAMA_API_PARALLEL`, if Ollama takes as many), another Ollama (`LLAMA_API_OLLAMA_URL`), a"
+        " longer queue (`LLAMA_API_QUEUE`) or more patience (`LLAMA_API_QUEUE_TIMEOUT`). The page shows the length of"
+        " the queue."),
     "prompt-too-long": Advice(
         "The prompt has more tokens than the model's context window; it is refused rather than cut in silence.",
         "Shorten the prompt or split it. `detail` says both sizes where Ollama told them.",
