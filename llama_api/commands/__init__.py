@@ -1,5 +1,14 @@
 """What an operator types: clients of the service, which know its settings and its HTTP."""
 
-from .cache import cache
+import click
 
-__all__ = ["cache"]
+from .ask import ask
+from .cache import cache
+from .doctor import doctor
+from .pull import pull
+from .run import run
+
+__all__ = ["ask", "cache", "cli", "doctor", "pull", "run"]
+
+cli = click.Group("llama-api", {"run": run, "cache": cache, "ask": ask, "doctor": doctor, "pull": pull},
+                  help="Text from a Llama 3 8B behind Ollama. `llama-api COMMAND --help` tells more of each.")

@@ -1,4 +1,4 @@
-"""Commands for the operator: ``flask --app wsgi cache stats|clear|warm``. They ask the running server."""
+"""``cache stats|clear|warm``: the cache of the running server."""
 
 import sys
 import time
@@ -11,27 +11,30 @@ import requests
 import urllib3
 
 from ..errors import MalformedJSON
+from ..settings import PREFIX
 from ..strict_json import parse_object
-from ..settings import PREFIX, Settings
+from .client import INTERRUPTED, SHORT_SECONDS, Server, object_of, problem, settings
 
-cache = click.Group("cache", help="Look after the cache of the running server.")
-SHORT_SECONDS = 10.0
 NOTED_SECONDS = 5.0  # a wait longer than this is told
-INTERRUPTED = 130  # the exit status that shells expect after a Ctrl-C
 BUSY = {"/problems/rate-limited", "/problems/overloaded"}  # no fault of the line: it has its turn later
+
+
+@click.group()
+def cache() -> None:
+    """Look after the cache of the running server."""
 
 
 @cache.command()
 def stats() -> None:
     """Tell what is in the cache and what it was good for."""
-    for name, value in _call("GET", "/cache").items():
+    for name, value in Server(settings()).call("GET", "/cache").items():
         click.echo(f"{name:12} {value}")
 
 
 @cache.command()
 def clear() -> None:
     """Remove every answer."""
-    _call("DELETE", "/cache")
+    Server(settings()).call("DELETE", "/cache")
     click.echo("The cache is empty.")
 
 
@@ -43,7 +46,8 @@ def warm(file: Any) -> None:
     A line is a prompt, or a JSON object: the body of a request. A line that fails is reported and skipped. Run it again
     to go on after an interruption: what the cache holds already costs nothing.
     """
-    room = _call("GET", "/cache")["max_entries"]
+    server = Server(settings())
+    room = server.call("GET", "/cache")["max_entries"]
     lines = [(number, line.strip()) for number, line in enumerate(file, 1) if line.strip()]
     if len(lines) > room:
         _tell(f"The cache has room for {room} answers, and these are {len(lines)} lines: raise the server's"
@@ -52,7 +56,7 @@ def warm(file: Any) -> None:
     try:
         with click.progressbar(lines, label="warming", show_pos=True, show_eta=False, item_show_func=pace.text) as bar:
             for number, line in bar:
-                outcome, fault = _warm_one(number, line)
+                outcome, fault = warm_one(server, number, line)
                 pace.note(outcome)
                 if fault:
                     _tell(f"line {number}: {fault}")
@@ -104,7 +108,7 @@ class Pace:
                 f" {counts['failed']} failed, {self.left} left; {time.monotonic() - self._started:.1f} s")
 
 
-def _warm_one(number: int, line: bytes) -> tuple[str, str | None]:
+def warm_one(server: Server, number: int, line: bytes) -> tuple[str, str | None]:
     """Send one line; returns what became of it (cached, generated, failed) and the fault, if any."""
     try:
         text = line.decode("utf-8-sig")
@@ -113,57 +117,24 @@ def _warm_one(number: int, line: bytes) -> tuple[str, str | None]:
         return "failed", f"it is not UTF-8 ({error.reason} at byte {error.start})"
     except MalformedJSON as error:
         return "failed", f"it is not one JSON object: {error.args[0]}"
-    settings = _settings()
+    seconds = server.settings.timeout + server.settings.queue_timeout + SHORT_SECONDS
     while True:
         try:
-            answer = _send("POST", "/generate", settings.timeout + settings.queue_timeout + SHORT_SECONDS,
-                           {**body, "stream": False})
+            answer = server.send("POST", "/generate", seconds, {**body, "stream": False})
         except requests.RequestException as error:
             if isinstance(error, requests.ConnectionError) and isinstance(
                     error.args[0], urllib3.exceptions.MaxRetryError):  # it could not even connect
-                raise _unreachable() from None
+                raise server.unreachable() from None
             return "failed", f"no answer: {type(error).__name__}"
-        reply = _object_of(answer)
+        reply = object_of(answer)
         if answer.ok and "cached" in reply:
             return ("cached" if reply["cached"] else "generated"), None
         if str(reply.get("type")) not in BUSY:
-            return "failed", _problem(answer, reply)
-        seconds = float(answer.headers.get("Retry-After", 1))
-        if seconds > NOTED_SECONDS:
-            _tell(f"line {number}: {reply['detail']} Waiting {seconds:g} s.")
-        time.sleep(seconds)
-
-
-def _call(method: str, path: str) -> dict[str, Any]:
-    """The object that the server answers; anything else becomes a sentence."""
-    try:
-        answer = _send(method, path, SHORT_SECONDS)
-    except requests.RequestException:
-        raise _unreachable() from None
-    reply = _object_of(answer)
-    if answer.status_code == 401:
-        raise click.ClickException(f"The server wants an API key; set {PREFIX}API_KEYS or {PREFIX}API_KEYS_FILE as it"
-                                   " was set for the server.")
-    if not answer.ok:
-        raise click.ClickException(_problem(answer, reply))
-    if answer.status_code != 204 and "max_entries" not in reply:
-        raise click.ClickException(f"What answers at {_url(_settings())} is not llama_api;"
-                                   f" set {PREFIX}BIND to where it is.")
-    return reply
-
-
-def _object_of(answer: requests.Response) -> dict[str, Any]:
-    try:
-        reply = answer.json()
-    except ValueError:
-        return {}
-    return reply if isinstance(reply, dict) else {}
-
-
-def _problem(answer: requests.Response, reply: dict[str, Any]) -> str:
-    """A problem as a sentence, with what is wrong in each field."""
-    faults = "; ".join(f"{name}: {' '.join(texts)}" for name, texts in reply.get("errors", {}).items())
-    return f"the server answered {answer.status_code}: {reply.get('detail', answer.reason)} {faults}".strip()
+            return "failed", problem(answer, reply)
+        pause = float(answer.headers.get("Retry-After", 1))
+        if pause > NOTED_SECONDS:
+            _tell(f"line {number}: {reply['detail']} Waiting {pause:g} s.")
+        time.sleep(pause)
 
 
 def _tell(message: str) -> None:
@@ -171,29 +142,3 @@ def _tell(message: str) -> None:
     if sys.stdout.isatty():
         click.echo("\r\033[K", nl=False)
     click.echo(message, err=True)
-
-
-def _send(method: str, path: str, seconds: float, body: Any = None) -> requests.Response:
-    settings = _settings()
-    headers = {"Authorization": f"Bearer {settings.keys[0]}"} if settings.keys else {}
-    if settings.trusted_hosts:
-        headers["Host"] = settings.trusted_hosts[0].removeprefix(".")
-    with requests.Session() as session:
-        session.trust_env = False
-        return session.request(method, _url(settings) + path, json=body, headers=headers, timeout=seconds)
-
-
-def _settings() -> Settings:
-    return Settings.from_env()
-
-
-def _url(settings: Settings) -> str:
-    if settings.bind.startswith("unix:"):
-        raise click.ClickException(f"The server is called by TCP, not at {settings.bind}; set {PREFIX}BIND to the"
-                                   " HOST:PORT of what stands in front of it, such as nginx.")
-    return settings.local_url
-
-
-def _unreachable() -> click.ClickException:
-    where = _url(_settings())
-    return click.ClickException(f"No server answers at {where}; start it, or set {PREFIX}BIND to where it is.")

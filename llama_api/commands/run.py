@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
+
 from ..waiting import Watchdog
 from ..ollama import OllamaClient
 from ..errors import OllamaError
@@ -16,8 +18,9 @@ PROBE_SECONDS = 2.0
 INTERRUPTED = 130  # the exit status that shells expect after a Ctrl-C
 
 
-def main() -> None:
-    """Check what can be checked, choose the model, and become gunicorn."""
+@click.command()
+def run() -> None:
+    """Serve in the foreground, with the embedded model where no Ollama answers."""
     try:
         settings = Settings.from_env()
         _require_free(settings.bind)
@@ -28,9 +31,10 @@ def main() -> None:
         sys.exit(f"llama_api does not start: {error}")
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    print(f"Serving on {settings.bind}; try:\n  {_example(settings)}\nCtrl-C ends it.", flush=True)
+    print(f"Serving on {settings.bind}; try:\n  {_example(settings)}\n{_clients(settings)}Ctrl-C ends it.", flush=True)
     gunicorn = Path(sys.executable).with_name("gunicorn")  # by way of this Python: its first line breaks in a move
-    os.execv(sys.executable, [sys.executable, str(gunicorn), "wsgi:app"])
+    os.execv(sys.executable, [sys.executable, str(gunicorn), "-c", "python:llama_api.server.gunicorn_conf",
+                              "llama_api.wsgi:app"])
 
 
 def _require_free(bind: str) -> None:
@@ -91,5 +95,11 @@ def _example(settings: Settings) -> str:
             " -d '{\"prompt\": \"Why is the sky blue?\"}'")
 
 
-if __name__ == "__main__":
-    main()
+def _clients(settings: Settings) -> str:
+    """How the clients of other APIs are pointed here."""
+    if settings.bind.startswith("unix:"):
+        return ""
+    key = "KEY" if settings.keys else "any"
+    return (f"OpenAI's client:   OpenAI(base_url=\"{settings.local_url}/v1\", api_key=\"{key}\")\n"
+            f"Ollama's client:   Client(host=\"{settings.local_url}\")\n"
+            f"In a browser:      {settings.local_url}/\n")

@@ -14,10 +14,9 @@ import termios
 import threading
 
 import pytest
+from click.testing import CliRunner
 
-from llama_api.settings import Settings
-from llama_api.commands import cache as cli
-from llama_api.app import create_app
+from llama_api.commands import cli
 from tests.support.gunicorn_server import ROOT, free_port, new_prompt, until
 
 PATIENCE = 30
@@ -64,8 +63,9 @@ def run(bind, *arguments, text=b"", **settings):
 
 def run_here(bind, *arguments, text=b"", **settings):
     """Run a command in this process, which is quicker; returns the same."""
-    app = create_app(Settings(bind=bind, log_file="", **settings))
-    result = app.test_cli_runner().invoke(args=["cache", *arguments], input=text)
+    clean = {name: None for name in os.environ if name.startswith(("LLAMA_API_", "WEB_CONCURRENCY"))}
+    wanted = {name: value for name, value in environment(bind, **settings).items() if name.startswith("LLAMA_API_")}
+    result = CliRunner().invoke(cli, ["cache", *map(str, arguments)], input=text, env={**clean, **wanted})
     assert isinstance(result.exception, SystemExit | None), result.exception
     return result.exit_code, result.stdout, result.stderr
 
@@ -126,7 +126,7 @@ def test_bad_lines_are_told_by_number_and_skipped(api, prompts):
     assert (status, summary(out)) == (1, [9, 2, 0, 7, 0])
     told = lines_of(err)
     assert told.keys() == set(range(3, 10)) and len(err.splitlines()) == 7
-    assert "not JSON" in told[3] and "not UTF-8" in told[4] and "byte 3" in told[4]
+    assert "not one JSON" in told[3] and "not UTF-8" in told[4] and "byte 3" in told[4]
     assert "422" in told[5] and "max_tokens: " in told[5] and "colour: " in told[5]
     assert "nested" in told[6] and "NaN" in told[7] and "502" in told[8] and "prompt: " in told[9]
     assert "{'" not in err
@@ -159,7 +159,7 @@ def test_a_terminal_sees_rate_and_time_left(api, prompts):
     """A bar that grows in place; a failed line is told on a line of its own, and the bar goes on below it."""
     screen = terminal(api, *[f"{prompts[0]} {n} [[gap=0.02]]" for n in range(4)], "{", *prompts)
     assert re.search(r"warming  \[#+-+\]  5/8  \d+\.\d/s  0:00:0\d left", screen)
-    assert [line for line in screen.split("\n") if "line 5: it is not JSON" in line][0].startswith("line 5")
+    assert [line for line in screen.split("\n") if "line 5: it is not one JSON" in line][0].startswith("line 5")
     last = [line for line in screen.split("\n") if "8/8" in line][-1]
     assert "0:00:00 left" in last and "8 lines: 7 generated, 0 were cached, 1 failed, 0 left" in screen
 
@@ -214,12 +214,12 @@ def test_key_and_host_are_sent(shared_double, shared_serve, tmp_path):
     keys = tmp_path / "keys"
     keys.write_text("sesame\nother\n")
     api = shared_serve(shared_double, api_keys_file=keys, trusted_hosts=".example.com,localhost")
-    guarded = {"api_keys_file": ("sesame", "other"), "trusted_hosts": (".example.com", "localhost")}
+    guarded = {"api_keys_file": keys, "trusted_hosts": ".example.com,localhost"}
     assert run(api.settings["bind"], "stats", api_keys_file=keys, trusted_hosts=".example.com")[0] == 0
     assert summary(warm(api, new_prompt(), **guarded)[1]) == [1, 1, 0, 0, 0]
-    status, out, err = run_here(api.settings["bind"], "stats", trusted_hosts=("localhost",))
+    status, out, err = run_here(api.settings["bind"], "stats", trusted_hosts="localhost")
     assert (status, out) == (1, "") and "set LLAMA_API_API_KEYS" in err
-    status, out, err = run_here(api.settings["bind"], "clear", api_keys=("other",))
+    status, out, err = run_here(api.settings["bind"], "clear", api_keys="other")
     assert (status, out) == (1, "") and "400" in err and "host" in err
 
 
@@ -255,40 +255,6 @@ def test_a_file_that_is_not_there_is_a_sentence(api):
     """As click tells it."""
     status, _, err = run_here(api.settings["bind"], "warm", "nowhere.txt")
     assert status == 2 and "No such file" in err
-
-
-def test_a_long_wait_is_told(monkeypatch, capsys):
-    """Whoever waits for a minute wants to know what for; the wait is what the server asks for."""
-    replies = [Reply(503, {"type": "/problems/overloaded", "detail": "The model is busy."}, {"Retry-After": "42"}),
-               Reply(200, {"cached": False}, {})]
-    waits = []
-    monkeypatch.setattr(cli, "_settings", lambda: Settings())
-    monkeypatch.setattr(cli, "_send", lambda *_: replies.pop(0))
-    monkeypatch.setattr(cli.time, "sleep", waits.append)
-    assert cli._warm_one(7, b"Why?") == ("generated", None)
-    assert waits == [42] and capsys.readouterr().err == "line 7: The model is busy. Waiting 42 s.\n"
-
-
-def test_the_time_left_is_that_of_lines_to_generate(monkeypatch):
-    """Going on after an interruption, the many cached lines do not promise that the rest is as fast."""
-    now = [0.0]
-    monkeypatch.setattr(cli.time, "monotonic", lambda: now[0])
-    pace = cli.Pace(200)
-    assert pace.text() is None
-    for outcome, seconds, expected in [("cached", 0.5, "2.0/s  0:01:40 left"), ("failed", 0.0, "4.0/s  0:00:50 left"),
-                                       ("generated", 10, "6.0/min  0:32:50 left"),
-                                       ("generated", 20, "4.0/min  0:49:00 left")]:
-        now[0] += seconds
-        pace.note(outcome)
-        assert pace.text() == expected
-    assert pace.summary() == "200 lines: 2 generated, 1 were cached, 1 failed, 196 left; 30.5 s"
-
-
-class Reply:
-    """As much of a response as the command looks at."""
-
-    def __init__(self, status, body, headers):
-        self.status_code, self.ok, self.headers, self.json = status, status < 400, headers, lambda: body
 
 
 class Impostor:

@@ -1,4 +1,4 @@
-"""``python -m llama_api.commands.run``, which is ``make run``: what it serves, what it says, what it leaves."""
+"""``llama-api run``, which is ``make run``: what it serves, what it says, what it leaves."""
 
 import os
 import re
@@ -24,7 +24,7 @@ class Launched(Server):
 
     def spawn(self):
         with open(self.directory / "stdout", "ab") as out, open(self.directory / "stderr", "ab") as err:
-            self.process = subprocess.Popen([sys.executable, "-m", "llama_api.commands.run"], cwd=ROOT, stdout=out,
+            self.process = subprocess.Popen([sys.executable, "-m", "llama_api", "run"], cwd=ROOT, stdout=out,
                                             stderr=err, env=self.environment, start_new_session=True)
 
     def family(self):

@@ -1,0 +1,12 @@
+"""``llama-api``, and ``python -m llama_api``."""
+
+from .commands import cli
+
+
+def main() -> None:
+    """Run the command that was typed."""
+    cli(prog_name="llama-api")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""``pull``: have each Ollama fetch the model, and see how far it is."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import click
+import requests
+
+from ..settings import OllamaHost
+from .client import INTERRUPTED, settings
+
+CONNECT_SECONDS, SILENCE_SECONDS = 5.0, 300.0  # Ollama tells of its progress many times a second
+
+
+@click.command()
+def pull() -> None:
+    """Have each Ollama pull the model, with its progress."""
+    chosen = settings()
+    try:
+        for host in chosen.ollamas:
+            _pull(host, chosen.model)
+    except KeyboardInterrupt:
+        click.echo("Interrupted; run it again to go on where it ended.", err=True)
+        sys.exit(INTERRUPTED)
+
+
+def _pull(host: OllamaHost, model: str) -> None:
+    """Pull ``model`` at ``host``. Raises ClickException with what Ollama said when it cannot."""
+    click.echo(f"{host.name}: pulling {model}")
+    layers = Layers()
+    status = ""
+    for record in _records(host, model):
+        if "error" in record:
+            raise click.ClickException(f"{host.name} cannot pull {model}: {record['error']}")
+        status = str(record.get("status", ""))
+        layers.note(record)
+    layers.finish()
+    if status != "success":
+        raise click.ClickException(f"{host.name} broke off while pulling {model}; run it again to go on.")
+    click.echo(f"{host.name}: {model} is there")
+
+
+def _records(host: OllamaHost, model: str) -> Iterator[dict[str, Any]]:
+    """What Ollama tells of its progress, a record a line."""
+    with requests.Session() as session:
+        session.trust_env = False
+        try:
+            with session.post(f"{host.url}/api/pull", json={"model": model}, stream=True,
+                              timeout=(CONNECT_SECONDS, SILENCE_SECONDS)) as answer:
+                for line in answer.iter_lines():
+                    if line:
+                        yield json.loads(line)
+        except requests.ConnectionError:
+            raise click.ClickException(f"Nobody answers at {host.name}; start Ollama there with `ollama serve`.") \
+                from None
+        except (requests.RequestException, ValueError) as error:
+            raise click.ClickException(f"{host.name} did not answer as Ollama does ({type(error).__name__}); check"
+                                       " LLAMA_API_OLLAMA_URL.") from None
+
+
+class Layers:
+    """The progress of all layers as one bar: bytes, rate and time left."""
+
+    def __init__(self) -> None:
+        self._layers: dict[str, tuple[int, int]] = {}  # by digest: its bytes, and those that are there
+        self._bar: Any = None
+        self._started = time.monotonic()
+        self._before = 0  # bytes that were there at the start
+
+    def note(self, record: dict[str, Any]) -> None:
+        """Take one record of the progress."""
+        digest, total = record.get("digest"), record.get("total")
+        if not (isinstance(digest, str) and isinstance(total, int) and total > 0):
+            return
+        done = min(int(record.get("completed") or 0), total)
+        if digest not in self._layers:
+            self._before += done
+        self._layers[digest] = (total, done)
+        if self._bar is None:
+            self._bar = click.progressbar(length=total, label="  ", show_percent=True, show_eta=False,
+                                          item_show_func=lambda _: self.text())
+            self._bar.__enter__()
+        self._bar.length = sum(size for size, _ in self._layers.values())
+        self._bar.update(self.done - self._bar.pos)
+
+    @property
+    def done(self) -> int:
+        """Bytes that are there."""
+        return sum(done for _, done in self._layers.values())
+
+    def text(self) -> str:
+        """How far it is: bytes, rate, time left."""
+        total = sum(size for size, _ in self._layers.values())
+        rate = (self.done - self._before) / max(time.monotonic() - self._started, 1e-3)
+        left = f"  {timedelta(seconds=round((total - self.done) / rate))} left" if rate > 0 else ""
+        return f"{_megabytes(self.done)} of {_megabytes(total)}  {_megabytes(rate)}/s{left}"
+
+    def finish(self) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+
+
+def _megabytes(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
