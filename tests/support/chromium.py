@@ -34,6 +34,8 @@ class Page:
     def __init__(self, to_browser, from_browser):
         self._to, self._from = to_browser, from_browser
         self._buffer, self._last, self._session = b"", 0, None
+        self._readable = select.poll()
+        self._readable.register(from_browser, select.POLLIN)
         self.events = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -55,8 +57,7 @@ class Page:
     def _receive(self):
         end = time.monotonic() + PATIENCE
         while b"\0" not in self._buffer:
-            ready, _, _ = select.select([self._from], [], [], max(0, end - time.monotonic()))
-            assert ready, "the browser does not answer"
+            assert self._readable.poll(1000 * max(0, end - time.monotonic())), "the browser does not answer"
             received = os.read(self._from, 1 << 20)
             assert received, "the browser has ended"
             self._buffer += received
