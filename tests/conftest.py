@@ -8,10 +8,16 @@ from tests.support.redis_server import RedisServer
 
 
 @pytest.fixture
-def double():
-    """A fresh double of Ollama."""
+def own_double():
+    """A double of this test alone, which may change what a service remembers of it."""
     with OllamaDouble() as double:
         yield double
+
+
+@pytest.fixture
+def double(own_double):
+    """A fresh double of Ollama; modules whose tests share one give it this name."""
+    return own_double
 
 
 @pytest.fixture(scope="module")

@@ -61,6 +61,14 @@ class Seats:
                     return True
         return False
 
+    def close(self) -> None:
+        """Close the files, which leaves our seat to others."""
+        for file in self._files:
+            if file is not None:
+                os.close(file)
+        self._files.clear()
+        self._ours = None
+
     def _find_others(self) -> None:
         """Open the seats that have been taken since the last look."""
         if (now := self._clock()) < self._looked_at + LOOK_SECONDS:

@@ -144,6 +144,13 @@ class SlotFiles:
         self._held.discard(slot)
         fcntl.flock(self._files[slot], fcntl.LOCK_UN)
 
+    def close(self) -> None:
+        """Close the files, which gives all slots back."""
+        for file in self._files.values():
+            os.close(file)
+        self._files.clear()
+        self._held.clear()
+
     def held_elsewhere(self) -> int:
         """How many slots other processes hold."""
         count = slot = 0

@@ -1,6 +1,8 @@
 """The slots of one Ollama as one process uses them: its own number, those it holds, and who waits elsewhere."""
 
+import os
 import time
+import weakref
 from collections.abc import Callable
 
 from .seats import Seats
@@ -12,7 +14,8 @@ WORK_HALVES = 60.0  # seconds in which the memory of past work halves
 class Slots:
     """At most ``number`` slots of the Ollama at ``url``, counted with those that other processes of the machine hold.
 
-    The files that they share are opened at the first use, so that a process that serves nothing leaves none.
+    The files that they share are opened at the first use, so that a process that serves nothing leaves none, and are
+    closed with the last reference to this.
     """
 
     def __init__(self, url: str, number: int, clock: Callable[[], float] = time.monotonic):
@@ -25,8 +28,9 @@ class Slots:
         return f"<Slots: {self.running} of {self.number} held>"
 
     def take(self, since: float) -> int | None:
-        """Take a free slot for one who waits since ``since``, unless somebody elsewhere waits for longer. Never waits.
+        """Take a free slot for one who waits since ``since``, unless somebody elsewhere waits for longer.
 
+        Never waits.
         """
         if self.running >= self.number:
             return None
@@ -73,4 +77,11 @@ class Slots:
             folder = open_folder(self.url)
             self._shared = SlotFiles(folder, self.number), Seats(folder, self.number, self._clock)
             self._shared[1].sit_down()
+            weakref.finalize(self, _close, folder, *self._shared)
         return self._shared
+
+
+def _close(folder: int, files: SlotFiles, seats: Seats) -> None:
+    files.close()
+    seats.close()
+    os.close(folder)

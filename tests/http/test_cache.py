@@ -245,18 +245,18 @@ def test_a_stale_entry_is_renewed_or_serves_or_does_not(dated, double):
     assert (reply.status, reply.cache) == (200, "llama-api; fwd=stale; detail=ollama-unavailable")
 
 
-def test_another_build_of_the_model_makes_its_entries_stale(api, double):
+def test_another_build_of_the_model_makes_its_entries_stale(own_double, serve):
     """Within five seconds of the change of its digest; the old answer serves while Ollama fails."""
-    prompts = [new_prompt() for _ in range(3)]
+    api, prompts = serve(own_double), [new_prompt() for _ in range(3)]
     for prompt in prompts:
         api.ask(prompt)
-    double.set_digest("llama3:8b")
+    own_double.set_digest("llama3:8b")
     until(lambda: api.ask(prompts[0]).cache == "llama-api; fwd=stale; stored", 5)
     assert api.ask(prompts[0]).cache == HIT
     assert api.ask(prompts[1], STORED_ONLY).slug == "not-cached"
-    double.fail("oom")
+    own_double.fail("oom")
     assert api.ask(prompts[1]).cache == "llama-api; fwd=stale; detail=ollama-error"
-    double.fail()
+    own_double.fail()
     assert api.ask(prompts[2]).cache == "llama-api; fwd=stale; stored"
 
 

@@ -289,15 +289,16 @@ def test_the_machines_figures_are_never_a_false_zero(double, serve):
     assert 0 < metrics["cpu_usage_percent"] <= 100 and 0 < metrics["memory_usage_percent"] <= 100
 
 
-def test_the_models_own_stops_are_learned_anew_with_its_build(api, double):
+def test_the_models_own_stops_are_learned_anew_with_its_build(own_double, serve):
     """A new build may have other stops: /api/show is asked once a build, not once a request."""
+    api = serve(own_double)
     for _ in range(3):
         api.ask(new_prompt(), stop="x")
-    asked = len(double.calls("/api/show"))
+    asked = len(own_double.calls("/api/show"))
     assert asked <= 1
-    double.set_digest("llama3:8b")
+    own_double.set_digest("llama3:8b")
 
     def shown_again():
         api.ask(new_prompt(), stop="x")
-        return len(double.calls("/api/show")) == asked + 1
+        return len(own_double.calls("/api/show")) == asked + 1
     until(shown_again, 5)

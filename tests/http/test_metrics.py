@@ -146,5 +146,6 @@ def test_a_cancelled_generation_is_counted_as_that(server, shared_double):
         assert server.metrics()["generations_running", f"127.0.0.1:{shared_double.port}"] == 1
         with server.open_ask(new_prompt()):
             until(lambda: server.metrics()["generations_waiting",] == 1)
+        until(lambda: server.metrics()["generations_waiting",] == 0)
     until(lambda: server.metrics().get(("generations_total", "cancelled"), 0) == before + 1)
     assert until(lambda: settled(server))
