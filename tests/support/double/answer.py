@@ -9,6 +9,7 @@ from tests.support.double.text import logprobs_for, text_of
 from tests.support.double.wire import JSON, NDJSON
 
 ABSENT = ...                    # as the value of a field: leave the field out
+BURST = 50                      # tokens without a gap that are written at once, each as a chunk
 
 
 class Answer:
@@ -65,22 +66,24 @@ class Answer:
         rest = self.pieces[self.call.sent:][:count]
         if not self.stream or not rest:
             return await self.pause(len(rest))
-        for piece in rest:
-            await self.pause(1)
-            await self.write(self.line(piece))
+        step = 1 if self.knobs.gap else BURST
+        for at in range(0, len(rest), step):
+            due = rest[at:at + step]
+            await self.pause(len(due))
+            await self.write(*map(self.line, due))
 
     async def lines(self):
         """Return the whole answer as lines once the time for it has passed; a plain answer is one."""
         await self.pause(len(self.pieces))
         return [*map(self.line, self.pieces if self.stream else ()), self.last()]
 
-    async def write(self, data):
-        """Write a chunk once the client has read enough of what came before."""
+    async def write(self, *chunks):
+        """Write CHUNKS once the client has read enough of what came before."""
         if self.connection.transport.is_closing():
             await asyncio.Event().wait()    # the news that the client has left is under way and ends this task
         if self.connection.resumed:
             await self.connection.resumed
-        self.connection.chunk(data, NDJSON if self.stream else JSON)
+        self.connection.chunks(chunks, NDJSON if self.stream else JSON)
 
     async def finish(self, **changes):
         """Give what is left and the last object, with CHANGES."""

@@ -152,11 +152,11 @@ class Connection(asyncio.Protocol):
             body = b'%x\r\n%b\r\n0\r\n\r\n' % (len(body), body)
         self.transport.write(head if self.call.method == 'HEAD' else head + body)
 
-    def chunk(self, data, kind):
-        """Write DATA as a chunk, before the first one the head; no DATA: the head alone."""
+    def chunks(self, parts, kind):
+        """Write each of PARTS as a chunk, before the first one the head; an empty part: the head alone."""
         head = b'' if self.chunking else self.head(200, kind, 'Transfer-Encoding: chunked')
         self.chunking = True
-        self.transport.write(head + b'%x\r\n%b\r\n' % (len(data), data) if data else head)
+        self.transport.write(head + b''.join([b'%x\r\n%b\r\n' % (len(data), data) for data in parts if data]))
 
     def end(self):
         """Write the last chunk."""
