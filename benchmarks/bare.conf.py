@@ -7,6 +7,6 @@ globals().update({name: value for name, value in runpy.run_path("gunicorn.conf.p
                   if name not in ("__name__", "__file__", "on_starting", "on_reload", "post_worker_init",
                                   "child_exit")})
 
-if os.environ.get("BENCH_WORKER") == "gthread":
-    worker_class, threads = "gthread", 64
+if worker := os.environ.get("BENCH_WORKER"):
+    worker_class, threads = worker, 64
     del globals()["post_request"]

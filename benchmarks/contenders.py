@@ -20,6 +20,7 @@ from tests.support.double import DoubleRemote
 ROOT = pathlib.Path(__file__).parent.parent
 GUNICORN = [sys.executable, "-m", "gunicorn"]
 MODEL = "llama3:8b"
+DIRECT, NAIVE = "upstream, direct", "naive Flask view"
 NGINX = """
 worker_processes 1; error_log {home}/error.log; pid {home}/pid; {user}
 events {{ worker_connections 2048; }}
@@ -79,6 +80,11 @@ class Server:
     def pss(self):
         """Bytes of memory of all processes, shared pages counted once."""
         return sum(one.memory_full_info().pss for one in self._family())
+
+    def cpu_seconds(self):
+        """Seconds of processor time of the workers so far, or of the one process that there is."""
+        parent, *workers = self._family()
+        return sum(times.user + times.system for times in (one.cpu_times() for one in workers or [parent]))
 
     def _family(self):
         parent = psutil.Process(self.process.pid)
@@ -156,7 +162,7 @@ class Stage:
         port = free_port()
         options = [f"--{name.replace('_', '-')}={value}" for name, value in {"slots": 1000, **knobs}.items()]
         command = [sys.executable, "-m", "tests.support.double", f"--port={port}", *options]
-        server = self._start("upstream, direct", command, port, "/api/generate", self._home(), ollama=True)
+        server = self._start(DIRECT, command, port, "/api/generate", self._home(), ollama=True)
         wait_until_up(port, server.process, "/")
         self.processes.append(server.process)
         self.double = DoubleRemote(f"http://127.0.0.1:{port}")
@@ -175,11 +181,20 @@ class Stage:
 
     def bare(self, application, answer, name, workers=1, worker=""):
         """One of the baselines of bare.py: it returns the bytes ``answer``, under the service's gunicorn settings."""
-        port, home = free_port(), self._home()
+        home = self._home()
         (home / "body").write_bytes(answer)
-        environ = {"LLAMA_API_BIND": f"127.0.0.1:{port}", "BENCH_BODY": str(home / "body"), "BENCH_WORKER": worker,
-                   "WEB_CONCURRENCY": str(workers)}
-        command = [*GUNICORN, "-c", "benchmarks/bare.conf.py", f"benchmarks.bare:{application}"]
+        return self._baseline(name, f"benchmarks.bare:{application}", home, worker, workers,
+                              BENCH_BODY=str(home / "body"))
+
+    def naive(self):
+        """The view of naive.py under gunicorn's own gevent worker: what a miss is compared with."""
+        return self._baseline(NAIVE, "benchmarks.naive:app", self._home(), "gevent", 1,
+                              BENCH_UPSTREAM=f"{self.double.url}/api/generate")
+
+    def _baseline(self, name, application, home, worker, workers, **environ):
+        port = free_port()
+        environ |= {"LLAMA_API_BIND": f"127.0.0.1:{port}", "BENCH_WORKER": worker, "WEB_CONCURRENCY": str(workers)}
+        command = [*GUNICORN, "-c", "benchmarks/bare.conf.py", application]
         server = self._start(name, command, port, "/generate", home, environ=environ)
         wait_until_up(port, server.process)
         return server

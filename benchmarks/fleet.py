@@ -63,9 +63,9 @@ def _waits(section):
                   + ", ".join(f"{slots} × {1 / gap:.0f} tokens/s" for slots, gap in HOSTS),
                   ["contender", "calls", "p50", "p90", "p95", "p99"], rows)
     ideal, ours, *others = (percentile(waits, 95) for waits in found.values())
-    section.at_most("p95 of the wait against an ideal single queue", ours / ideal, 1.1, " ×")
+    section.at_most_of("p95 of the wait; an ideal single queue", ours, ideal, 1.1, " s")
     if others:
-        section.at_most("p95 of the wait against nginx least_conn", ours / others[0], 0.75, " ×")
+        section.at_most_of("p95 of the wait; nginx least_conn", ours, others[0], 0.75, " s")
     section.data["waits"] = {name: sorted(waits) for name, waits in found.items()}
 
 
@@ -169,7 +169,7 @@ def _prefixes(section):
     section.at_least("share of prompts that went where their beginning was", ours, 0.9)
     section.at_most("busiest Ollama by the mean", busiest, 1.25, " ×")
     if others:
-        section.at_least("that share against nginx least_conn", ours / others[0][0], 2.0, " ×")
+        section.at_least_of("that share; nginx least_conn", ours, others[0][0], 2.0)
 
 
 def _talk(server):

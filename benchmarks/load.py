@@ -1,5 +1,6 @@
 """Load: wrk for throughput, a client on a plain socket for percentiles and streams."""
 
+import contextlib
 import json
 import math
 import pathlib
@@ -104,6 +105,16 @@ def fleet(count, work):
         if isinstance(result, Exception):
             raise result
     return seconds, results
+
+
+@contextlib.contextmanager
+def waiting(server, count):
+    """Have ``count`` requests sent, each for something new, that nobody reads the answer to before the block ends."""
+    with contextlib.ExitStack() as stack:
+        for number in range(count):
+            client = stack.enter_context(Client(server.port))
+            client.send(server.path, server.body(f"Who waits? {number}"))
+        yield
 
 
 def percentile(values, percent):

@@ -5,8 +5,6 @@ import statistics
 import threading
 import time
 
-import psutil
-
 from .contenders import Stage
 from .load import Client
 from .report import Section
@@ -24,10 +22,9 @@ def run():
     with Stage() as stage:
         stage.upstream(record=0)
         service = stage.service(workers=2, cache_url=f"sqlite:///{stage.home}/answers.db")
-        processes = psutil.Process(service.process.pid).children(recursive=True)
         time.sleep(WINDOW)  # some points in the plots
         for name, period in PERIODS.items():
-            found = [(_window(service, processes, None)[0], *_window(service, processes, period))
+            found = [(_window(service, None)[0], *_window(service, period))
                      for _ in range(ROUNDS)]
             without, with_pages = (statistics.median(one[at] for one in found) for at in (0, 1))
             shares[name] = 100 * (with_pages - without)
@@ -41,11 +38,11 @@ def run():
     return section
 
 
-def _window(service, processes, period):
+def _window(service, period):
     """The share of a core that the service takes while the pages look, and how many bodies of which status they got."""
     statuses, over = {200: 0, 304: 0}, threading.Event()
     caller = threading.Thread(target=_call, args=(service, over))
-    before, started = _seconds(processes), time.perf_counter()
+    before, started = service.cpu_seconds(), time.perf_counter()
     caller.start()
     if period is None:
         time.sleep(WINDOW)
@@ -53,7 +50,7 @@ def _window(service, processes, period):
         _look(service, period, statuses)
     over.set()
     caller.join()
-    return (_seconds(processes) - before) / (time.perf_counter() - started), statuses
+    return (service.cpu_seconds() - before) / (time.perf_counter() - started), statuses
 
 
 def _look(service, period, statuses):
@@ -76,8 +73,3 @@ def _call(service, over):
         with Client(service.port) as client:
             client.ask("/generate", service.body(f"Question {number % 50}?"))
         number += 1
-
-
-def _seconds(processes):
-    """Processor time of the workers so far."""
-    return sum(times.user + times.system for times in (process.cpu_times() for process in processes))

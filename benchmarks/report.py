@@ -12,7 +12,7 @@ BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 @dataclass
 class Section:
-    """What one module measured. ``figures`` are (name, value, target, met), ``data`` is for the plots."""
+    """What one module measured. ``figures`` are the rows of the closing table, ``data`` is for the plots."""
 
     name: str
     tables: list = field(default_factory=list)
@@ -23,16 +23,31 @@ class Section:
         """Add a table; numbers become text with three digits."""
         self.tables.append({"title": title, "headers": headers, "rows": [[show(cell) for cell in row] for row in rows]})
 
-    def at_most(self, name, value, limit, unit=""):
-        """Add a figure that may not exceed ``limit``."""
-        self._judge(name, value, f"≤ {show(limit)}{unit}", value <= limit, unit)
+    def at_most(self, name, ours, limit, unit="", baseline=None):
+        """Add a figure that may not exceed ``limit``; ``baseline`` is what the baseline measured of the same."""
+        self._add(name, ours, unit, baseline, f"≤ {show(limit)}{unit}", ours <= limit)
 
-    def at_least(self, name, value, limit, unit=""):
+    def at_least(self, name, ours, limit, unit="", baseline=None):
         """Add a figure that must reach ``limit``."""
-        self._judge(name, value, f"≥ {show(limit)}{unit}", value >= limit, unit)
+        self._add(name, ours, unit, baseline, f"≥ {show(limit)}{unit}", ours >= limit)
 
-    def _judge(self, name, value, target, met, unit):
-        self.figures.append({"name": name, "value": f"{show(value)}{unit}", "target": target, "met": bool(met)})
+    def at_most_of(self, name, ours, baseline, limit, unit=""):
+        """Add a figure that may not exceed ``limit`` times that of the baseline."""
+        self._add(name, ours, unit, baseline, f"≤ {show(limit)} ×", ours <= limit * baseline)
+
+    def at_least_of(self, name, ours, baseline, limit, unit=""):
+        """Add a figure that must reach ``limit`` times that of the baseline."""
+        self._add(name, ours, unit, baseline, f"≥ {show(limit)} ×", ours >= limit * baseline)
+
+    def compare(self, name, ours, baseline, unit=""):
+        """Add a figure that has no goal."""
+        self._add(name, ours, unit, baseline, "", None)
+
+    def _add(self, name, ours, unit, baseline, goal, met):
+        ratio = "" if not baseline else f"{show(ours / baseline)} ×"
+        self.figures.append({
+            "name": name, "ours": f"{show(ours)}{unit}", "baseline": "" if baseline is None else
+            f"{show(baseline)}{unit}", "ratio": ratio, "goal": goal, "met": None if met is None else bool(met)})
 
 
 def show(cell):
@@ -57,10 +72,11 @@ def text_of(table):
 
 
 def verdict(sections):
-    """The table of all figures with a target."""
-    rows = [[figure["name"], figure["value"], figure["target"], "met" if figure["met"] else "MISSED"]
-            for section in sections for figure in section["figures"]]
-    return {"title": "Targets", "headers": ["figure", "measured", "target", ""], "rows": rows}
+    """The table of all figures: ours beside the baseline that the row names, and the goal."""
+    words = {True: "met", False: "MISSED", None: ""}
+    rows = [[one["name"], one["ours"], one["baseline"], one["ratio"], one["goal"], words[one["met"]]]
+            for section in sections for one in section["figures"]]
+    return {"title": "Goals", "headers": ["row; its baseline", "ours", "baseline", "ratio", "goal", ""], "rows": rows}
 
 
 def load():

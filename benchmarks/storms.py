@@ -1,5 +1,6 @@
 """Storms: many identical requests at once, and many slow ones beside a health check."""
 
+import statistics
 import threading
 import time
 
@@ -8,7 +9,7 @@ from .load import Client, fleet, percentile
 from .report import Section
 
 SAME, DISTINCT = 100, 200
-SAME_SECONDS, DISTINCT_SECONDS = 1.0, 3.0
+SAME_SECONDS, DISTINCT_SECONDS, ROUNDS = 1.0, 3.0, 3
 
 
 def run():
@@ -53,30 +54,40 @@ def _distinct(section):
         service = stage.service(parallel=DISTINCT)
         rows = []
         for server in (upstream, service):
-            pings, seconds = _pinged(server)
-            rows.append([server.name, seconds, len(pings), percentile(pings, 50), percentile(pings, 99), max(pings)])
-    section.table(f"{DISTINCT} distinct misses of {DISTINCT_SECONDS:g} s at once, and a health check meanwhile",
-                  ["contender", "wall s", "checks", "p50 ms", "p99 ms", "worst ms"], rows)
-    section.at_most(f"{DISTINCT} distinct misses of 3 s: wall", seconds, 3.3, " s")
-    section.at_most("/livez p99 meanwhile", rows[-1][4], 50.0, " ms")
+            found = [_pinged(server, number) for number in range(ROUNDS)]
+            waits, ends = ([time for one in found for time in one[at]] for at in (0, 1))
+            rows.append([server.name, statistics.median(one[2] for one in found), len(waits), percentile(waits, 99),
+                         len(ends), percentile(ends, 50), percentile(ends, 99), max(ends)])
+    section.table(f"{DISTINCT} distinct misses of {DISTINCT_SECONDS:g} s at once, and a health check meanwhile: while"
+                  f" they wait, and while they end; {ROUNDS} rounds",
+                  ["contender", "wall s", "checks", "p99 ms", "checks at the end", "p50 ms", "p99 ms", "worst ms"],
+                  rows)
+    direct, ours = rows
+    section.at_most(f"{DISTINCT} distinct misses of 3 s: wall; the upstream", ours[1], 3.3, " s", direct[1])
+    section.at_most(f"/livez p99 while {DISTINCT} answers end together; the upstream", ours[6], 50.0, " ms", direct[6])
 
 
-def _pinged(server):
-    """Milliseconds of a health check every 5 ms on a new connection, and seconds until all misses were answered."""
+def _pinged(server, number):
+    """Ask for something new ``DISTINCT`` times at once, and for the health again and again, each on a new connection.
+
+    Returns the milliseconds of the checks that ended before the first answer, those of the later ones, and the seconds
+    until all were answered.
+    """
     path = "/" if server.ollama else "/livez"
-    pings, done = [], threading.Event()
+    pings, answered, done = [], [], threading.Event()
 
     def ping():
         while not done.is_set():
             started = time.perf_counter()
             with Client(server.port) as client:
                 client.ask(path, method="GET")
-            pings.append(1000 * (time.perf_counter() - started))
+            pings.append((started, time.perf_counter()))
             time.sleep(0.005)
 
-    def miss(number):
+    def miss(caller):
         with Client(server.port) as client:
-            _, status, data = client.ask(server.path, server.body(f"Distinct question {number}?"))
+            _, status, data = client.ask(server.path, server.body(f"Distinct question {number} {caller}?"))
+            answered.append(time.perf_counter())
         if status != 200:
             raise RuntimeError(f"{server.name} answered {status}: {data[:200]!r}")
 
@@ -87,4 +98,7 @@ def _pinged(server):
     finally:
         done.set()
         pinger.join()
-    return pings, seconds
+    first, waits, ends = min(answered), [], []
+    for started, ended in pings:
+        (waits if ended < first else ends).append(1000 * (ended - started))
+    return waits, ends, seconds
