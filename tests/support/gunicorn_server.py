@@ -302,7 +302,7 @@ class Server:
         process, self.process = self.process, None
         try:
             assert process.wait(seconds) == 0, self.stderr
-            until(lambda: not _group_lives(process.pid), 5, "the end of every worker")
+            until(lambda: not _group_lives(process.pid), PATIENCE, "the end of every worker")
         finally:
             _kill_group(process.pid)
             process.wait()
@@ -312,7 +312,7 @@ class Server:
         process, self.process = self.process, None
         _kill_group(process.pid)
         process.wait()
-        until(lambda: not _group_lives(process.pid), 5, "the end of every worker")
+        until(lambda: not _group_lives(process.pid), PATIENCE, "the end of every worker")
 
     def assert_clean(self):
         """No fault of its own has shown up anywhere."""
