@@ -17,11 +17,10 @@ from typing import Any  # noqa: E402
 import gevent  # noqa: E402
 
 from ..settings import SettingsError  # noqa: E402
-from . import reloading, standing  # noqa: E402
+from . import reloading  # noqa: E402
 
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"  # of the workers' figures; prometheus_client reads it when it is imported
 
-upgrade = "GUNICORN_PID" in os.environ and not standing.settings  # by USR2: the directory is that of the old master
 try:
     settings = reloading.load()
 except SettingsError as error:
@@ -33,7 +32,7 @@ def _remove_directory(master: int) -> None:
         shutil.rmtree(os.environ[DIRECTORY], ignore_errors=True)
 
 
-if DIRECTORY not in os.environ or upgrade:
+if DIRECTORY not in os.environ:  # neither a reload, nor a directory of the operator's
     os.environ[DIRECTORY] = tempfile.mkdtemp(prefix="llama_api-")
     atexit.register(_remove_directory, os.getpid())
 
