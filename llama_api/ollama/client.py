@@ -1,6 +1,6 @@
 """The client of Ollama: one pooled session, every wait bounded, every fault a typed error with the cure.
 
-Texts of Ollama's errors may hold paths and host names: they are logged and never shown.
+Texts of Ollama's errors may hold paths and host names: they are logged, without the caller's words, and never shown.
 """
 
 import http.client
@@ -22,6 +22,7 @@ from ..errors import (ModelNotFound, NotOllama, OllamaBrokeOff, OllamaBusy, Olla
 from ..model_call import GENERATE, ModelCall
 from .protocol import (LINE_LIMIT, LineReader, completion_of, error_text, parse_record, piece_of, stops_of, too_long,
                        vectors_of)
+from .redaction import redacted
 from ..settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -111,19 +112,23 @@ class OllamaClient:
             return self._embed_once(asked, body, deadline, cancellation, publish)
         call = Call()
         with self._exchange(call, "POST", asked.endpoint, body, deadline - time.monotonic(), cancellation) as response:
-            self._check_status(response, asked.model)
-            last = self._read_answer(response.raw, call, publish)
+            self._check_status(response, asked.model, asked)
+            last = self._read_answer(response.raw, call, asked, publish)
             _drain(call.detach(), response.raw)
             return completion_of(last)
 
     def _embed_once(self, asked: ModelCall, body: bytes, deadline: float, cancellation: Cancellation,
                     publish: Callable[[list[Piece]], None]) -> Completion:
-        record = self._json("POST", asked.endpoint, body, deadline - time.monotonic(), cancellation, asked.model,
-                            VECTORS_LIMIT)
+        call = Call()
+        with self._exchange(call, "POST", asked.endpoint, body, deadline - time.monotonic(), cancellation) as response:
+            self._check_status(response, asked.model, asked)
+            record = _whole(response.raw, VECTORS_LIMIT)
+            call.detach()
         publish([Piece(vectors=vectors_of(record, len(asked.texts)))])
         return completion_of(record)._replace(finish_reason="stop")
 
-    def _read_answer(self, raw: Any, call: Call, publish: Callable[[list[Piece]], None]) -> dict[str, Any]:
+    def _read_answer(self, raw: Any, call: Call, asked: ModelCall,
+                     publish: Callable[[list[Piece]], None]) -> dict[str, Any]:
         reader = LineReader()
         size = unyielded = 0
         while True:
@@ -138,7 +143,7 @@ class OllamaClient:
             try:
                 for record in reader.feed(data) if data else reader.end():
                     if record.get("error") is not None:
-                        self._log_upstream(200, record["error"])
+                        _log(200, record["error"], asked)
                         raise OllamaReported
                     piece = piece_of(record)
                     if piece != _NOTHING:
@@ -155,17 +160,13 @@ class OllamaClient:
                 raise OllamaBrokeOff
 
     def _json(self, method: str, path: str, body: bytes | None, seconds: float,
-              cancellation: Cancellation | None = None, model: str = "", limit: int = LINE_LIMIT) -> dict[str, Any]:
+              cancellation: Cancellation | None = None, model: str = "") -> dict[str, Any]:
         call = Call()
         with self._exchange(call, method, path, body, seconds, cancellation or Cancellation()) as response:
             self._check_status(response, model)
-            data = bytearray()
-            while chunk := response.raw.read1(65536):
-                data += chunk
-                if len(data) > limit:
-                    raise OllamaGarbled("an endless reply")
+            record = _whole(response.raw, LINE_LIMIT)
             call.detach()
-            return parse_record(data)
+            return record
 
     @contextmanager
     def _exchange(self, call: Call, method: str, path: str, body: bytes | None, seconds: float,
@@ -205,12 +206,12 @@ class OllamaClient:
         prepared.headers["Content-Length"] = str(len(body or b""))
         return prepared
 
-    def _check_status(self, response: requests.Response, model: str) -> None:
+    def _check_status(self, response: requests.Response, model: str, asked: ModelCall | None = None) -> None:
         status = response.status_code
         if status == 200:
             return
         text = error_text(_beginning(response.raw, ERROR_LIMIT))
-        self._log_upstream(status, text)
+        _log(status, text, asked)
         if status == 404 and text is not None:
             raise ModelNotFound(model, text)
         if status == 503:
@@ -234,8 +235,20 @@ class OllamaClient:
             return OllamaUnavailable()
         return OllamaReset()
 
-    def _log_upstream(self, status: int, text: Any) -> None:
-        logger.warning("Ollama answered %d: %.500s", status, text if isinstance(text, str) else "(no error text)")
+
+def _log(status: int, text: Any, asked: ModelCall | None) -> None:
+    logger.warning("Ollama answered %d: %s", status,
+                   redacted(text, asked) if isinstance(text, str) else "(no error text)")
+
+
+def _whole(raw: Any, limit: int) -> dict[str, Any]:
+    """The body that is one object of at most ``limit`` bytes."""
+    data = bytearray()
+    while chunk := raw.read1(65536):
+        data += chunk
+        if len(data) > limit:
+            raise OllamaGarbled("an endless reply")
+    return parse_record(data)
 
 
 def _drain(sock: Any, raw: Any) -> None:

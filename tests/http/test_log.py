@@ -14,17 +14,20 @@ ALWAYS = {"time", "level", "message", "request_id", "method", "path", "status", 
 OF_GENERATIONS = {"model", "cache", "inference_latency_ms", "queue_ms", "input_tokens", "output_tokens",
                   "cpu_usage_percent", "memory_usage_percent", "prompt_sha256"}
 RFC_3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)")
-SECRET = "Xyzzy-confidential"
+SECRET = "Xyzzy-confidential-of-the-grey-house"
+STORY = f"Tell a story of \u201c{SECRET}\u201d\nand of whoever <lives> there."
+EMBEDDER = "embedder"
 
 
 @pytest.fixture(scope="module")
 def server(shared_double, shared_serve):
-    return shared_serve(shared_double, timeout=0.7)
+    return shared_serve(shared_double, timeout=0.7, models=EMBEDDER)
 
 
 @pytest.fixture
 def double(shared_double):
     shared_double.reset()
+    shared_double.set_model(EMBEDDER, capabilities=["embedding"])
     return shared_double
 
 
@@ -120,6 +123,38 @@ def test_prompts_answers_and_keys_are_in_no_log_and_no_figure(api):
     api.record_of(api.get(f"/livez?q={SECRET}"))
     for text in (api.log_path.read_text(), api.stdout, api.stderr, api.get("/metrics").body.decode()):
         assert SECRET not in text and words not in text
+
+
+def chat(*messages, **fields):
+    """The body of a chat, of pairs of role and content."""
+    return {"model": "llama3:8b", "messages": [{"role": role, "content": text} for role, text in messages], **fields}
+
+
+REPEATED = [
+    ("/generate", {"prompt": STORY}), ("/generate", {"prompt": SECRET, "stream": True}),
+    ("/generate", {"prompt": "Who?", "system": STORY}), ("/api/generate", {"model": "llama3:8b", "prompt": STORY}),
+    ("/api/chat", chat(("user", STORY))), ("/api/chat", chat(("system", STORY), ("user", STORY), stream=False)),
+    ("/api/chat", chat(("user", "Hi"), ("tool", STORY), ("tool", SECRET))),
+    ("/v1/chat/completions", chat(("user", STORY), ("assistant", STORY), ("user", SECRET))),
+    ("/api/embed", {"model": EMBEDDER, "input": [STORY, SECRET]}), ("/api/embed", {"model": EMBEDDER, "input": STORY}),
+    ("/api/embeddings", {"model": EMBEDDER, "prompt": STORY}), ("/v1/embeddings", {"model": EMBEDDER, "input": STORY})]
+
+
+@pytest.mark.parametrize("fault", ["repeats_prompt", "repeats_part"])
+@pytest.mark.parametrize("path, body", REPEATED)
+def test_what_ollama_repeats_of_a_prompt_is_not_logged(api, double, path, body, fault):
+    """Its error is, with [prompt] in place of what was asked; the caller gets none of it."""
+    double.fail(fault)
+    before = len(api.records)
+    reply = api.request("POST", path, json.dumps(body), {**JSON, "Cache-Control": "no-store"})
+    record = api.record_of(reply)
+    assert record["error"] == "ollama-error" and SECRET not in reply.body.decode()
+    assert "unexpected EOF" not in reply.body.decode()
+    told, = [line["message"] for line in api.records[before:] if line["message"].startswith("Ollama answered")]
+    assert "[prompt]" in told and "unexpected EOF" in told
+    until(lambda: record["request_id"] in api.stdout)
+    for log in (api.log_path.read_text(), api.stdout, api.stderr):
+        assert SECRET not in log and STORY[:20] not in log and STORY[-20:] not in log
 
 
 INJECTIONS = ["/a%0Ab", "/a%0D%0Ab", "/a%E2%80%A8b", "/a%C2%85b", "/a%0A%7B%22level%22:%22FORGED%22%7D", "/a%1B[31mb",
