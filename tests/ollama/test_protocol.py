@@ -2,15 +2,16 @@
 
 from array import array
 
+import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_api.answer import Completion, Piece
 from llama_api.errors import OllamaGarbled
 from llama_api.model_call import CHAT, GENERATE
-from llama_api.ollama import completion_of, ending_of, numbers_of, piece_of, record_of
-from llama_api.ollama.protocol import vectors_of
+from llama_api.ollama import completion_of, ending_of, numbers_of, piece_of, protocol, record_of
+from llama_api.ollama.protocol import LineReader, stops_of, vectors_of
 
 CALL = {"id": "call_1", "function": {"index": 0, "name": "weather", "arguments": {"city": "Oslo"}}}
 TOKEN = {"token": "Hi", "logprob": -0.5, "bytes": [72, 105], "top_logprobs": [{"token": "Hi", "logprob": -0.5}]}
@@ -103,3 +104,83 @@ def test_what_is_no_vectors_is_garbled(record):
     """Of two texts: another number of them, or other values than numbers of float32."""
     with pytest.raises(OllamaGarbled):
         vectors_of(record, 2)
+
+
+@pytest.mark.parametrize("parameters, own", [
+    (None, []), ("", []), (5, []), ("num_ctx 4096", []), ("stop", []), ("stop   ", []),
+    ('stop "a b"', ["a b"]), ("stop AI:", ["AI:"]), ('stop "\\n"\r\n  stop "x"', ["\n", "x"]),
+    ('stop "unclosed', ['"unclosed']), ("stopper x", []), ('stop "a"\nstop "b"', ["a", "b"])])
+def test_the_stops_of_a_models_parameters(parameters, own):
+    """Each ``stop`` line counts, quoted or bare; whatever else is there does not."""
+    assert stops_of(parameters) == own
+
+
+KNOWN = {"prompt_eval_count": 17, "eval_count": 50, "eval_duration": 500_000_000}
+FULL = Completion("stop", 17, 50, eval_duration=500_000_000)
+
+
+@pytest.mark.parametrize("record, completion", [
+    *(({"done_reason": reason}, FULL._replace(finish_reason=None)) for reason in ("load", "tired", None, 7, ["stop"])),
+    ({"done_reason": "length"}, FULL._replace(finish_reason="length")),
+    ({"eval_count": 0}, FULL._replace(output_tokens=0)), ({"eval_duration": -5}, FULL._replace(eval_duration=None)),
+    ({"prompt_eval_count": None, "eval_count": None}, FULL._replace(input_tokens=None, output_tokens=None)),
+    ({"prompt_eval_count": -1, "eval_count": "7"}, FULL._replace(input_tokens=None, output_tokens=None)),
+    ({"prompt_eval_count": True, "eval_count": 2.5}, FULL._replace(input_tokens=None, output_tokens=None)),
+    ({"prompt_eval_count": 2 ** 53}, FULL._replace(input_tokens=None)),
+    ({"context": ["x"]}, FULL), ({"context": [2 ** 40]}, FULL), ({"context": 5}, FULL), ({"_debug_info": "x"}, FULL)])
+def test_an_ending_that_makes_no_sense_is_none(record, completion):
+    """What Ollama did not say, or said nonsense of, is None and not an error."""
+    assert completion_of({"done_reason": "stop", **KNOWN, **record}) == completion
+
+
+# Lines
+
+
+def read(data, cuts):
+    """What a LineReader makes of ``data`` cut at ``cuts``: the records, and whether it raised."""
+    reader, records, at = LineReader(), [], 0
+    try:
+        for cut in [*sorted(cuts), len(data)]:
+            records += reader.feed(data[at:cut])
+            at = cut
+        records += reader.end()
+    except OllamaGarbled:
+        return records, True
+    return records, False
+
+
+members = st.dictionaries(st.text(max_size=3), st.text(max_size=5) | st.integers(-9, 9) | st.none(), max_size=2)
+ndjson = st.lists(members.map(orjson.dumps) | st.sampled_from([b"", b" ", b"\r", b"\t \r"]), max_size=8).map(b"\n".join)
+noise = st.binary(max_size=80) | st.lists(
+    st.sampled_from([b"{", b"}", b'{"a":1}', b"\n", b'"', b"\\ud83d", b"\xff", b"[]", b"\r\n", b" ", b"1e999", b"\x00",
+                     b'{"a":"\xc3', b"\xa9", b"NaN", b"null"]), max_size=14).map(b"".join)
+
+
+@settings(deadline=None)
+@given(st.data(), ndjson, st.booleans())
+def test_ndjson_split_anywhere_gives_the_same_records(data, body, ended):
+    """Cuts inside characters, between CR and LF, with or without a last line break: the records are all there."""
+    body += b"\n" if ended else b""
+    cuts = data.draw(st.lists(st.integers(0, len(body)), max_size=10))
+    assert read(body, cuts) == ([orjson.loads(line) for line in body.split(b"\n") if line.strip()], False)
+
+
+@settings(deadline=None)
+@given(st.data(), noise)
+def test_any_bytes_are_records_or_garbled(data, body):
+    """Whatever comes, however it is cut, the outcome is the same: records, then perhaps OllamaGarbled."""
+    cuts = data.draw(st.lists(st.integers(0, len(body)), max_size=10))
+    records, _ = whole = read(body, [])
+    assert read(body, cuts) == whole == read(body, range(len(body)))
+    assert all(type(record) is dict for record in records)
+
+
+def test_a_line_has_a_limit(monkeypatch):
+    """A line without an end is refused once it is longer than any answer, and the memory stays bounded."""
+    monkeypatch.setattr(protocol, "LINE_LIMIT", 1000)
+    reader, fed = LineReader(), 0
+    with pytest.raises(OllamaGarbled, match="longer"):
+        for _ in range(100):
+            list(reader.feed(b"x" * 90))
+            fed += 90
+    assert fed <= 1000

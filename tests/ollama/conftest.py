@@ -1,0 +1,11 @@
+"""What the tests of the client share: an Ollama without a socket."""
+
+import pytest
+import responses
+
+
+@pytest.fixture
+def upstream():
+    """An Ollama by way of ``responses``, for whatever needs no socket."""
+    with responses.RequestsMock(assert_all_requests_are_fired=False) as mock:
+        yield mock
