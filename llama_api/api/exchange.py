@@ -19,7 +19,7 @@ from ..metrics import SAVING, Machine
 from ..model_call import ModelCall
 from ..settings import Settings
 from ..waiting import Wait, Watchdog
-from .meanings import Meanings
+from .parsed_bodies import ParsedBodies
 
 CACHE_NAME = "llama-api"
 Json = dict[str, Any]
@@ -53,7 +53,7 @@ class Exchanges:
                  watchdog: Watchdog):
         self._settings, self._service, self._embeddings = settings, service, embeddings
         self._machine, self._watchdog = machine, watchdog
-        self._silence, self._meanings = settings.heartbeat or None, Meanings()
+        self._silence, self._parsed_bodies = settings.heartbeat or None, ParsedBodies()
 
     def body(self, any_type: bool = False) -> bytes:
         """The current request's body; with ``any_type`` whatever its Content-Type says.
@@ -62,15 +62,15 @@ class Exchanges:
         """
         return read_json_body(request, self._settings.max_body_bytes, self._watchdog, any_type)
 
-    def recall(self, meaning: Callable[[bytes], Any], body: bytes) -> Any:
-        """What ``body`` means, remembered unless the current request says no-store."""
+    def parse(self, read: Callable[[bytes], Any], body: bytes) -> Any:
+        """What ``read`` makes of ``body``, remembered unless the current request says no-store."""
         if "HTTP_CACHE_CONTROL" in request.environ and self.directives.no_store:
-            return meaning(body)
-        return self._meanings.of(meaning, body)
+            return read(body)
+        return self._parsed_bodies.parse(read, body)
 
     def forget(self) -> None:
         """Forget every body that is remembered."""
-        self._meanings.forget()
+        self._parsed_bodies.forget()
 
     @property
     def directives(self) -> Directives:

@@ -41,7 +41,7 @@ def blueprint(exchanges: Exchanges, schema: GenerateRequest) -> Blueprint:
     @bp.post("/generate")
     def generate() -> Response:
         """Answer a prompt, from the cache or from the model."""
-        call, streamed = exchanges.recall(schema.read, exchanges.body())
+        call, streamed = exchanges.parse(schema.read, exchanges.body())
         return exchanges.respond(call, GenerateGrammar(), streamed)
 
     return bp

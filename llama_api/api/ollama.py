@@ -26,12 +26,12 @@ def blueprint(exchanges: Exchanges, requests: Requests, models: Models, fleet: F
     @bp.post("/generate")
     def ollama_generate() -> Response:
         """Answer a prompt as Ollama does, or only have the model loaded."""
-        return _answered(exchanges, requests.generate(exchanges.body(any_type=True), exchanges.recall))
+        return _answered(exchanges, requests.generate(exchanges.body(any_type=True), exchanges.parse))
 
     @bp.post("/chat")
     def ollama_chat() -> Response:
         """Answer a conversation as Ollama does, or only have the model loaded."""
-        return _answered(exchanges, requests.chat(exchanges.body(any_type=True), exchanges.recall))
+        return _answered(exchanges, requests.chat(exchanges.body(any_type=True), exchanges.parse))
 
     @bp.post("/embed")
     def ollama_embed() -> Response:

@@ -14,10 +14,10 @@ from ..model_call import CHAT, EMBED, EMBEDDINGS, GENERATE, ModelCall
 from ..model_names import normal
 from ..ollama import ending_of, numbers_of, record_of
 from ..waiting import Wait
-from .meanings import Recall, afresh
 from .ollama_fields import (BOOLEAN, FLAG, FORMAT, IMAGE, INPUT, INTEGER, KEEP_ALIVE, MESSAGE, OBJECT, THINKING, TOOL,
                             TOP_LOGPROBS, WORDS, Json, filled, items, parse, read, refuse)
 from .ollama_options import LOAD_TIME, OPTIONS
+from .parsed_bodies import Parser, parse_afresh
 
 PASSED_ON = frozenset({400, 404, 501})  # statuses of Ollama's that tell what is wrong with a request
 _NAME = re.compile(r"(\w[\w.-]{0,79}/){0,2}\w[\w.-]{0,79}(:\w[\w.-]{0,79})?", re.ASCII)
@@ -51,19 +51,19 @@ class Asked:
 class Requests:
     """Reads the bodies of requests. ``num_ctx`` is NUM_CTX. Raises MalformedJSON, InvalidRequest or ModelNotServed.
 
-    ``recall`` may know what a body means, which depends on it alone; the window in force is asked anew.
+    A ``parser`` may remember what a body says; the window in force is asked anew each time.
     """
 
     def __init__(self, models: Models, max_tokens_limit: int, num_ctx: int | None):
         self._models, self._limit, self._num_ctx = models, max_tokens_limit, num_ctx
 
-    def generate(self, body: bytes, recall: Recall[Asked] = afresh) -> Asked:
+    def generate(self, body: bytes, parser: Parser[Asked] = parse_afresh) -> Asked:
         """Read the body of POST /api/generate."""
-        return self._possible(recall(self._generate, body))
+        return self._possible(parser(self._generate, body))
 
-    def chat(self, body: bytes, recall: Recall[Asked] = afresh) -> Asked:
+    def chat(self, body: bytes, parser: Parser[Asked] = parse_afresh) -> Asked:
         """Read the body of POST /api/chat."""
-        return self._possible(recall(self._chat, body))
+        return self._possible(parser(self._chat, body))
 
     def _possible(self, asked: Asked) -> Asked:
         self._check_window(asked.model, asked.num_ctx)

@@ -28,14 +28,14 @@ def blueprint(exchanges: Exchanges, requests: OpenAIRequests, models: Models) ->
     @bp.post("/v1/chat/completions")
     def chat_completions() -> Response:
         """Answer a chat."""
-        asked = requests.chat(exchanges.body(), exchanges.recall)
+        asked = requests.chat(exchanges.body(), exchanges.parse)
         return _respond(exchanges, ChatGrammar(asked, Identity.new(
             "chatcmpl-", lambda: models.digest(asked.call.model))))
 
     @bp.post("/v1/completions")
     def completions() -> Response:
         """Answer a prompt."""
-        asked = requests.completion(exchanges.body(), exchanges.recall)
+        asked = requests.completion(exchanges.body(), exchanges.parse)
         return _respond(exchanges, CompletionGrammar(asked, Identity.new(
             "cmpl-", lambda: models.digest(asked.call.model))))
 

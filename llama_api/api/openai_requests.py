@@ -15,7 +15,7 @@ from .openai_embeddings import AskedVectors, read_embeddings
 from .openai_errors import NotSupported
 from .openai_fields import Members
 from .openai_messages import Needs, read_messages, read_tools
-from .meanings import Recall, afresh
+from .parsed_bodies import Parser, parse_afresh
 from .schemas import MAX_STOPS
 
 COMPLETION_TOKENS = 16  # of /v1/completions, where a request names no limit
@@ -60,19 +60,19 @@ class Asked:
 class OpenAIRequests:
     """Reads bodies. Raises MalformedJSON, FieldError or ModelNotServed.
 
-    ``recall`` may know what a body means, which depends on it alone; what its model can do is asked anew.
+    A ``parser`` may remember what a body says; what its model can do is asked anew each time.
     """
 
     def __init__(self, models: Models, max_tokens_limit: int = 8192, num_ctx: int | None = None):
         self._models, self._limit, self._num_ctx = models, max_tokens_limit, num_ctx
 
-    def chat(self, body: bytes, recall: Recall[Asked] = afresh) -> Asked:
+    def chat(self, body: bytes, parser: Parser[Asked] = parse_afresh) -> Asked:
         """Read a body of /v1/chat/completions."""
-        return self._possible(recall(self._chat, body))
+        return self._possible(parser(self._chat, body))
 
-    def completion(self, body: bytes, recall: Recall[Asked] = afresh) -> Asked:
+    def completion(self, body: bytes, parser: Parser[Asked] = parse_afresh) -> Asked:
         """Read a body of /v1/completions."""
-        return self._possible(recall(self._completion, body))
+        return self._possible(parser(self._completion, body))
 
     def embeddings(self, body: bytes) -> AskedVectors:
         """Read a body of /v1/embeddings."""

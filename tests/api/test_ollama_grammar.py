@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_api.answer import Answer, Completion, Piece
-from llama_api.api.meanings import Meanings
+from llama_api.api.parsed_bodies import ParsedBodies
 from llama_api.api.ollama_grammar import (CHAT_FIELDS, EMBED_FIELDS, GENERATE_FIELDS, OllamaGrammar, Requests, tags_of,
                                           told_of)
 from llama_api.api.ollama_options import LOAD_TIME
@@ -160,13 +160,13 @@ def test_a_window_above_the_one_in_force_is_refused(num_ctx, loaded, window):
 
 def test_the_window_in_force_is_asked_anew_for_a_remembered_body():
     """It may have become smaller since."""
-    fleet, meanings = Shown(), Meanings()
+    fleet, parsed_bodies = Shown(), ParsedBodies()
     requests = Requests(Models(fleet, MODEL), LIMIT, None)
     body = json.dumps({"model": MODEL, "prompt": "Hi", "options": {"num_ctx": 8192}}).encode()
-    first = requests.generate(body, meanings.of)
-    assert requests.generate(body, meanings.of) is first
+    first = requests.generate(body, parsed_bodies.parse)
+    assert requests.generate(body, parsed_bodies.parse) is first
     fleet.loaded_with = 4096
-    assert told(lambda text: requests.generate(text, meanings.of), body)[0] == 400
+    assert told(lambda text: requests.generate(text, parsed_bodies.parse), body)[0] == 400
 
 
 def test_a_request_of_another_door_is_the_same_call():

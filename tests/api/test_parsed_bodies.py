@@ -1,11 +1,11 @@
-"""What bodies mean is remembered as long as their callers allow: never beyond a purge, nor under no-store."""
+"""Parsed bodies are remembered as long as their callers allow: never beyond a purge, nor under no-store."""
 
 import gc
 import json
 
 import pytest
 
-from llama_api.api.meanings import REMEMBERED, REMEMBERED_BYTES, Meanings
+from llama_api.api.parsed_bodies import REMEMBERED, REMEMBERED_BYTES, ParsedBodies
 from llama_api.app import create_app
 from llama_api.model_call import ModelCall
 from llama_api.settings import Settings
@@ -29,33 +29,33 @@ class Reader:
     (b"body", 1), (b"x" * REMEMBERED_BYTES, 1), (b"x" * (REMEMBERED_BYTES + 1), 2)])
 def test_a_small_body_is_read_once(body, calls):
     """A large one each time: it would take too much memory."""
-    meanings, reader = Meanings(), Reader()
-    assert [meanings.of(reader.read, body) for _ in range(2)] == [body.upper()] * 2 and reader.calls == calls
+    parsed_bodies, reader = ParsedBodies(), Reader()
+    assert [parsed_bodies.parse(reader.read, body) for _ in range(2)] == [body.upper()] * 2 and reader.calls == calls
 
 
 def test_what_is_wrong_is_wrong_each_time():
     """A failure is not remembered, for what is wrong may be mended elsewhere."""
-    meanings, reader = Meanings(), Reader()
+    parsed_bodies, reader = ParsedBodies(), Reader()
     for _ in range(2):
         with pytest.raises(ValueError):
-            meanings.of(reader.read, b"bad")
+            parsed_bodies.parse(reader.read, b"bad")
     assert reader.calls == 2
 
 
-def test_two_readers_have_their_own_meanings():
+def test_two_readers_do_not_mix():
     """The same bytes may mean something else at another URL."""
-    meanings = Meanings()
-    assert meanings.of(Reader().read, b"body") == b"BODY" and meanings.of(len, b"body") == 4
+    parsed_bodies = ParsedBodies()
+    assert parsed_bodies.parse(Reader().read, b"body") == b"BODY" and parsed_bodies.parse(len, b"body") == 4
 
 
 def test_the_oldest_goes_first():
     """The number is bounded."""
-    meanings, reader = Meanings(), Reader()
+    parsed_bodies, reader = ParsedBodies(), Reader()
     for number in range(REMEMBERED + 1):
-        meanings.of(reader.read, b"%d" % number)
-    meanings.of(reader.read, b"1")
+        parsed_bodies.parse(reader.read, b"%d" % number)
+    parsed_bodies.parse(reader.read, b"1")
     assert reader.calls == REMEMBERED + 1
-    meanings.of(reader.read, b"0")
+    parsed_bodies.parse(reader.read, b"0")
     assert reader.calls == REMEMBERED + 2
 
 

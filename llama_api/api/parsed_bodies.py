@@ -1,0 +1,38 @@
+"""The bodies parsed last: a repeated question mostly comes in the same bytes, and to parse them is half of a hit."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, Protocol, TypeVar
+
+REMEMBERED, REMEMBERED_BYTES = 1024, 2048  # bodies, and the size of the largest one: a few megabytes at most
+
+T = TypeVar("T")
+
+
+class Parser(Protocol[T]):
+    """Gives what ``read`` makes of a body, which it may remember instead of calling ``read``."""
+
+    def __call__(self, read: Callable[[bytes], T], body: bytes) -> T: ...
+
+
+def parse_afresh(read: Callable[[bytes], T], body: bytes) -> T:
+    """What ``read`` makes of ``body``; nothing is remembered."""
+    return read(body)
+
+
+class ParsedBodies:
+    """What the small bodies that came last were parsed to. They hold prompts, so a purge must ``forget`` them."""
+
+    def __init__(self) -> None:
+        self._remembered: Any = lru_cache(REMEMBERED)(parse_afresh)
+
+    def parse(self, read: Callable[[bytes], T], body: bytes) -> T:
+        """What ``read`` makes of ``body``; what it raises is not remembered."""
+        if len(body) > REMEMBERED_BYTES:
+            return read(body)
+        found: T = self._remembered(read, body)
+        return found
+
+    def forget(self) -> None:
+        """Forget all of them."""
+        self._remembered.cache_clear()
