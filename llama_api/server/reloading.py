@@ -4,7 +4,7 @@ import sys
 from dataclasses import fields
 
 from ..settings import Settings, SettingsError, is_loopback
-from . import standing
+from . import reload_state
 
 PACKAGE = __name__.partition(".")[0]
 
@@ -14,30 +14,30 @@ def load() -> Settings:
     try:
         settings = Settings.from_env()
     except SettingsError as error:
-        if not standing.settings:
+        if not reload_state.settings:
             raise
         print(f"reloading with the settings in force, because {error}", file=sys.stderr)
         settings = in_force()
-    standing.settings = {field.name: getattr(settings, field.name) for field in fields(Settings)}
+    reload_state.settings = {field.name: getattr(settings, field.name) for field in fields(Settings)}
     return settings
 
 
 def in_force() -> Settings:
     """The settings that gunicorn was started or reloaded with, else those of the environment. Raises SettingsError."""
-    if not standing.settings:
+    if not reload_state.settings:
         return Settings.from_env()
     known = {field.name for field in fields(Settings)}  # those of newer code may be others
-    return Settings(**{name: value for name, value in standing.settings.items() if name in known})
+    return Settings(**{name: value for name, value in reload_state.settings.items() if name in known})
 
 
 def serve_on(addresses: list[str], workers: int) -> None:
     """Put in force what gunicorn serves on; its command line wins over the settings."""
     exposed = (address for address in addresses if not is_loopback(address))
-    standing.settings.update(bind=next(exposed, addresses[0]), workers=workers)
+    reload_state.settings.update(bind=next(exposed, addresses[0]), workers=workers)
 
 
 def forget_code() -> None:
     """Have every worker, and the next reload, import this package as it is by then."""
     for name in list(sys.modules):
-        if name.partition(".")[0] == PACKAGE and name != standing.__name__:
+        if name.partition(".")[0] == PACKAGE and name != reload_state.__name__:
             del sys.modules[name]

@@ -7,7 +7,7 @@ from typing import Any
 import gevent
 from gunicorn.workers.ggevent import GeventWorker
 
-from .client import PlainHTTP, connected
+from .client_socket import PlainHTTP, connected
 from .listener import ListenerName, Server
 from .refusals import refuse_error, refuse_plain
 

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from llama_api.server import in_force, reloading, standing
+from llama_api.server import in_force, reloading, reload_state
 from llama_api.settings import PREFIX, Settings, SettingsError
 from tests.support.double import answer_for
 from tests.support.gunicorn_server import ROOT, new_prompt, until
@@ -15,7 +15,7 @@ from tests.support.gunicorn_server import ROOT, new_prompt, until
 @pytest.fixture
 def process(monkeypatch):
     """The environment of a process in which nothing has been loaded yet."""
-    monkeypatch.setattr(standing, "settings", {})
+    monkeypatch.setattr(reload_state, "settings", {})
     for name in [*os.environ]:
         if name.startswith(PREFIX) or name == "WEB_CONCURRENCY":
             monkeypatch.delenv(name)
@@ -51,7 +51,7 @@ def test_without_a_load_the_environment_is_in_force(process):
 def test_settings_of_other_code_are_put_in_force_as_far_as_they_are_known(process):
     """An upgrade may add a setting, which then has its default, and may drop one."""
     reloading.load()
-    standing.settings["dropped"], _ = "value", standing.settings.pop("queue")
+    reload_state.settings["dropped"], _ = "value", reload_state.settings.pop("queue")
     assert in_force() == Settings()
 
 

@@ -9,7 +9,7 @@ import pytest
 from gevent import socket as gevent_socket
 from gevent import ssl as gevent_ssl
 
-from llama_api.server.client import Client, connected
+from llama_api.server.client_socket import Client, connected
 from tests.support.certificates import certify
 
 BODY = bytes(range(256)) * 1600
