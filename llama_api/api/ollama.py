@@ -11,7 +11,7 @@ from ..http import problems
 from ..upstreams import Fleet
 from .exchange import Exchanges, Json
 from .ollama_grammar import (Asked, OllamaGrammar, Requests, embedded, embedded_one, error_body, tags_of,
-                             told_of)
+                             status_and_text)
 
 PREFIX = "/api/"
 VERSION = "0.0.0"  # told while no Ollama tells its own
@@ -84,7 +84,7 @@ def blueprint(exchanges: Exchanges, requests: Requests, models: Models, fleet: F
 
 def write(fault: Fault, error: Exception) -> Response:
     """The response to a failure of a URL below /api."""
-    status, text = told_of(fault, error)
+    status, text = status_and_text(fault, error)
     return Response(error_body(text), status, content_type="application/json; charset=utf-8")
 
 

@@ -176,7 +176,7 @@ class OllamaGrammar:
         return orjson.dumps(self._record(Piece(), True) | _ending(answer, reply)) + b"\n"
 
     def failed(self, fault: Fault, error: Exception) -> bytes:
-        return error_body(told_of(fault, error)[1]) + b"\n"
+        return error_body(status_and_text(fault, error)[1]) + b"\n"
 
     def loaded(self) -> bytes:
         """The answer to who only wanted the model loaded."""
@@ -220,7 +220,7 @@ def error_body(text: str) -> bytes:
     return orjson.dumps({"error": text})
 
 
-def told_of(fault: Fault, error: Exception) -> tuple[int, str]:
+def status_and_text(fault: Fault, error: Exception) -> tuple[int, str]:
     """The status and the text that Ollama's clients are given of a failure."""
     match error:
         case OllamaRefused(status=status, text=text) if status in PASSED_ON:

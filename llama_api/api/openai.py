@@ -43,7 +43,7 @@ def blueprint(exchanges: Exchanges, requests: OpenAIRequests, models: Models) ->
     def embeddings() -> Response:
         """Embed texts, each of which is cached by itself."""
         asked = requests.embeddings(exchanges.body())
-        return exchanges.embed(asked.calls(), asked.told)
+        return exchanges.embed(asked.calls(), asked.body)
 
     @bp.get("/v1/models")
     def list_models() -> Response:

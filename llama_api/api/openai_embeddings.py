@@ -36,7 +36,7 @@ class AskedVectors:
         return [ModelCall.of(EMBED, self.model, {"num_ctx": self.num_ctx}, input=text, truncate=False,
                              dimensions=self.dimensions) for text in self.texts]
 
-    def told(self, answer: Answer, reply: EmbeddingReply) -> bytes:
+    def body(self, answer: Answer, reply: EmbeddingReply) -> bytes:
         """The body of the answer; how many tokens were read is null where it is not known exactly."""
         tokens = answer.completion.input_tokens
         return orjson.dumps({"object": "list", "data": [

@@ -11,7 +11,7 @@ from ..http import problems
 from .exchange import Json
 from .ollama import PREFIX, REFUSED, REFUSED_METHODS
 from .ollama_fields import schema_of
-from .ollama_grammar import CHAT_FIELDS, EMBED_FIELDS, EMBEDDINGS_FIELDS, GENERATE_FIELDS, SHOW_FIELDS, told_of
+from .ollama_grammar import CHAT_FIELDS, EMBED_FIELDS, EMBEDDINGS_FIELDS, GENERATE_FIELDS, SHOW_FIELDS, status_and_text
 
 SPOKEN = """\
 As Ollama does, with its cache, its queue and its limits beside: `Cache-Control` is honoured and `Cache-Status` tells
@@ -138,7 +138,7 @@ def failures(path: str) -> dict[str, Json]:
     rows: dict[str, Json] = defaultdict(dict)
     for error in _EXAMPLES:
         fault = problems.fault_for(error, "PUT")
-        status, text = told_of(fault, error)
+        status, text = status_and_text(fault, error)
         unknown = isinstance(error, (NotFound, MethodNotAllowed))
         rows["default" if unknown else str(status)][f"{fault.slug}-{len(rows)}"] = {
             "summary": fault.title, "value": {"error": text}}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import Flight, Flights
-from .peers import Peers, Told
+from .peers import Peers, Peer
 from .shared_files import Watched
 
 FOLDER = "workers-1"  # of what they tell each other; raise it when that changes: a reload may bring newer code
@@ -41,7 +41,7 @@ class Activity:
         if not self._only_looks(endpoint):
             self._requests.append((time.time(), endpoint, status, record.get("cache"), seconds))
 
-    def told(self) -> Json:
+    def snapshot(self) -> Json:
         """The ``flights``, oldest first, and the last ``requests``, newest first, as GET /stats tells them."""
         others = self._others()
         now, requests = time.time(), sorted(self._all_requests(others), key=_ended_at, reverse=True)
@@ -103,22 +103,22 @@ class Activity:
                     self._peers.forget(other.name)
 
     def _own_flights(self) -> list[Json]:
-        return [self._told_of(flight) for flight in self._flights.under_way() if not flight.cancellation.requested]
+        return [self._described(flight) for flight in self._flights.under_way() if not flight.cancellation.requested]
 
-    def _told_of(self, flight: Flight) -> Json:
-        """What other workers are told of a flight; of equal ``subject`` are those that wait for the same answer."""
+    def _described(self, flight: Flight) -> Json:
+        """What other workers are told of a flight; flights of one ``subject`` wait for the same answer."""
         return {"id": flight.id, "since": round(self._monotonic_began + flight.started_at, 3),
                 "subject": hashlib.sha256("".join(flight.keys).encode()).hexdigest(), "leads": flight.shared,
                 "state": flight.progress.state, "readers": flight.readers, "tokens": len(flight.pieces),
                 "host": flight.progress.host}
 
-    def _others(self) -> list[Told]:
+    def _others(self) -> list[Peer]:
         return list(self._peers.others()) if self._peers is not None else []
 
-    def _all_flights(self, others: list[Told]) -> list[Json]:
+    def _all_flights(self, others: list[Peer]) -> list[Json]:
         return self._own_flights() + [flight for other in others if other.alive for flight in other.news["flights"]]
 
-    def _all_requests(self, others: list[Told]) -> list[Any]:
+    def _all_requests(self, others: list[Peer]) -> list[Any]:
         return [*self._requests, *(request for other in others for request in other.news["requests"])]
 
     def _lists(self, flight_id: str) -> bool:

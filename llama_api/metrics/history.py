@@ -27,7 +27,7 @@ def advance(past: Past | None, now: float, latest: dict[str, Reading]) -> Past:
     """What follows on ``past`` with readings of ``now``.
 
     Intervals at whose end nobody sampled are None, and so is the growth of a counter over more than one interval.
-    Without a past, or after a clock has been set back, it begins here: what was counted before is nobody's growth.
+    Without a past, or after the clock was set back, the history begins here: what was counted before is not growth.
     """
     end = math.floor(now / STEP) * STEP
     if past is None or end < past.end:
@@ -77,7 +77,7 @@ class History:
         self._due = (math.floor(now / STEP) + 1) * STEP
         return taken
 
-    def told(self) -> tuple[int, bytes]:
+    def snapshot(self) -> tuple[int, bytes]:
         """The time of the newest points, and all series as JSON (contract §13)."""
         past = self._load()
         if past is not self._series_of or past is None:

@@ -12,8 +12,8 @@ from .shared_files import Watched, is_held, replace, try_lock
 News = dict[str, Any]
 
 
-class Told(NamedTuple):
-    """What a worker has told last, and whether it lives."""
+class Peer(NamedTuple):
+    """Another worker: what it told last, and whether it lives."""
 
     name: str
     alive: bool
@@ -42,7 +42,7 @@ class Peers:
             replace(self._directory / f"{self._name}.json", data)
             self._told = data
 
-    def others(self) -> Iterator[Told]:
+    def others(self) -> Iterator[Peer]:
         """What each of the others has told last, the dead ones too until they are forgotten."""
         for path in self._directory.glob("*.json"):
             if path.stem == self._name:
@@ -56,7 +56,7 @@ class Peers:
             if data is not None:
                 news = orjson.loads(data)
                 self._known[path.stem] = watched, news
-            yield Told(path.stem, is_held(self._lock(path.stem)), news)
+            yield Peer(path.stem, is_held(self._lock(path.stem)), news)
 
     def forget(self, name: str) -> None:
         """Remove what a dead one has left."""

@@ -40,10 +40,10 @@ class Snapshot:
             return self._newest
 
     def _body(self) -> bytes:
-        end, series = self._history.told()
+        end, series = self._history.snapshot()
         health = self._health()
         return orjson.dumps({"step": STEP, "end": end, "health": health, "series": orjson.Fragment(series),
-                             "hosts": health["hosts"], **self._activity.told(), "settings": self._settings.shown()})
+                             "hosts": health["hosts"], **self._activity.snapshot(), "settings": self._settings.shown()})
 
 
 def blueprint(snapshot: Snapshot, activity: Activity, reporter: Reporter) -> Blueprint:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from llama_api.answer import Answer, Completion, Piece
 from llama_api.api.parsed_bodies import ParsedBodies
 from llama_api.api.ollama_grammar import (CHAT_FIELDS, EMBED_FIELDS, GENERATE_FIELDS, OllamaGrammar, Requests, tags_of,
-                                          told_of)
+                                          status_and_text)
 from llama_api.api.ollama_options import LOAD_TIME
 from llama_api.core import Models, Reply
 from llama_api.errors import (InvalidRequest, MalformedJSON, ModelNotFound, ModelNotServed, OllamaRefused,
@@ -68,7 +68,7 @@ def told(read, body):
     """The status and text that refuse a body."""
     with pytest.raises((InvalidRequest, MalformedJSON, ModelNotServed)) as caught:
         read(body if isinstance(body, bytes) else json.dumps(body).encode())
-    return told_of(fault_of(caught.value), caught.value)
+    return status_and_text(fault_of(caught.value), caught.value)
 
 
 # From a request to a call
@@ -370,7 +370,7 @@ def test_any_object_is_a_call_that_can_be_sent_or_is_refused(body, named):
         try:
             read(json.dumps({**body, **({"model": MODEL} if named else {})}).encode())
         except (InvalidRequest, MalformedJSON, ModelNotServed) as error:
-            status, text = told_of(fault_of(error), error)
+            status, text = status_and_text(fault_of(error), error)
             assert status in (400, 404) and orjson.dumps(text)
 
 
@@ -469,7 +469,7 @@ def test_a_load_is_told_as_ollama_tells_it():
     (OllamaUnavailable(), 503, str(OllamaUnavailable())), (QueueFull(1, 5), 503, str(QueueFull(1, 5)))])
 def test_a_failure_is_told_in_ollamas_words_where_they_say_what_is_wrong_with_the_request(error, status, text):
     """Else in ours, for what Ollama says of its own troubles may hold paths; in a stream it is a line."""
-    assert told_of(fault_of(error), error) == (status, text)
+    assert status_and_text(fault_of(error), error) == (status, text)
     assert grammar().failed(fault_of(error), error) == orjson.dumps({"error": text}) + b"\n"
 
 

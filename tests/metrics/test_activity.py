@@ -63,7 +63,7 @@ def test_flights_that_follow_are_readers_of_the_one_that_leads(workers):
     second.fly("a"), second.fly("a"), second.fly("b"), second.fly(None)
     publish(workers)
     for worker in workers:
-        told = worker.activity.told()["flights"]
+        told = worker.activity.snapshot()["flights"]
         assert [flight["readers"] for flight in told] == [4, 1, 1] and told[0]["id"] == first.flights.under_way()[0].id
         assert all({"id", "age_s", "state", "readers", "tokens", "host"} == flight.keys() for flight in told)
 
@@ -88,7 +88,7 @@ def test_a_flight_is_ended_by_whoever_is_asked(workers):
         looking.join()
     with pytest.raises(GenerationCancelled):
         reader.outcome()
-    assert first.activity.told()["flights"] == second.activity.told()["flights"] == []
+    assert first.activity.snapshot()["flights"] == second.activity.snapshot()["flights"] == []
     assert second.activity.revision != revision and not second.activity.cancel(reader.flight.id)
 
 
@@ -96,7 +96,7 @@ def test_alone_it_ends_flights_by_itself():
     """A process without a directory needs nobody to look."""
     worker = Worker(None)
     reader = worker.fly("a")
-    assert [flight["id"] for flight in worker.activity.told()["flights"]] == [reader.flight.id]
+    assert [flight["id"] for flight in worker.activity.snapshot()["flights"]] == [reader.flight.id]
     assert worker.activity.cancel(reader.flight.id) and not worker.activity.cancel("none")
     with pytest.raises(GenerationCancelled):
         reader.outcome()
@@ -109,7 +109,7 @@ def test_the_last_requests_of_all(workers):
         workers[number % 2].activity.request_ended({}, "/livez", 200, 0.001)
     publish(workers)
     for worker in workers:
-        told = worker.activity.told()["requests"]
+        told = worker.activity.snapshot()["requests"]
         assert [request["status"] for request in told] == list(range(279, 229, -1))
         assert told[0].items() >= {"endpoint": "/generate", "cache": "hit", "duration_ms": 12.5}.items()
         assert told[0]["time"].endswith("Z")
@@ -120,14 +120,14 @@ def test_a_dead_worker_is_forgotten_when_its_requests_are(tmp_path):
     survivor, files = Worker(tmp_path / "stats"), next((tmp_path / "stats").glob("workers-*"))
     (files / "dead.json").write_text('{"flights": [{"id": "x"}], "requests": [[5, "/generate", 503, "miss", 0.1]]}')
     survivor.activity.request_ended({}, "/cache", 200, 0.1)
-    told = survivor.activity.told()
+    told = survivor.activity.snapshot()
     assert told["flights"] == [] and [request["status"] for request in told["requests"]] == [200, 503]
     survivor.activity.tidy()
     assert (files / "dead.json").exists()
     for _ in range(50):
         survivor.activity.request_ended({}, "/cache", 200, 0.1)
     survivor.activity.tidy()
-    assert not (files / "dead.json").exists() and len(survivor.activity.told()["requests"]) == 50
+    assert not (files / "dead.json").exists() and len(survivor.activity.snapshot()["requests"]) == 50
 
 
 def test_without_room_for_files_the_service_goes_on(tmp_path, caplog):
@@ -140,4 +140,4 @@ def test_without_room_for_files_the_service_goes_on(tmp_path, caplog):
         reporter.start()
         until(lambda: len(looks) >= 2, 20)
     assert [record.message.partition(",")[0] for record in caplog.records] == ["the figures of /stats have gaps"]
-    assert activity.told() == {"flights": [], "requests": []}
+    assert activity.snapshot() == {"flights": [], "requests": []}

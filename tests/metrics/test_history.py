@@ -58,18 +58,18 @@ def history(figures, clock, tmp_path):
 
 def points(history, series):
     """All points of a series, told by its plot and its name."""
-    return next(one["points"] for one in json.loads(history.told()[1])
+    return next(one["points"] for one in json.loads(history.snapshot()[1])
                 if (one.get("plot"), one["name"]) == series)
 
 
 def test_counters_are_told_by_their_growth(history, figures, clock):
     """What was counted before the beginning is nobody's growth; then each interval has its own, over all labels."""
-    assert points(history, ERRORS) == [] and history.told()[0] == START
+    assert points(history, ERRORS) == [] and history.snapshot()[0] == START
     for grown in (10, 0, 3):
         figures.errors += grown
         clock.tick(STEP)
         assert history.due and history.sample()
-    assert points(history, ERRORS) == [2.0, 0.0, 0.6] and history.told()[0] == START + 3 * STEP
+    assert points(history, ERRORS) == [2.0, 0.0, 0.6] and history.snapshot()[0] == START + 3 * STEP
 
 
 def test_a_sample_is_taken_once_an_interval(history, figures, clock):
@@ -80,7 +80,7 @@ def test_a_sample_is_taken_once_an_interval(history, figures, clock):
     clock.tick(0.5)
     figures.errors = 5
     assert history.due and history.sample() and not history.due and not history.sample()
-    assert points(history, ERRORS) == [1.0] and history.told()[0] == START + STEP
+    assert points(history, ERRORS) == [1.0] and history.snapshot()[0] == START + STEP
 
 
 def test_missed_intervals_are_gaps(history, figures, clock):
@@ -124,7 +124,7 @@ def test_it_outlives_its_sampler_and_has_but_one(history, figures, clock, tmp_pa
     clock.tick(STEP)
     other = History(figures.samples, tmp_path / "stats", clock)
     assert not other.sample() and history.sample()
-    assert other.told() == history.told() and points(other, ERRORS) == [1.0]
+    assert other.snapshot() == history.snapshot() and points(other, ERRORS) == [1.0]
     del history
     figures.errors = 15
     clock.tick(STEP)
