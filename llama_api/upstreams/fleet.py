@@ -139,6 +139,9 @@ class Fleet:
                 finally:
                     self._observer.running(slot.upstream.host, -1)
                     self._queue.give_back(slot)
+        except Cancelled:
+            journey.outcome = "cancelled"
+            raise
         finally:
             if (ended := journey.ended()) is not None:
                 self._observer.generation_ended(ended)
@@ -195,9 +198,6 @@ class Fleet:
                 with self._attempts.at(upstream, journey) as cancellation:
                     completion = upstream.client.generate(call, build, journey.seconds_left(self._timeout),
                                                           cancellation, run.publish)
-            except Cancelled:
-                journey.outcome = "cancelled"
-                raise
             except OllamaTimeout as error:
                 raise OllamaTimeout(journey.flowing) from error
         upstream.answered(call.model)

@@ -335,6 +335,28 @@ def test_a_single_one_is_tried_a_few_times(monkeypatch):
     assert scene.observer.failures == []
 
 
+def test_no_try_begins_beyond_the_deadline(monkeypatch):
+    """When the pause before the next try would pass it, the failure stands."""
+    monkeypatch.setattr(module, "BACKOFF_SECONDS", 10.0)
+    scene = Scene(client := Client("a"), timeout=1.0)
+    client.failures = [OllamaBusy()]
+    with pytest.raises(OllamaBusy):
+        scene.ask()
+    assert len(client.calls) == 1
+
+
+def test_the_pause_between_tries_can_be_cancelled(monkeypatch):
+    """Nobody waits for a try that nobody wants, and it counts as cancelled."""
+    monkeypatch.setattr(module, "BACKOFF_SECONDS", LONG)
+    scene = Scene(client := Client("a"))
+    client.failures = [OllamaBusy()]
+    run, outcome = scene.begin()
+    until(lambda: client.calls)
+    run.cancellation.request()
+    assert isinstance(until(lambda: outcome)[0], Cancelled) and len(client.calls) == 1
+    assert [ended.outcome for ended in scene.observer.ended] == ["cancelled"]
+
+
 def test_a_single_one_is_asked_whatever_its_probes_say():
     """What it says of the call is newer than any probe."""
     scene = Scene(client := Client("a", {}))
