@@ -56,9 +56,9 @@ def _repeated(text: str, written: str) -> Iterator[range]:
 
 
 def _short(text: str, written: list[str]) -> Iterator[range]:
-    """Where ``text`` has one of those texts of ``written`` that are too short for a run."""
-    for one in {text.strip() for text in written}:
-        if 0 < len(one) < RUN:
+    """Where ``text`` has one of those of ``written`` that are too short for a run."""
+    for one in {given.strip() for given in written}:
+        if 0 < len(one) < RUN and one in text:  # of a hundred thousand texts that are embedded, very few
             escaped = re.escape(one)
             pattern = escaped if len(one) >= WORD else rf"(?<!\w){escaped}(?!\w)"
             yield from (range(*match.span()) for match in re.finditer(pattern, text))
