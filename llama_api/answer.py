@@ -36,8 +36,8 @@ class Completion(NamedTuple):
     load_duration: int | None = None
     prompt_eval_duration: int | None = None
     eval_duration: int | None = None
-    context: "array[int] | None" = None  # of 32-bit numbers: thousands of tokens, beside the text of few
-    debug_info: dict[str, Any] | None = None  # the prompt as rendered, for who asked for just that
+    context: "array[int] | None" = None  # 32-bit numbers: thousands of tokens, even beside a short text
+    debug_info: dict[str, Any] | None = None  # the rendered prompt, for a request that asked for nothing else
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -91,7 +91,7 @@ class Answer:
 
     @property
     def weight(self) -> int:
-        """Bytes that it takes in memory beside its fixed parts, nearly."""
+        """The bytes that it takes in memory beside its fixed parts, approximately."""
         size = sys.getsizeof(self.text) + len(self.thinking) + len(self.vector or b"")
         if self.tool_calls or self.logprobs:
             size += 4 * len(orjson.dumps([self.tool_calls, self.logprobs]))  # objects take more than their text

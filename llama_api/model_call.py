@@ -18,8 +18,8 @@ _FLOATS = frozenset({"temperature", "top_p", "min_p", "typical_p", "repeat_penal
 class ModelCall:
     """One request as Ollama will get it, made by ``of``.
 
-    ``body`` lacks what never changes an answer (``stream``, ``keep_alive``), and its ``stop`` the model's own stops,
-    which the client adds: a list that is sent replaces them.
+    ``body`` has nothing that never changes an answer (``stream``, ``keep_alive``). Its ``stop`` has the caller's stops
+    alone: OllamaClient adds the model's own, which a list that is sent would replace.
     """
 
     endpoint: str
@@ -76,7 +76,7 @@ class ModelCall:
 
     @property
     def opening(self) -> str:
-        """The text that the model reads, nearly as it will be rendered: two calls that begin alike begin alike here."""
+        """The text that the model reads, nearly as rendered: calls whose prompts begin alike begin alike here too."""
         parts = [self.body.get("system") or "", self.body.get("prompt") or ""]
         if tools := self.body.get("tools"):
             parts.append(orjson.dumps(tools).decode())

@@ -139,7 +139,7 @@ def _shown(name: str, value: Any) -> Any:
     """A value as one would write it, without its secrets."""
     if name in ("api_keys", "api_keys_file"):
         return "***" if value else ""
-    if name == "ollamas":  # whose class may be that of before a reload
+    if name == "ollamas":  # as pairs: after a reload their class is not this OllamaHost
         return ",".join(_masked(url, False) + ("" if slots is None else f"*{slots}") for url, slots in value)
     if name == "model_aliases":
         return ",".join(f"{alias}={model}" for alias, model in value)

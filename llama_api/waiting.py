@@ -1,4 +1,4 @@
-"""How a generation waits: what it tells meanwhile, and how a wait ends early, by a limit or for want of readers."""
+"""What is needed to wait well: progress to tell, time limits, cancellation, and one call shared by all who ask."""
 
 import logging
 import threading
@@ -40,7 +40,7 @@ class Progress:
 
 
 class Watchdog:
-    """Runs an action when its time limit passes, with one thread for any number of limits."""
+    """Runs actions when their time limits pass, with one thread for all of them."""
 
     def __init__(self) -> None:
         self._limits: dict[object, tuple[float, Callable[[], None]]] = {}

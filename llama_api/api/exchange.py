@@ -1,4 +1,4 @@
-"""One question of one client on its way through the service, whatever grammar it was asked in.
+"""One question on its way through the service, whichever API it was asked by.
 
 A door makes a ModelCall of the request and hands it to ``Exchanges.respond`` with a Grammar, which writes the answer.
 """

@@ -70,7 +70,7 @@ class AnswerCache:
         return entry
 
     def set(self, key: str, answer: Answer, epoch: int) -> bool:
-        """Keep ``answer``, which was begun in ``epoch``; False when that is over, or the answer too large."""
+        """Keep ``answer``, which was begun in ``epoch``; False when that epoch is over or the answer is too large."""
         now = self._clock()
         entry = Entry(answer, now, now)
         if not self.front.takes(entry):
@@ -90,7 +90,7 @@ class AnswerCache:
         self._on_purge.append(action)
 
     def watch(self) -> None:
-        """Hear of purges elsewhere from now on, also in a process that never looks for an answer."""
+        """Learn of purges elsewhere from now on, even in a process that never looks for an answer."""
         if self.keeper is not None:
             self.keeper.start()
 

@@ -25,7 +25,8 @@ class Epochs:
     def saw(self, name: str, since: int) -> None:
         """The store said ``name`` to a question that was asked in ``since``: another one means a purge elsewhere.
 
-        A reply that a purge has overtaken says nothing. A first name counts as well, for who knows what was before.
+        A reply that a purge here has overtaken says nothing. The first name that is seen counts as a purge too: what
+        was stored here before it may be of an earlier epoch.
         """
         with self.lock:
             if since == self.number:

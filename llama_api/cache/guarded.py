@@ -13,8 +13,8 @@ from .redis import RedisStore
 from .sqlite import SqliteStore
 from .store import Claim, Found, Kept, Lease, LeasingStore, Store, StoreError
 
-ADMISSION = 0.03  # seconds that a look for an entry waits for a place inside the store
-PATIENCE = 0.25  # seconds that the others wait: without them a whole generation may be made twice, or lost
+ADMISSION = 0.03  # seconds that a look for an entry waits for its turn at the store
+PATIENCE = 0.25  # seconds that other operations wait: without one, an answer may be generated twice or be lost
 PROBE_EVERY = 1.0  # seconds between two looks at a store that is down
 WARN_EVERY = 60.0  # seconds between two warnings
 logger = logging.getLogger("llama_api.store")

@@ -30,8 +30,8 @@ class LRUCache(BaseCache):
         self._clock = clock
         # A native lock, which takes half the time of gevent's: nothing switches greenlets while it is held.
         self._lock = get_original("_thread", "allocate_lock")()
-        # A dict that pops its oldest again and again walks over the holes that are left; an OrderedDict does not. What
-        # a hit does not need stands apart: at 10⁶ entries each look at another object is a miss of the processor's.
+        # An OrderedDict, as a dict that pops its oldest again and again walks over the holes that they leave. Sizes and
+        # expiries are kept apart, as a hit does not need them: at 10⁶ entries each further object is a cache miss.
         self._values: OrderedDict[str, Any] = OrderedDict()
         self._sizes: dict[str, int] = {}
         self._expiries: dict[str, float] = {}

@@ -12,8 +12,9 @@ _start_native_thread = get_original("_thread", "start_new_thread")
 _allocate_native_lock = get_original("_thread", "allocate_lock")
 _NativeQueue = get_original("queue", "SimpleQueue")
 
-# A thread of a busy process starves for the interpreter's lock, so a caller gives it up, and stops everybody, for some
-# seconds: first as many as most tasks take, then for each look, and once more at the end.
+# In a busy process the native thread starves for the interpreter's lock. So its caller waits natively, which gives the
+# lock up but stops all greenlets, for these seconds: AT_ONCE, which is enough for most tasks, then LOOK each time, and
+# GRACE at the end.
 AT_ONCE, LOOK, GRACE = 0.002, 0.0003, 0.005
 POLL = 0.001  # seconds between two looks
 
@@ -28,7 +29,7 @@ class NativeThread:
     def call(self, seconds: float, function: Callable[[], Any]) -> Any:
         """What ``function`` returns or raises. Raises TimeoutError after ``seconds``: then it goes on, unheeded.
 
-        A function that has not begun by then never does. What this process itself is held up does not count.
+        A function that has not begun by then never does. Time in which this process itself is held up does not count.
         """
         task = _Task(function)
         self._queue().put(task)

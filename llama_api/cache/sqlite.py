@@ -179,7 +179,7 @@ class SqliteStore:
 
     @_natively
     def keep(self, claims: Sequence[Claim], leases: Sequence[Lease], ttl: float) -> Kept:
-        """As in Store; there are no leases, for nobody can take one here."""
+        """As in Store; ``leases`` is empty, for this store has none to take."""
         tokens = [claim.token for claim in claims]
         if not tokens:
             with self._file.using() as db:

@@ -44,14 +44,14 @@ class Claim(NamedTuple):
 
 
 class Lease(NamedTuple):
-    """One of those that may be taken under ``name``, held by whoever drew ``token``."""
+    """One of the limited number that may be held under ``name``; the holder is whoever drew ``token``."""
 
     name: str
     token: str
 
 
 class Kept(NamedTuple):
-    """What the keeping up of claims found: the epoch, and the tokens of those claims that somebody waits for."""
+    """What a round of ``keep`` found: the epoch, and the tokens of our claims that somebody waits for."""
 
     epoch: str
     wanted: frozenset[str]
@@ -112,7 +112,7 @@ class Store(Protocol):
     def keep(self, claims: Sequence[Claim], leases: Sequence[Lease], ttl: float) -> Kept:
         """Let our claims and leases live ``ttl`` seconds from now, all in one round trip.
 
-        A claim that is lost stays so; a lease that had lapsed counts again, for what it stands for goes on.
+        A claim that is lost stays lost; a lease that had lapsed is taken again, for its generation goes on.
         """
 
     def ping(self) -> None:

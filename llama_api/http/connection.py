@@ -16,8 +16,8 @@ BODY_SECONDS = 15.0  # for a whole body: no worker bounds it
 def read_json_body(request: Request, limit: int, watchdog: Watchdog, any_type: bool = False) -> bytes:
     """The body of a JSON request. Raises BodyTooLarge, NotJSON, BodyTimeout or ClientGone; ``limit`` is in bytes.
 
-    With ``any_type`` its Content-Type may be any, but not from a page of another site: such a page can send text
-    without asking, and JSON only when CORS_ORIGINS has it.
+    With ``any_type`` any Content-Type will do, except for a page of another site (it sends an Origin): browsers let
+    such a page post text without asking, but JSON only where CORS_ORIGINS has it.
     """
     environ = request.environ
     length = request.content_length  # None for a chunked body
@@ -47,8 +47,8 @@ def read_json_body(request: Request, limit: int, watchdog: Watchdog, any_type: b
 def gone_check(environ: dict[str, Any]) -> Callable[[], bool]:
     """A function that tells whether the client of this request has closed its connection, or its half of it.
 
-    Who has closed one half, and would still read, cannot be told from one who is gone.
-    A server that does not hand over its socket (``gunicorn.socket``) leaves that unknown.
+    A client that has closed one half, and would still read, cannot be told from one that is gone. Under a server that
+    does not hand over its socket (``gunicorn.socket``) nobody is ever seen to leave.
     """
     client = environ.get("gunicorn.socket")
     return lambda: client is not None and hung_up(client)

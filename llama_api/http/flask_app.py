@@ -1,7 +1,7 @@
-"""Flask, but for three things that it does anew for each request and that are much the same each time.
+"""Flask with three steps of a request made cheap: matching its URL, finding its hooks, fitting its response's headers.
 
-It matches the URL, looks for the hooks of every blueprint, and fits the headers of the response: a fifth, a fourteenth
-and an eighth of a hit (benchmarks/README.md, the profile). Nothing of what Flask does is dropped.
+They were a fifth, a fourteenth and an eighth of a hit (benchmarks/README.md, the profile), and mostly come out the same
+each time. All else is Flask's own, and nothing of what it does is dropped.
 """
 
 from collections.abc import Callable
@@ -87,7 +87,7 @@ class _PathAdapter(MapAdapter):
 
     known: dict[tuple[str, str], Rule]
     request: Request
-    # Checked letter by letter, so not before a URL is built with it.
+    # Looked up only when a URL is built with it: the check goes through it letter by letter.
     server_name = property(lambda self: self.request.host, lambda self, name: None)
 
     def match(self, path_info: str | None = None, method: str | None = None, return_rule: bool = False,
@@ -111,7 +111,7 @@ _ADAPTED = frozenset({"Location", "Content-Location"})
 
 
 class WholeResponse(Response):
-    """A response that is sent as it was made when that is a whole body: there is nothing to adapt in its headers."""
+    """A response that, when its body is whole, is sent as it was made: its headers need no fitting."""
 
     def __call__(self, environ: Any, start_response: Any) -> Any:
         """Send it. Flask also fits the headers to the status, to HEAD and to URLs that are not ASCII."""

@@ -25,7 +25,7 @@ _ended_at = itemgetter(0)  # of a request: when (since 1970), endpoint, status, 
 class Activity:
     """Knows the flights and the requests of this worker, and with a ``directory`` those of all that share it.
 
-    ``only_looks`` tells of an endpoint (the pattern of a URL) that its requests are not worth telling of.
+    Requests of an endpoint (the pattern of a URL) for which ``only_looks`` is true are left out.
     """
 
     def __init__(self, flights: Flights, only_looks: Callable[[str], bool], directory: Path | None = None):
@@ -68,7 +68,7 @@ class Activity:
 
     @property
     def revision(self) -> int:
-        """Another number whenever a flight has been cancelled."""
+        """A number that changes whenever a flight has been cancelled."""
         return self._watched.revision if self._watched is not None else 0
 
     # What the reporter does four times a second

@@ -88,7 +88,7 @@ class History:
 
     @property
     def revision(self) -> int:
-        """Another number whenever there are new points."""
+        """A number that changes whenever there are new points."""
         return self._file.revision if self._file is not None else self._past.end if self._past is not None else 0
 
     def _is_ours(self) -> bool:

@@ -52,7 +52,7 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 class Watched:
-    """A file or a directory that others change; ``read`` gives the bytes of a file that is another than last time."""
+    """A file or a directory that others change; ``read`` gives the bytes of a file that has changed since."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -60,7 +60,7 @@ class Watched:
 
     @property
     def revision(self) -> int:
-        """Another number whenever it has been replaced, 0 while it is missing."""
+        """A number that changes whenever the file is replaced, 0 while it is missing."""
         try:
             return self.path.stat().st_mtime_ns
         except FileNotFoundError:

@@ -26,7 +26,7 @@ class PlainHTTP(Exception):
 
 
 class _Patient:
-    """Writes that wait for the reader: gevent bounds a whole write, here it is the time in which nothing is read."""
+    """Writes that last as long as somebody reads: what is bounded is the time without progress, not the whole write."""
 
     send_seconds = SEND_SECONDS
 
@@ -40,7 +40,7 @@ class _Patient:
                 try:
                     rest = rest[self.send(rest, flags):]
                 except TimeoutError:
-                    # The kernel wants a third of its buffer free before it takes more, which is long for a slow reader.
+                    # The kernel takes no more before a third of its buffer is free: with a slow reader that is long.
                     if self.unread() >= unread:
                         raise ConnectionResetError(errno.ECONNRESET, "the client does not read") from None
         finally:
@@ -63,7 +63,7 @@ class TLSClient(_Patient, gevent.ssl.SSLSocket):
 def connected(accepted: Any, context: SSLContext | None, suppress_ragged_eofs: bool = True) -> Any:
     """The client on the socket ``accepted``, its handshake done where there is a ``context``.
 
-    Raises PlainHTTP, or OSError when the handshake fails or does not come in time. ``accepted`` is used up.
+    ``accepted`` gives up its descriptor. Raises PlainHTTP, or OSError when the handshake fails or comes too late.
     """
     client: Any = Client(accepted.family, accepted.type, accepted.proto, fileno=accepted.detach())
     if context is None:

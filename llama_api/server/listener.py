@@ -21,10 +21,10 @@ class Server(StreamServer):
     """Accepts connections until it is closed."""
 
     def close(self) -> None:
-        """Take what the kernel has connected already before the socket is closed: it would reset those."""
+        """Accept what the kernel has already connected before the socket is closed, which would reset it."""
         if not self.closed:
             self.stop_accepting()
-            # gevent's own socket would be closed a turn of the event loop later, with more connections come.
+            # gevent closes its own socket one turn of the event loop later, when more connections may have come.
             listener = _socket.socket(fileno=self.socket.detach())
             while not self.full() and (accepted := _accepted(listener)) is not None:
                 self.do_handle(*accepted)

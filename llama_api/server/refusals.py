@@ -38,7 +38,7 @@ def refuse_plain(client: Any) -> None:
 
 
 def refuse(client: Any, fault: Fault, error: BaseException | None = None) -> None:
-    """Write a problem and log it, but nothing of what came: after a wrong length that is the end of a prompt."""
+    """Write a problem and log it, without the bytes that came: after a wrong length they are part of a prompt."""
     request_id = new_request_id()
     logger.log(
         logging.ERROR if fault.status >= 500 else logging.INFO, "refused with %s %s", fault.status, fault.title,
