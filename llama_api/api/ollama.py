@@ -10,8 +10,7 @@ from ..errors import Fault
 from ..http import problems
 from ..upstreams import Fleet
 from .exchange import Exchanges, Json
-from .ollama_grammar import (Asked, OllamaGrammar, Requests, embedded, embedded_one, error_body, tags_of,
-                             status_and_text)
+from .ollama_grammar import Asked, OllamaGrammar, Requests, embedded, embedded_one, error_body, status_and_text, tags_of
 
 PREFIX = "/api/"
 VERSION = "0.0.0"  # told while no Ollama tells its own

@@ -12,11 +12,11 @@ from marshmallow import Schema, fields, validate
 
 from .. import __version__
 from ..errors import INTERNAL_ERROR, PROBLEMS
+from ..http import HEALTH_PATHS, OPEN_PATHS, PAGE_FILES, UNLIMITED
 from . import openapi_ollama, openapi_page, openapi_v1
 from .openapi_operations import DETAILS, FIELD_FAULTS, HEADERS, INFO, PARAMETERS, TAGS, Json, headers, operations, ref
-from .schemas import (MAX_STOPS, Alive, CacheStats, GenerateRequest, GenerateResponse, Health, Metrics,
-                      OllamaHealth, Problem, QueueHealth, Ready, Stop)
-from ..http import HEALTH_PATHS, OPEN_PATHS, PAGE_FILES, UNLIMITED
+from .schemas import (MAX_STOPS, Alive, CacheStats, GenerateRequest, GenerateResponse, Health, Metrics, OllamaHealth,
+                      Problem, QueueHealth, Ready, Stop)
 
 _UNKNOWN = ("not-found", "method-not-allowed")  # of any URL, so they stand under "default"
 _GENERAL = {"untrusted-host", "unauthorized", "rate-limited", INTERNAL_ERROR[1], *_UNKNOWN}

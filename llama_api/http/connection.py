@@ -6,9 +6,9 @@ from typing import Any
 from flask import Request
 from gunicorn.http.errors import ParseException
 
-from ..waiting import Watchdog
 from ..errors import BodyTimeout, BodyTooLarge, ClientGone, MalformedJSON, NotJSON
 from ..sockets import hung_up, stop_reading
+from ..waiting import Watchdog
 
 BODY_SECONDS = 15.0  # for a whole body: no worker bounds it
 

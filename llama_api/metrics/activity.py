@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import Flight, Flights
-from .peers import Peers, Peer
+from .peers import Peer, Peers
 from .shared_files import Watched
 
 FOLDER = "workers-1"  # of what they tell each other; raise it when that changes: a reload may bring newer code

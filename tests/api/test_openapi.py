@@ -9,12 +9,12 @@ import pytest
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from llama_api.settings import OllamaHost, Settings
+from llama_api.api import openapi
+from llama_api.api.schemas import GenerateRequest
 from llama_api.app import create_app
 from llama_api.core import Models, Service
-from llama_api.api import openapi
 from llama_api.errors import HTTP_SLUGS, PROBLEMS, TABLE
-from llama_api.api.schemas import GenerateRequest
+from llama_api.settings import OllamaHost, Settings
 from tests.support.double import answer_for
 
 PROMPT = "Why is the sky blue?"

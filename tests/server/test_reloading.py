@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from llama_api.server import in_force, reloading, reload_state
+from llama_api.server import in_force, reload_state, reloading
 from llama_api.settings import PREFIX, Settings, SettingsError
 from tests.support.double import answer_for
 from tests.support.gunicorn_server import ROOT, new_prompt, until
