@@ -70,10 +70,15 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.register_blueprint(page.stats.blueprint(page.Snapshot(
         settings, history, activity, lambda: health.health_of(fleet, cache, settings.model)), activity, reporter))
     app.register_blueprint(docs.blueprint(settings, request_schema))
-    if click.get_current_context(silent=True) is None:  # else a command runs, whose output they would spoil
+    _warn(app, settings)
+    return app
+
+
+def _warn(app: Flask, settings: Settings) -> None:
+    """Log what is allowed but probably not meant, unless a command runs, whose output that would spoil."""
+    if click.get_current_context(silent=True) is None:
         for warning in settings.warnings():
             app.logger.warning(warning)
-    return app
 
 
 def _fleet(settings: Settings, metrics: Metrics, watchdog: Watchdog, cache: AnswerCache) -> Fleet:
