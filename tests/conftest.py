@@ -1,10 +1,16 @@
 """The fixtures of the tests that need the service as it is run: a double of Ollama, a gunicorn, a Redis."""
 
+import hypothesis
 import pytest
 
 from tests.support.double import OllamaDouble
 from tests.support.gunicorn_server import servers
 from tests.support.redis_server import RedisServer
+
+# Time is no measure of an example on a machine that does other things as well.
+hypothesis.settings.register_profile("any machine", deadline=None,
+                                     suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("any machine")
 
 
 @pytest.fixture

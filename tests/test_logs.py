@@ -79,7 +79,7 @@ def test_no_text_breaks_a_line(text):
     assert json.loads(line)["path"] == text
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.dictionaries(st.text(st.characters(), max_size=5), st.recursive(
     st.text(st.characters(), max_size=5) | st.integers() | st.floats() | st.none() | st.binary(max_size=3),
     lambda inner: st.lists(inner, max_size=2), max_leaves=4), max_size=4))

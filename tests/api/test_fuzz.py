@@ -27,8 +27,8 @@ REFUSALS = SchemathesisConfig.from_dict({"checks": {"negative_data_rejection": {
     "expected-statuses": ["400", "404", "413", "415", "422"]}}})
 SEND_LIMIT = 8.0  # seconds for an answer or the end of a connection: the head's limit is 2
 GROWTH_MB = 32
-FUZZ = settings(deadline=None, max_examples=300, derandomize=True, database=None,
-                suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+FUZZ = settings(max_examples=300, derandomize=True, database=None,
+                suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ DIRECTIVES = st.lists(st.sampled_from([
     "max-stale=5", "", 'private="a, no-store"']))
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=300, derandomize=True, database=None)
 @given(header=st.text(st.characters(max_codepoint=255), max_size=80))
 def test_any_cache_control_is_read(header):
     """No header makes the parser fail, and an age is a number that can be compared."""
@@ -160,7 +160,7 @@ def test_any_cache_control_is_read(header):
     assert directives.max_age is None or math.isfinite(directives.max_age)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@settings(max_examples=200, derandomize=True, database=None)
 @given(parts=DIRECTIVES, upper=st.booleans(), blanks=st.sampled_from(["", " ", "  \t"]))
 def test_cache_control_says_what_it_says(parts, upper, blanks):
     """Known directives count wherever they stand, in any case and with any blanks; the others do not."""
@@ -180,7 +180,7 @@ TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
      "/", "1/day", "a,b", ",", "10m", "*", "llama3:8b", "x-cloud"])
 
 
-@settings(max_examples=400, deadline=None, derandomize=True, database=None)
+@settings(max_examples=400, derandomize=True, database=None)
 @given(environ=st.dictionaries(VARIABLES, TEXTS, max_size=6))
 def test_any_environment_is_taken_or_every_fault_is_named(environ):
     """Settings are made, or a SettingsError names at least one of the variables; nothing else is raised."""

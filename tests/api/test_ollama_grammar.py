@@ -361,7 +361,7 @@ VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allo
                           max_size=3), max_leaves=8)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.dictionaries(st.sampled_from([*GENERATE_FIELDS, *CHAT_FIELDS, *EMBED_FIELDS, "other"]), VALUES, max_size=6),
        st.booleans())
 def test_any_object_is_a_call_that_can_be_sent_or_is_refused(body, named):
@@ -374,7 +374,7 @@ def test_any_object_is_a_call_that_can_be_sent_or_is_refused(body, named):
             assert status in (400, 404) and orjson.dumps(text)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
 def test_any_bytes_are_a_call_or_are_refused(body):
     """What is not JSON too."""

@@ -66,7 +66,7 @@ def test_what_is_not_one_json_object_is_refused_with_the_reason(body, reason):
     assert reason in str(caught.value) and len(str(caught.value)) < 120
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(max_size=60) | st.text(alphabet='{}[]":,\\u0123aeNI+-. ', max_size=60).map(str.encode))
 def test_any_bytes_are_parsed_or_refused(body):
     """Whatever comes is an object or MalformedJSON, never another exception, and agrees with the standard parser."""
@@ -178,7 +178,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3), max_leaves=5)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.dictionaries(st.sampled_from([*SCHEMA.fields, "other"]), VALUES, max_size=5))
 def test_any_object_is_a_call_or_a_fault(body):
     """Whatever the fields hold, the outcome is a ModelCall or ValidationError."""

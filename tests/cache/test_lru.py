@@ -138,7 +138,7 @@ class LRUMachine(RuleBasedStateMachine):
             self.they_agree()
 
 
-LRUMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+LRUMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 class TestAgainstTheModel(LRUMachine.TestCase):

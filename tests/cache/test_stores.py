@@ -143,7 +143,7 @@ def do(store, operation, *args):
     return None if operation == "clear" else done
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
 def test_it_is_an_exact_lru(opened, steps):
     """Any sequence of operations, spread over two views, ends as it does in the model."""

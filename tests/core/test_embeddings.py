@@ -91,7 +91,7 @@ def bench():
 TEXTS = st.lists(st.sampled_from("abcdefgh"), max_size=6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(stored=TEXTS, under_way=st.lists(TEXTS, max_size=3), asked=TEXTS.filter(bool))
 def test_any_mix_gives_what_ollama_gives_uncached(stored, under_way, asked):
     """Of stored, joined, double and new texts: the vectors, in order, and no text is embedded twice."""
@@ -109,7 +109,7 @@ def test_any_mix_gives_what_ollama_gives_uncached(stored, under_way, asked):
     assert label(bench.ask(*asked)) == HIT and bench.idle()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(TEXTS.filter(bool), min_size=1, max_size=6))
 def test_a_count_of_tokens_is_exact_or_none(requests):
     """Ollama tells but the sum of a call; what can be told from such sums is told, and nothing else."""

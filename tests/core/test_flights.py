@@ -348,7 +348,7 @@ def test_identical_requests_at_once_are_one_run():
     assert len(runs) == 1 and runs[0].readers == 0 and flights.count == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.sampled_from(["join", "leave", "publish", "land", "fail"]), max_size=30))
 def test_any_order_of_events_keeps_the_books(events):
     """Readers are counted, the flight is cancelled when and only when the last one leaves it early."""

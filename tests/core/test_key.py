@@ -66,14 +66,14 @@ def spellings(draw, body):
     return "{" + ", ".join(parts) + "}"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data(), BODIES)
 def test_equal_effective_requests_share(data, body):
     """However a request is spelt, the same effective values make the same key."""
     assert key_of(data.draw(spellings(body))) == key_of(data.draw(spellings(body)))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data(), BODIES, BODIES)
 def test_differing_requests_never_share(data, one, other):
     """Requests that differ in any effective value, in one field or in many, have different keys."""
@@ -135,7 +135,7 @@ def shuffled(data, values):
     return {name: values[name] for name in data.draw(st.permutations(list(values)))}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data(), CALLS, CALLS)
 def test_keys_are_equal_if_and_only_if_the_requests_to_ollama_are(data, one, other):
     """Whichever door made them: same endpoint, model, fields and options, in any order, and nothing else."""

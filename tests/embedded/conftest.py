@@ -39,7 +39,7 @@ def server():
 @pytest.fixture
 def post(server):
     """``post(path, body)`` sends a body as JSON, or bytes as they are."""
-    def post(path, body, timeout=20):
+    def post(path, body, timeout=60):
         sent = {"data": body} if isinstance(body, bytes) else {"json": body}
         return requests.post(f"http://{server}{path}", timeout=timeout, **sent)
     return post
@@ -48,7 +48,7 @@ def post(server):
 @pytest.fixture
 def ask(post):
     """``ask(prompt, options={}, **fields)`` posts to /api/generate: plain, greedy and short unless told otherwise."""
-    def ask(prompt, timeout=20, options=(), **fields):
+    def ask(prompt, timeout=60, options=(), **fields):
         options = {"temperature": 0, "num_predict": 8} | dict(options)
         return post("/api/generate", {"model": MODEL, "prompt": prompt, "stream": False, "options": options} | fields,
                     timeout)

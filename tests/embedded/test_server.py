@@ -27,7 +27,7 @@ TOO_LONG = "word " * 5000
 @contextlib.contextmanager
 def generation(address, prompt="Tell me a long story.", **fields):
     """Open a connection that asks for far more than a test would wait for."""
-    with contextlib.closing(http.client.HTTPConnection(address, timeout=20)) as connection:
+    with contextlib.closing(http.client.HTTPConnection(address, timeout=60)) as connection:
         body = {"model": MODEL, "prompt": prompt, "options": {"num_predict": 4000, "repeat_penalty": 1.3}} | fields
         connection.request("POST", "/api/generate", json.dumps(body))
         yield connection
@@ -120,7 +120,7 @@ def test_the_chat_template_is_applied(ask, server):
     chatml = f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
     templated, raw = ask(prompt, system=system).json(), ask(chatml, raw=True).json()
     turns = [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
-    chat = requests.post(f"http://{server}/api/chat", timeout=20, json={
+    chat = requests.post(f"http://{server}/api/chat", timeout=60, json={
         "model": MODEL, "messages": turns, "stream": False, "options": {"temperature": 0, "num_predict": 8}}).json()
     assert templated["response"] == raw["response"] == chat["message"]["content"]
     assert templated["prompt_eval_count"] == raw["prompt_eval_count"] == chat["prompt_eval_count"]
@@ -231,7 +231,7 @@ def test_two_stand_side_by_side(server, ask):
     with process(*COMMAND) as started, generation(server) as busy:
         other = address_of(started)
         busy.getresponse().readline()
-        answer = requests.post(f"http://{other}/api/generate", timeout=20, json={
+        answer = requests.post(f"http://{other}/api/generate", timeout=60, json={
             "model": MODEL, "prompt": CAPITAL, "raw": True, "stream": False,
             "options": {"temperature": 0, "num_predict": 8}}).json()["response"]
         digests = {requests.get(f"http://{host}/api/tags", timeout=5).json()["models"][0]["digest"]

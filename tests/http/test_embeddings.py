@@ -14,16 +14,21 @@ MODEL, LENGTH = "embedder:1b", 16
 MISS, HIT = "llama-api; fwd=miss; stored", "llama-api; hit"
 
 
+def prepare(double):
+    double.reset()
+    double.set(slots=8)
+    double.set_model(MODEL, digest="b" * 64, capabilities=["embedding"], embedding_length=LENGTH)
+
+
 @pytest.fixture(scope="module")
 def server(shared_double, shared_serve):
+    prepare(shared_double)  # before the service looks, or the first vectors would be of a build that it does not know
     return shared_serve(shared_double, parallel=2, models=MODEL, max_body_bytes=50_000)
 
 
 @pytest.fixture
 def double(shared_double):
-    shared_double.reset()
-    shared_double.set(slots=8)
-    shared_double.set_model(MODEL, digest="b" * 64, capabilities=["embedding"], embedding_length=LENGTH)
+    prepare(shared_double)
     return shared_double
 
 

@@ -3,7 +3,7 @@
 import http.client
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_api.ollama.chunked import LONGEST_LINE, ChunkedDecoder
@@ -20,7 +20,6 @@ def decode(parts):
     return b"".join(decoder.feed(part) for part in parts), decoder
 
 
-@settings(deadline=None)
 @given(st.lists(st.binary(min_size=1, max_size=40), max_size=5), st.lists(st.integers(0, 250), max_size=8))
 def test_any_content_comes_out_however_it_is_split(chunks, cuts):
     """Splits inside sizes, line breaks and content change nothing, and the end is seen with the last byte."""

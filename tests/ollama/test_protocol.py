@@ -4,7 +4,7 @@ from array import array
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_api.answer import Completion, Piece
@@ -156,7 +156,6 @@ noise = st.binary(max_size=80) | st.lists(
                      b'{"a":"\xc3', b"\xa9", b"NaN", b"null"]), max_size=14).map(b"".join)
 
 
-@settings(deadline=None)
 @given(st.data(), ndjson, st.booleans())
 def test_ndjson_split_anywhere_gives_the_same_records(data, body, ended):
     """Cuts inside characters, between CR and LF, with or without a last line break: the records are all there."""
@@ -165,7 +164,6 @@ def test_ndjson_split_anywhere_gives_the_same_records(data, body, ended):
     assert read(body, cuts) == ([orjson.loads(line) for line in body.split(b"\n") if line.strip()], False)
 
 
-@settings(deadline=None)
 @given(st.data(), noise)
 def test_any_bytes_are_records_or_garbled(data, body):
     """Whatever comes, however it is cut, the outcome is the same: records, then perhaps OllamaGarbled."""

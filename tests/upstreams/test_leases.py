@@ -62,7 +62,7 @@ def test_machines_share_the_slots(machine):
     assert in_threads(12, work) == [None] * 12
     assert len(served) > 10 and most["a"] <= 2 and most["b"] <= 1
     assert all(queue.running == queue.waiting == 0 for queue in queues)
-    slots = [queues[1].take(waiter(), Cancellation(), seconds=0.2) for _ in range(3)]
+    slots = [queues[1].take(waiter(), Cancellation(), seconds=5) for _ in range(3)]
     assert Counter(slot.upstream.name for slot in slots) == {"a": 2, "b": 1}
 
 

@@ -382,7 +382,7 @@ def test_a_newcomer_leaves_the_slot_to_who_waits_elsewhere():
     assert order == ["newcomer"] and waiting.slot is not None
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2 ** 32), processes=st.integers(1, 3), slots=st.integers(1, 3))
 def test_a_storm_of_comers_and_leavers_leaves_nothing(seed, processes, slots):
     """Threads that queue, are cancelled at any moment, or run out of time: no slot and no place is lost."""
