@@ -20,7 +20,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-breakpad",
          "--disable-features=OptimizationHints,Translate", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-         "--window-size=1280,1600", "--remote-debugging-pipe")
+         "--hide-scrollbars", "--window-size=1280,1600", "--remote-debugging-pipe")
 KEY_CODES = {"Tab": 9, "Enter": 13, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowRight": 39}
 SHIFT, CTRL = 8, 2  # the protocol's numbers of modifiers
 # Puts the two ends of our pipes where the browser looks for them: first out of the way, as they may be 3 or 4.
@@ -98,10 +98,10 @@ class Page:
         """The parameters of all events of a name."""
         return [event["params"] for event in self.events if event["method"] == method]
 
-    def screenshot(self, path):
-        """Save what the page shows as a PNG."""
-        with open(path, "wb") as file:
-            file.write(base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]))
+    def screenshot(self, path, whole=True):
+        """Save the whole page, or what the window shows of it, as PNG or WebP: whichever the name of the file says."""
+        picture = self.call("Page.captureScreenshot", format=path.suffix[1:], quality=70, captureBeyondViewport=whole)
+        path.write_bytes(base64.b64decode(picture["data"]))
 
 
 @contextmanager
