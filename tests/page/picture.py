@@ -81,7 +81,7 @@ def _call(api, over, number):
 
 
 def _picture(tab, api, path):
-    tab.resize(1280, 1160)
+    tab.resize(1280, 1080)
     tab.call("Page.navigate", url=f"{api.url}/")
     tab.until("document.querySelectorAll('#requests tr').length > 20")
     ask(tab, "Explain in some sentences why the sky is blue.")

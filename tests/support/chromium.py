@@ -100,7 +100,7 @@ class Page:
 
     def screenshot(self, path, whole=True):
         """Save the whole page, or what the window shows of it, as PNG or WebP: whichever the name of the file says."""
-        picture = self.call("Page.captureScreenshot", format=path.suffix[1:], quality=70, captureBeyondViewport=whole)
+        picture = self.call("Page.captureScreenshot", format=path.suffix[1:], quality=36, captureBeyondViewport=whole)
         path.write_bytes(base64.b64decode(picture["data"]))
 
 
