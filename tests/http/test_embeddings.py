@@ -34,6 +34,8 @@ def double(shared_double):
 
 @pytest.fixture
 def api(server, double):
+    """The server, once its probes have found the embedder again: an answer of an unknown build is soon stale."""
+    until(lambda: any(model["name"] == MODEL for model in server.get("/api/tags").json["models"]))
     return server
 
 
