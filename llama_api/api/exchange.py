@@ -31,7 +31,7 @@ class Grammar(Protocol):
     content_type: str  # of a streamed answer
 
     def whole(self, answer: Answer, reply: Reply, figures: Json) -> bytes:
-        """The body of a plain answer; ``figures`` are those of contract §2, ``metrics``."""
+        """The body of a plain answer; ``figures`` is what POST /generate tells as ``metrics``."""
 
     def pieces(self, pieces: list[Piece]) -> bytes:
         """The pieces that came together, as a part of a stream."""

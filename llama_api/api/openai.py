@@ -1,4 +1,4 @@
-"""OpenAI's API at /v1: chats, completions, embeddings and models (``openai-api.md``)."""
+"""OpenAI's API at /v1: chats, completions, embeddings and models (https://platform.openai.com/docs/api-reference)."""
 
 import time
 from collections.abc import Mapping

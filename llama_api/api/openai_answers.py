@@ -1,4 +1,4 @@
-"""Answers in the form of OpenAI's API, whole and streamed (``openai-api.md`` §2)."""
+"""Answers in the form of OpenAI's API, whole and streamed."""
 
 import hashlib
 import secrets

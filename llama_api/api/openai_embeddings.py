@@ -1,4 +1,4 @@
-"""Embeddings in OpenAI's form: the bodies of requests and of answers (``openai-api.md`` §1.5, §2.4)."""
+"""Embeddings in OpenAI's form: the bodies of requests and of answers."""
 
 from base64 import b64encode
 from dataclasses import dataclass

@@ -96,7 +96,7 @@ def headers_of(fault: Fault, error: Exception) -> dict[str, str]:
 
 
 def _too_long(error: PromptTooLong) -> str:
-    """A sentence with all the words by which clients know this error (``openai-api.md`` §3.4)."""
+    """A sentence with all the words by which clients know this error."""
     if error.tokens is None or error.window is None:
         return ("This model's maximum context length is exceeded: your prompt is too long; shorten it"
                 " (context_length_exceeded).")

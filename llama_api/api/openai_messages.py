@@ -1,4 +1,4 @@
-"""The messages and tools of a chat in OpenAI's form, made into Ollama's (``openai-api.md`` §1.2, §1.3)."""
+"""The messages and tools of a chat in OpenAI's form, made into Ollama's."""
 
 import base64
 import re

@@ -1,4 +1,4 @@
-"""The bodies of requests to OpenAI's API, made into calls of Ollama (``openai-api.md`` §1.1, §1.3, §1.4, §1.7).
+"""The bodies of requests to OpenAI's API, made into calls of Ollama.
 
 Every field is honoured, refused by name, or ignored because it changes nothing.
 """

@@ -78,7 +78,7 @@ class History:
         return taken
 
     def snapshot(self) -> tuple[int, bytes]:
-        """The time of the newest points, and all series as JSON (contract §13)."""
+        """The time of the newest points, and all series as JSON, as GET /stats gives them."""
         past = self._load()
         if past is not self._series_of or past is None:
             points = past.points if past is not None else {}

@@ -1,4 +1,4 @@
-"""Access from outside: keys, rates, proxies, host names, browsers (contract, 1 and 6)."""
+"""Access from outside: keys, rates, proxies, host names, browsers."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The cache from outside: what is one entry, how long it is fresh, what a request may ask of it (contract, 4)."""
+"""The cache from outside: what is one entry, how long it is fresh, what a request may ask of it."""
 
 import itertools
 import time

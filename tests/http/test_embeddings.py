@@ -1,4 +1,4 @@
-"""Embeddings from outside: each text cached by itself, exact, shared while it is under way (contract, 10.7 and 11)."""
+"""Embeddings from outside: each text cached by itself, exact, shared while it is under way."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""Every error from outside: how each fault of Ollama's and each misuse of ours looks to a client (contract, 6)."""
+"""Every error from outside: how each fault of Ollama's and each misuse of ours looks to a client."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""Several Ollamas from outside: slots, failover, builds, loads and the words of a wait (contract, 3, 5 and 12)."""
+"""Several Ollamas from outside: slots, failover, builds, loads and the words of a wait."""
 
 import json
 import time

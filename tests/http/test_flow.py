@@ -1,4 +1,4 @@
-"""Many, slow and rude clients: slots, queue, deadlines, the breaker, stopping and reloading (contract, 1, 4 to 6)."""
+"""Many, slow and rude clients: slots, queue, deadlines, the breaker, stopping and reloading."""
 
 import contextlib
 import http.client

@@ -1,4 +1,4 @@
-"""POST /generate from outside: what is taken, what is refused, what Ollama is told, what comes back (contract, 2)."""
+"""POST /generate from outside: what is taken, what is refused, what Ollama is told, what comes back."""
 
 import json
 

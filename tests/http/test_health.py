@@ -1,4 +1,4 @@
-"""Health from outside: what each endpoint looks at, how soon it knows, that it never waits (contract, 5)."""
+"""Health from outside: what each endpoint looks at, how soon it knows, that it never waits."""
 
 import hashlib
 import time

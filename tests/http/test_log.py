@@ -1,4 +1,4 @@
-"""The log from outside: a line for every request whatever happened, what it says, what it never says (contract, 7)."""
+"""The log from outside: a line for every request whatever happened, what it says, what it never says."""
 
 import gzip
 import json

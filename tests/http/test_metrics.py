@@ -1,4 +1,4 @@
-"""The figures from outside: responses, log and Prometheus tell the same, over all workers (contract, 8)."""
+"""The figures from outside: responses, log and Prometheus tell the same, over all workers."""
 
 from collections import Counter
 

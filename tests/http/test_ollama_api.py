@@ -1,4 +1,4 @@
-"""Ollama's API from outside: its wire, its errors, its hits, and who leaves (contract, 11)."""
+"""Ollama's API from outside: its wire, its errors, its hits, and who leaves."""
 
 import json
 

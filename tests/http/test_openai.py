@@ -1,4 +1,4 @@
-"""OpenAI's API from outside, over sockets: what goes to Ollama, what comes back, how it fails (contract, 10)."""
+"""OpenAI's API from outside, over sockets: what goes to Ollama, what comes back, how it fails."""
 
 import base64
 import json

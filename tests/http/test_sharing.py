@@ -1,4 +1,4 @@
-"""Sharing from outside: collapsing, purging, surviving, in a process, over workers and hosts (contract, 4)."""
+"""Sharing from outside: collapsing, purging, surviving, in a process, over workers and hosts."""
 
 import http.client
 import json

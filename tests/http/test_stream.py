@@ -1,4 +1,4 @@
-"""Streams from outside: when pieces come, what they say, how they fail, who leaves (contract, 3)."""
+"""Streams from outside: when pieces come, what they say, how they fail, who leaves."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""gunicorn's command line: honoured or refused, never dropped in silence (contract, 6)."""
+"""gunicorn's command line: honoured or refused, never dropped in silence."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""The start from outside: what a wrong setting does, what an odd one does, what the process says (contract, 1)."""
+"""The start from outside: what a wrong setting does, what an odd one does, what the process says."""
 
 import socket
 import time

@@ -1,4 +1,4 @@
-"""TLS by gunicorn's own --certfile and --keyfile (contract, 6)."""
+"""TLS by gunicorn's own --certfile and --keyfile."""
 
 import contextlib
 import socket
