@@ -92,6 +92,7 @@ class SqliteFile:
             raise StoreError(f"{type(error).__name__}: {error}") from error
 
     def close(self) -> None:
+        """Close the connection; the next use opens the file again."""
         with self._lock:
             self._drop()
 

@@ -15,6 +15,7 @@ from .server import Handler, Listener
 
 
 def read_arguments() -> argparse.Namespace:
+    """Read the command line; a wrong one ends the process with its usage."""
     parser = argparse.ArgumentParser(prog="python -m llama_api.embedded", description="A small stand-in for Ollama.")
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on")
@@ -27,6 +28,7 @@ def read_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Load the model and serve until a signal comes, or the process that started this one is gone."""
     arguments = read_arguments()
     for number in (signal.SIGINT, signal.SIGTERM):
         # At once and without clean-up: nothing needs one, and llama.cpp crashes in it while a generation runs.

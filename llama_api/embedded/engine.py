@@ -69,10 +69,12 @@ class Engine:
             connection.close()
 
     def call(self, path: str, body: Any = None) -> Any:
+        """Return the JSON of the engine's whole answer; Refused if not 200."""
         with self.request(path, body) as response:
             return json.load(response)
 
     def tokenize(self, text: str) -> list[int]:
+        """Return the tokens of a text, with those that a prompt begins with."""
         return self.call("/tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"]
 
     def render(self, turns: list[dict[str, Any]]) -> str:

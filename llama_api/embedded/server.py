@@ -27,6 +27,7 @@ class Listener(socketserver.ThreadingTCPServer):
     model: Model
 
     def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print the stack of a fault, but say nothing of a client that has left."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
@@ -40,6 +41,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Listener
 
     def answer(self) -> None:
+        """Answer one request, of whatever method."""
         arrived = time.monotonic_ns()
         self.close_connection |= "Transfer-Encoding" in self.headers  # a body in chunks is not read
         length, path = self.headers.get("Content-Length", "0"), self.path.partition("?")[0]
@@ -69,6 +71,7 @@ class Handler(BaseHTTPRequestHandler):
         """Keep quiet: the service in front has a log."""
 
     def gone(self) -> bool:
+        """Whether the client has closed its connection."""
         poll = select.poll()
         poll.register(self.connection, select.POLLIN)
         try:
@@ -77,6 +80,7 @@ class Handler(BaseHTTPRequestHandler):
             return True
 
     def send(self, status: int, content_type: str, body: bytes) -> None:
+        """Send a whole response; to HEAD without its body."""
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
@@ -85,6 +89,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def send_json(self, value: Any, status: int = 200) -> None:
+        """Send a value as JSON, written as Go writes it."""
         self.send(status, "application/json; charset=utf-8", go_json.encode(value))
 
     def send_reply(self, reply: Reply) -> None:
@@ -109,5 +114,6 @@ class Handler(BaseHTTPRequestHandler):
         self.send_chunk(b"")
 
     def send_chunk(self, data: bytes) -> None:
+        """Send one chunk at once; an empty one ends the body (RFC 9112 §7.1)."""
         self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
         self.wfile.flush()

@@ -14,6 +14,7 @@ class ListenerName:
         self._name = listener.getsockname()
 
     def getsockname(self) -> Any:
+        """The address that it listened on, as ``socket.getsockname`` tells it."""
         return self._name
 
 
