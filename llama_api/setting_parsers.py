@@ -1,5 +1,6 @@
 """What each kind of setting may be: from its text to its value. What is not allowed raises ValueError with what is."""
 
+import importlib.util
 import math
 import re
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from urllib.parse import urlsplit
 
 from .model_names import is_cloud, normal
 
+_OTLP = ("opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
 _TRUE, _FALSE = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
 _NAME_PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"
 _MODEL = re.compile(rf"(?:[A-Za-z0-9_][A-Za-z0-9_.:-]*/)?(?:{_NAME_PART}/)?{_NAME_PART}(?::{_NAME_PART})?")
@@ -100,6 +102,13 @@ def ollamas(text: str) -> tuple[OllamaHost, ...]:
     if len(set(names)) < len(names):
         raise ValueError("a list in which no Ollama appears twice")
     return tuple(hosts)
+
+
+def otlp_endpoint(text: str) -> str:
+    """A collector, where the extra that can export to one is installed."""
+    if not all(map(importlib.util.find_spec, _OTLP)):
+        raise ValueError("unset where its packages are not installed: pip install 'llama-api[otel]'")
+    return _http_url(text)
 
 
 def cache_url(text: str) -> str:

@@ -66,6 +66,7 @@ class Settings:
     log_level: str = _var("INFO", parse.log_level)
     log_prompts: bool = _var(False, parse.boolean)
     workers: int = _var(1, parse.integer(1), variable="WEB_CONCURRENCY", prefix="")
+    otlp_endpoint: str = _var("", parse.otlp_endpoint, variable="OTEL_EXPORTER_OTLP_ENDPOINT", prefix="")
     unknown: tuple[str, ...] = ()
 
     @classmethod

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from .trace import Trace
+
 logger = logging.getLogger(__name__)
 
 WATCH_TICK = 0.05  # seconds: how late a time limit may strike
@@ -29,7 +31,8 @@ class Progress:
     """Where a generation is, told by whoever moves it along. Times are on the monotonic clock.
 
     ``state`` is waiting (for a slot), loading (the model) or writing; ``host`` is the Ollama that took it, ``slot_at``
-    when. ``wait`` tells what a caller may be told of the wait; the queue puts its own there.
+    when. ``wait`` tells what a caller may be told of the wait; the queue puts its own there. ``trace`` is the span of
+    the request that began it.
     """
 
     state: str = "waiting"
@@ -37,6 +40,7 @@ class Progress:
     slot_at: float | None = None
     first_piece_at: float | None = None
     wait: Callable[[], Wait] = Wait
+    trace: Trace | None = None
 
 
 class Watchdog:

@@ -9,13 +9,14 @@ PACKAGE = Path(__file__).parent.parent / "llama_api"
 # From the top floor down. A wing imports wings of lower floors, and the modules at the bottom; embedded stands alone.
 FLOORS = [{"wsgi", "__main__"}, {"app"}, {"api", "page"}, {"http"}, {"metrics", "commands", "server", "embedded"},
           {"core"}, {"upstreams"}, {"ollama", "cache"}]
-BOTTOM = {"settings", "setting_parsers", "logs", "errors", "model_call", "answer", "waiting", "sockets", "strict_json",
-          "model_names"}
+BOTTOM = {"settings", "setting_parsers", "logs", "errors", "model_call", "answer", "trace", "waiting", "sockets",
+          "strict_json", "model_names"}
 FOREIGN = {
     "flask": {"app", "api", "page", "http"}, "werkzeug": {"app", "api", "page", "http"},
     "marshmallow": {"api"}, "apispec": {"api"}, "flask_cors": {"http"}, "flask_limiter": {"http"},
     "flask_caching": {"app", "cache"}, "redis": {"cache"}, "sqlite3": {"cache"}, "psutil": {"metrics"},
-    "prometheus_client": {"metrics", "server"}, "requests": {"ollama", "commands"}, "urllib3": {"ollama", "commands"},
+    "prometheus_client": {"metrics", "server"}, "opentelemetry": {"metrics"},
+    "requests": {"ollama", "commands"}, "urllib3": {"ollama", "commands"},
     "gunicorn": {"server", "http"}, "click": {"app", "commands", "__main__"}, "xllamacpp": {"embedded"}}
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms} | dict.fromkeys(BOTTOM, len(FLOORS))
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))

@@ -1,6 +1,7 @@
 """The settings: what each variable takes, what it refuses, and how a refusal reads."""
 
 import dataclasses
+import sys
 
 import pytest
 
@@ -14,7 +15,8 @@ DEFAULTS = {
     "cache_url": "memory://", "cache_max_entries": 1000, "cache_max_bytes": 67108864, "cache_ttl": 0.0,
     "cache_stale_if_error": 86400.0, "max_body_bytes": 1048576, "max_tokens_limit": 8192, "api_keys": (),
     "api_keys_file": (), "rate_limit": "", "trusted_proxies": 0, "trusted_hosts": (), "cors_origins": (),
-    "log_file": "api.log", "log_level": "INFO", "log_prompts": False, "workers": 1, "unknown": ()}
+    "log_file": "api.log", "log_level": "INFO", "log_prompts": False, "workers": 1, "otlp_endpoint": "",
+    "unknown": ()}
 
 VARIABLES = {module.variable(spec): spec.name for spec in dataclasses.fields(Settings) if spec.metadata}
 COUNTS = ("PARALLEL", "NUM_CTX", "CACHE_MAX_BYTES", "MAX_BODY_BYTES", "MAX_TOKENS_LIMIT", "WEB_CONCURRENCY")
@@ -50,6 +52,8 @@ GOOD = [
     ("CORS_ORIGINS", "https://app.example.com,http://localhost:3000",
      ("https://app.example.com", "http://localhost:3000")), ("CORS_ORIGINS", "*", ("*",)),
     ("LOG_FILE", "/var/log/other.log", "/var/log/other.log"),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318/", "http://collector:4318"),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://me:pw@h/otlp", "https://me:pw@h/otlp"),
     ("LOG_LEVEL", "debug", "DEBUG"), ("LOG_LEVEL", "Error", "ERROR"),
     *[("LOG_PROMPTS", text, True) for text in ("true", "1", "yes", "on", "TRUE", "Yes")],
     *[("LOG_PROMPTS", text, False) for text in ("false", "0", "no", "off", "False")],
@@ -84,6 +88,7 @@ BAD = [
     *[("TRUSTED_HOSTS", text) for text in (",", "a b", "http://h", "h/x", "*")],
     *[("CORS_ORIGINS", text) for text in (",", "app.example.com", "https://h/path", "https://", "ftp://h")],
     *[("LOG_LEVEL", text) for text in ("LOUD", "10", "TRACE")],
+    *[("OTEL_EXPORTER_OTLP_ENDPOINT", text) for text in ("collector:4317", "grpc://h", "http://")],
     *[("LOG_PROMPTS", text) for text in ("2", "maybe", "t", "y", "wahr")],
     *[(name, text) for name in COUNTS for text in (*NO_NUMBER, "0", "1.5", "1" * 16)],
     *[(name, text) for name in COUNTS_FROM_ZERO for text in (*NO_NUMBER, "1.5", "1" * 16)],
@@ -93,7 +98,7 @@ BAD = [
 
 def named(name):
     """The whole name of a variable."""
-    return name if name == "WEB_CONCURRENCY" else "LLAMA_API_" + name
+    return name if name == "WEB_CONCURRENCY" or name.startswith("OTEL_") else "LLAMA_API_" + name
 
 
 def faults_of(environ):
@@ -144,6 +149,13 @@ def test_an_empty_value_is_the_default(name, blank):
     assert found == DEFAULTS | no_file
 
 
+def test_an_export_that_nothing_installed_can_do_is_refused(monkeypatch):
+    """With the command that installs it."""
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)  # as if it were not there
+    fault, = faults_of({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"})
+    assert "pip install 'llama-api[otel]'" in fault
+
+
 def test_all_faults_are_told_at_once():
     """One start shows every fault, one a line."""
     wrong = {"LLAMA_API_PARALLEL": "0", "LLAMA_API_TIMEOUT": "never", "LLAMA_API_MODEL": "a b",
@@ -154,6 +166,7 @@ def test_all_faults_are_told_at_once():
 @pytest.mark.parametrize("name, text", [
     ("API_KEYS", "s3cret key"), ("OLLAMA_URL", "ftp://me:s3cret@h"), ("OLLAMA_URL", "http://me:a@s3cret@h?x"),
     ("OLLAMA_URL", "me:s3cret@h"), ("OLLAMA_URL", "http:/me:s3cret@h"), ("CACHE_URL", "redis://:s3cret@h/x"),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://me:s3cret@h:x"),
     ("CACHE_URL", "redis://h/0?password=s3cret"), ("CACHE_URL", "redis:s3cret@h"),
     ("CACHE_URL", "redis://:s3cret\nx@h/0")])
 def test_secrets_are_masked_in_faults(name, text):

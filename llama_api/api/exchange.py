@@ -80,7 +80,7 @@ class Exchanges:
     def respond(self, call: ModelCall, grammar: Grammar, streamed: bool) -> Response:
         """Answer the current request, which asks for ``call``. Raises what kept the answer from coming."""
         self._note(call)
-        reply = self._service.ask(call, self.directives, gone_check(request.environ))
+        reply = self._service.ask(call, self.directives, gone_check(request.environ), g.trace)
         g.record["cache"] = reply.result
         return self._stream(reply, grammar) if streamed else self._plain(
             reply, lambda answer, figures: grammar.whole(answer, reply, figures))
@@ -91,7 +91,7 @@ class Exchanges:
         Raises what kept them from coming.
         """
         self._note(calls[0].with_texts([call.text for call in calls]))
-        reply = self._embeddings.ask(calls, self.directives, gone_check(request.environ))
+        reply = self._embeddings.ask(calls, self.directives, gone_check(request.environ), g.trace)
         g.record["cache"] = reply.result
         return self._plain(reply, lambda answer, figures: write(answer, reply))
 

@@ -13,6 +13,7 @@ from ..answer import Answer, Completion, Piece
 from ..cache import AnswerCache, Entry
 from ..errors import NotCached, OllamaRefused, PromptTooLong
 from ..model_call import ModelCall
+from ..trace import Trace
 from ..upstreams import Fleet
 from .flights import Boarded, Flight, Flights, Landing
 from .service import FAILURES, RESULT_OF, Directives, Figures, Reply, Service, figures_of
@@ -27,7 +28,8 @@ class Embeddings:
     def __init__(self, service: Service, fleet: Fleet, cache: AnswerCache, flights: Flights):
         self._service, self._fleet, self._cache, self._flights = service, fleet, cache, flights
 
-    def ask(self, calls: Sequence[ModelCall], directives: Directives, gone: Callable[[], bool]) -> "EmbeddingReply":
+    def ask(self, calls: Sequence[ModelCall], directives: Directives, gone: Callable[[], bool],
+            trace: Trace | None = None) -> "EmbeddingReply":
         """Begin to embed: a call for each text, in order, some perhaps alike. Raises NotCached."""
         asked_at = time.monotonic()
         bypass = directives.no_store or not self._cache.enabled
@@ -48,15 +50,16 @@ class Embeddings:
             call.key in known and self._service.stale_for(known[call.key]) is None)}
         unknown = not directives.no_cache and any(call.key not in known for call in missing)
         forwarded = "bypass" if bypass else "miss" if unknown else "request" if renewed else "stale"
-        reply.board(missing, forwarded, lambda left, join: self._board(left, join, renewed, bypass, gone))
+        reply.board(missing, forwarded, lambda left, join: self._board(left, join, renewed, bypass, gone, trace))
         return reply
 
     def _board(self, calls: Sequence[ModelCall], join: bool, renewed: set[str], bypass: bool,
-               gone: Callable[[], bool]) -> list[Boarded]:
+               gone: Callable[[], bool], trace: Trace | None) -> list[Boarded]:
         """Join the flights that carry some of ``calls`` and start one for the rest."""
         by_key = {call.key: call for call in calls}
 
         def produce(flight: Flight) -> Landing:
+            flight.progress.trace = trace
             return self._fly(flight, [by_key[key] for key in flight.keys or by_key], renewed, bypass)
 
         if bypass:

@@ -8,6 +8,7 @@ from ..answer import Answer, Piece
 from ..cache import AnswerCache, Entry
 from ..errors import NotCached, OllamaError, PromptTooLong, QueueFull, QueueTimeout
 from ..model_call import ModelCall
+from ..trace import Trace
 from ..upstreams import Fleet
 from ..waiting import Wait
 from .claims import Claims
@@ -144,8 +145,12 @@ class Service:
         self._ttl, self._stale_if_error = ttl, stale_if_error
         self.claims = Claims(cache, flights) if cache.store is not None and cache.enabled else None
 
-    def ask(self, call: ModelCall, directives: Directives, gone: Callable[[], bool]) -> Reply:
-        """Begin to answer ``call``; ``gone`` tells whether its client has left. Raises NotCached."""
+    def ask(self, call: ModelCall, directives: Directives, gone: Callable[[], bool],
+            trace: Trace | None = None) -> Reply:
+        """Begin to answer ``call``; ``gone`` tells whether its client has left. Raises NotCached.
+
+        ``trace`` is the span of the request; the generation is in that of the one who began it.
+        """
         asked_at = time.monotonic()
         bypass = directives.no_store or not self._cache.enabled
         key = None if bypass else call.key
@@ -162,7 +167,8 @@ class Service:
         spare = entry if acceptable and entry is not None and self.serves_in_need(entry) else None
         renew = directives.no_cache or fresh  # then what the cache holds is not wanted
         forwarded = "bypass" if bypass else "request" if renew else "miss" if entry is None else "stale"
-        reader, started = self._flights.board(key, lambda flight: self._fly(flight, call, renew), gone, call.model)
+        reader, started = self._flights.board(
+            key, lambda flight: self._fly(flight, call, renew, trace), gone, call.model)
         result = RESULT_OF[forwarded] if started else "collapsed"
         return FlightReply(asked_at, result, forwarded, reader, spare)
 
@@ -204,8 +210,10 @@ class Service:
         stale_for = self.stale_for(entry)
         return stale_for is None or stale_for <= self._stale_if_error
 
-    def _fly(self, flight: Flight, call: ModelCall, renew: bool) -> Landing:
+    def _fly(self, flight: Flight, call: ModelCall, renew: bool, trace: Trace | None) -> Landing:
         """Produce the landing of ``flight``: what a producer's thread runs."""
+        flight.progress.trace = trace
+
         def find() -> Landing | None:
             entry = self._cache.get(flight.key) if flight.key is not None and not renew else None
             if entry is None or self.stale_for(entry) is not None:

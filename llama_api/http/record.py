@@ -8,18 +8,18 @@ from typing import Any
 from flask import Flask, Response, g, request
 
 from ..logs import JsonLog, new_request_id
-from ..metrics import Activity, Metrics
+from ..metrics import Activity, Metrics, Tracing
+from ..trace import Trace
 
 LONGEST = 500  # characters of a caller's text in one field of the log
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 
 
 class Recorder:
     """The before/after-request pair around every request; views add to ``g.record`` what they know."""
 
-    def __init__(self, metrics: Metrics, activity: Activity, log: JsonLog):
-        self._metrics, self._activity, self._log = metrics, activity, log
+    def __init__(self, metrics: Metrics, activity: Activity, log: JsonLog, tracing: Tracing | None = None):
+        self._metrics, self._activity, self._log, self._tracing = metrics, activity, log, tracing
         self.under_way = 0  # requests of this process that have begun and not ended
 
     def init_app(self, app: Flask) -> None:
@@ -31,15 +31,21 @@ class Recorder:
         environ = request.environ
         sent = environ.get("HTTP_X_REQUEST_ID", "")
         record = {"request_id": sent if _REQUEST_ID.fullmatch(sent) else new_request_id()}
-        if trace := _TRACEPARENT.fullmatch(environ.get("HTTP_TRACEPARENT", "")):
-            record["trace_id"] = trace[1]
+        trace = None
+        if "HTTP_TRACEPARENT" in environ:
+            trace = Trace.received(environ["HTTP_TRACEPARENT"], environ.get("HTTP_TRACESTATE", ""))
+        if self._tracing is not None:
+            trace = self._tracing.begin(trace)
+        if trace is not None:
+            record["trace_id"] = trace.trace_id
         self.under_way += 1
-        g.record, g.began = record, time.perf_counter()
+        g.record, g.trace, g.began = record, trace, time.perf_counter()
 
     def _finish(self, response: Response) -> Response:
         record, began, req = g.record, g.began, request._get_current_object()  # type: ignore[attr-defined]
         response.headers["X-Request-ID"] = record["request_id"]
-        facts = (req.method, req.path, req.remote_addr, req.url_rule.rule if req.url_rule is not None else "(unknown)")
+        facts = (req.method, req.path, req.remote_addr, req.url_rule.rule if req.url_rule is not None else "(unknown)",
+                 g.trace)
         if response.is_streamed:
             response.call_on_close(lambda: self._end(record, began, response.status_code, facts))
         else:
@@ -50,10 +56,12 @@ class Recorder:
         """Count one request and log it."""
         self.under_way -= 1
         seconds = time.perf_counter() - began
-        method, path, client, endpoint = facts
+        method, path, client, endpoint, trace = facts
         self._metrics.request_ended(record, method, endpoint, status, seconds)
         self._activity.request_ended(record, endpoint, status, seconds)
         path = (path if path.isascii() and path.isprintable() else ascii(path)[1:-1])[:LONGEST]
+        if self._tracing is not None:
+            self._tracing.request_ended(trace, record, method, path, endpoint, status, seconds)
         self._log.write(logging.ERROR if status >= 500 else logging.INFO, {
             "message": f"{method} {path} {status}", **record, "method": method, "path": path, "status": status,
             "duration_ms": round(seconds * 1000, 3), "client": client and client[:LONGEST]})

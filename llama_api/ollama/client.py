@@ -24,6 +24,7 @@ from .protocol import (LINE_LIMIT, LineReader, completion_of, error_text, parse_
                        vectors_of)
 from .redaction import redacted
 from ..settings import Settings
+from ..trace import Trace
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +53,11 @@ class OllamaClient:
         self._model_stops: dict[str, tuple[str | None, list[str]]] = {}  # by model: its build and its own stops
 
     def generate(self, call: ModelCall, digest: str | None, seconds: float, cancellation: Cancellation,
-                 publish: Callable[[list[Piece]], None]) -> Completion:
+                 publish: Callable[[list[Piece]], None], trace: Trace | None = None) -> Completion:
         """Generate the answer to ``call``, within ``seconds``, handing its pieces to ``publish`` as they come.
 
-        ``digest`` is the model's build, by which its own stops are remembered. Raises OllamaError, or Cancelled.
+        ``digest`` is the model's build, by which its own stops are remembered; ``trace`` is the span of this request.
+        Raises OllamaError, or Cancelled.
         """
         deadline = time.monotonic() + seconds
         payload = dict(call.body) | ({} if call.embeds else {"stream": True})
@@ -64,7 +66,7 @@ class OllamaClient:
         if stops := call.options.get("stop"):
             payload["options"] = call.options | {
                 "stop": self._all_stops(call.model, stops, digest, deadline, cancellation)}
-        return self._generate_once(call, orjson.dumps(payload), deadline, cancellation, publish)
+        return self._generate_once(call, orjson.dumps(payload), deadline, cancellation, publish, trace)
 
     def inventory(self, seconds: float) -> list[dict[str, Any]]:
         """The models of ``/api/tags``, within ``seconds``. Raises OllamaError."""
@@ -107,19 +109,18 @@ class OllamaClient:
         return list(dict.fromkeys([*known[1], *stops]))
 
     def _generate_once(self, asked: ModelCall, body: bytes, deadline: float, cancellation: Cancellation,
-                       publish: Callable[[list[Piece]], None]) -> Completion:
+                       publish: Callable[[list[Piece]], None], trace: Trace | None) -> Completion:
+        call = Call(trace)
         if asked.embeds:
-            return self._embed_once(asked, body, deadline, cancellation, publish)
-        call = Call()
+            return self._embed_once(call, asked, body, deadline, cancellation, publish)
         with self._exchange(call, "POST", asked.endpoint, body, deadline - time.monotonic(), cancellation) as response:
             self._check_status(response, asked.model, asked)
             last = self._read_answer(response.raw, call, asked, publish)
             _drain(call.detach(), response.raw)
             return completion_of(last)
 
-    def _embed_once(self, asked: ModelCall, body: bytes, deadline: float, cancellation: Cancellation,
+    def _embed_once(self, call: Call, asked: ModelCall, body: bytes, deadline: float, cancellation: Cancellation,
                     publish: Callable[[list[Piece]], None]) -> Completion:
-        call = Call()
         with self._exchange(call, "POST", asked.endpoint, body, deadline - time.monotonic(), cancellation) as response:
             self._check_status(response, asked.model, asked)
             record = _whole(response.raw, VECTORS_LIMIT)
@@ -180,7 +181,7 @@ class OllamaClient:
                 seconds = max(seconds, 0.001)
                 # The session's own send() adds cookies and redirects, which are not wanted from Ollama.
                 response = self._session.get_adapter(self._url).send(
-                    self._request(method, path, body), stream=True,
+                    self._request(method, path, body, call.trace), stream=True,
                     timeout=(min(self._settings.connect_timeout, seconds), seconds + 1))
                 yield response
         except (requests.RequestException, OllamaError, *_BROKEN) as error:
@@ -195,7 +196,7 @@ class OllamaClient:
             if response is not None:
                 response.close()
 
-    def _request(self, method: str, path: str, body: bytes | None) -> requests.PreparedRequest:
+    def _request(self, method: str, path: str, body: bytes | None, trace: Trace | None) -> requests.PreparedRequest:
         """A request made from a template: preparing one anew costs as much as sending it."""
         if (method, path) not in self._prepared:
             headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
@@ -204,6 +205,8 @@ class OllamaClient:
         prepared = self._prepared[method, path].copy()
         prepared.body = body
         prepared.headers["Content-Length"] = str(len(body or b""))
+        if trace is not None:
+            prepared.headers.update(trace.headers)
         return prepared
 
     def _check_status(self, response: requests.Response, model: str, asked: ModelCall | None = None) -> None:

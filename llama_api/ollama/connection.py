@@ -8,13 +8,15 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from ..sockets import quiet
+from ..trace import Trace
 from .chunked import EagerResponse
 
 
 class Call:
-    """One exchange with Ollama, which another thread can cut off at any moment."""
+    """One exchange with Ollama, which another thread can cut off at any moment; ``trace`` is its span."""
 
-    def __init__(self) -> None:
+    def __init__(self, trace: Trace | None = None) -> None:
+        self.trace = trace
         self._lock = threading.Lock()
         self._socket: Any = None
         self.cut_by: type[Exception] | None = None

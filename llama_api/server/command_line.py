@@ -22,5 +22,5 @@ def faults_of(cfg: Config) -> Iterator[str]:
     if cfg.control_socket != ControlSocket.default:
         yield "--control-socket: there is none: leave it out, and steer the master by signals"
     for name in sorted(cfg.env):
-        if name.startswith((PREFIX, "WEB_CONCURRENCY", "PROMETHEUS_")):
+        if name.startswith((PREFIX, "WEB_CONCURRENCY", "PROMETHEUS_", "OTEL_")):
             yield f"--env {name}=… comes after the settings are read: set {name} in the environment instead"

@@ -82,6 +82,12 @@ def post_worker_init(worker: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def worker_exit(server: Any, worker: Any) -> None:
+    """Send the last spans and metrics."""
+    if worker.booted and (tracing := worker.wsgi.extensions["llama_api"].tracing) is not None:
+        tracing.close()
+
+
 def child_exit(server: Any, worker: Any) -> None:
     """Forget the gauges of a worker that has ended."""
     multiprocess.mark_process_dead(worker.pid)

@@ -5,10 +5,10 @@ from .fleet import Fleet
 from .leases import Leases
 from .monitor import Monitor
 from .probe import Probe
-from .run import Ended, Generated, Observer, Run
+from .run import Attempted, Ended, Generated, Observer, Run, Tracer
 from .slots import Slots
 from .state import State
 from .upstream import Upstream
 
-__all__ = ["Breaker", "Ended", "Fleet", "Generated", "Leases", "Monitor", "Observer", "Probe", "Run", "Slots", "State",
-           "Upstream"]
+__all__ = ["Attempted", "Breaker", "Ended", "Fleet", "Generated", "Leases", "Monitor", "Observer", "Probe", "Run",
+           "Slots", "State", "Tracer", "Upstream"]

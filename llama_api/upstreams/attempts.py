@@ -1,20 +1,28 @@
 """The generations that Ollamas are working at: ended when they are wanted no more, moved when their Ollama is gone."""
 
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..answer import Completion
 from ..errors import OllamaReset
 from ..waiting import Cancellation, Cancelled
 from .journey import Journey
+from .run import Attempted, Tracer
 from .upstream import Upstream
 
 
 class _Attempt:
-    """One generation at one Ollama; ``cancellation`` ends it there."""
+    """One generation at one Ollama: ``cancellation`` ends it there, ``trace`` is its own span, if any."""
 
     def __init__(self, journey: Journey, upstream: Upstream):
         self.journey, self.upstream, self.cancellation = journey, upstream, Cancellation()
         self.left = self.moved = False
+        trace = journey.run.progress.trace
+        self.trace = None if trace is None else trace.child()
+        self.began = time.monotonic()
+        self.completion: Completion | None = None
 
     @property
     def loading(self) -> bool:
@@ -34,17 +42,18 @@ class _Attempt:
 
 
 class Attempts:
-    """All that are under way."""
+    """All that are under way; a ``tracer`` is told how each one ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, tracer: Tracer | None = None) -> None:
         self._under_way: set[_Attempt] = set()
+        self._tracer = tracer
 
     def __repr__(self) -> str:
         return f"<Attempts: {len(self._under_way)} under way>"
 
     @contextmanager
-    def at(self, upstream: Upstream, journey: Journey) -> Iterator[Cancellation]:
-        """Have ``upstream`` work for ``journey`` in the block, until what is given is requested.
+    def at(self, upstream: Upstream, journey: Journey) -> Iterator[_Attempt]:
+        """Have ``upstream`` work for ``journey`` in the block, until the cancellation of what is given is requested.
 
         Raises OllamaReset when it was moved away.
         """
@@ -54,13 +63,17 @@ class Attempts:
             if attempt.loading:
                 journey.run.progress.state = "loading"
             with journey.run.cancellation.interrupts(attempt.leave):
-                yield attempt.cancellation
+                yield attempt
         except Cancelled:
             if attempt.moved:
                 raise OllamaReset from None
             raise
         finally:
             self._under_way.discard(attempt)
+            if self._tracer is not None:
+                self._tracer.attempted(Attempted(
+                    journey.call, upstream.host, attempt.trace, attempt.began, journey.run.progress.first_piece_at,
+                    attempt.completion, sys.exception()))
 
     def look(self, upstream: Upstream) -> None:
         """See, after a probe of ``upstream``, whose model is loaded by now."""

@@ -2,6 +2,7 @@
 
 import logging
 import random
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from .monitor import FIRST_PROBE_SECONDS
 from .probe import Probe
 from .queue import Queue
 from .roster import Roster
-from .run import Generated, Observer, Run
+from .run import Generated, Observer, Run, Tracer
 from .state import State, state_of
 from .upstream import Upstream
 from .waiter import Slot, Waiter
@@ -41,17 +42,17 @@ class Fleet:
 
     ``models`` are those that are served, the default one first; ``timeout`` is the deadline of a generation from its
     slot on, ``queue_timeout`` the longest wait for one, in seconds; ``preload`` has each Ollama load the first model.
-    With ``leases`` slots are counted over all machines.
+    With ``leases`` slots are counted over all machines; a ``tracer`` is told the spans of each generation.
     """
 
     def __init__(self, upstreams: Sequence[Upstream], models: Sequence[str], observer: Observer, queue: int = 64,
                  queue_timeout: float = 60.0, timeout: float = 300.0, preload: bool = False,
-                 leases: Leases | None = None):
+                 leases: Leases | None = None, tracer: Tracer | None = None):
         self.upstreams, self._models, self._observer = tuple(upstreams), tuple(models), observer
         self._roster, self._affinity = Roster(upstreams), Affinity()
         self._queue = Queue(self._roster, queue, queue_timeout, leases)
         self._queue_timeout, self._timeout, self._single = queue_timeout, timeout, len(self.upstreams) == 1
-        self._loads, self._attempts = Loads(), Attempts()
+        self._loads, self._attempts, self._tracer = Loads(), Attempts(tracer), tracer
         self._preload = Preload(self._loads, models[0]) if preload else None
         for upstream in upstreams:
             upstream.monitor.noted = partial(self._noted, upstream)
@@ -148,7 +149,7 @@ class Fleet:
 
     def _slot(self, journey: Journey) -> Slot:
         """A slot for ``journey``. Raises what failed before when there is none in time for a further try."""
-        progress, waited = journey.run.progress, False
+        progress, waited, began = journey.run.progress, False, time.monotonic()
         waiter = Waiter(journey.call.model, lambda free: self._ranked(journey, free), journey.tried, journey.since)
 
         def waits() -> None:
@@ -165,6 +166,8 @@ class Fleet:
             if waited:
                 progress.wait = Wait
                 self._observer.waiting(-1)
+            if self._tracer is not None:
+                self._tracer.waited(progress.trace, began, sys.exception())
         journey.begin(slot)
         if not self._single and not journey.call.embeds:
             self._match(journey, slot.upstream)
@@ -195,9 +198,10 @@ class Fleet:
         call, run, build = journey.call, journey.run, self._roster.build(journey.call.model)
         with upstream.breaker.admission():
             try:
-                with self._attempts.at(upstream, journey) as cancellation:
-                    completion = upstream.client.generate(call, build, journey.seconds_left(self._timeout),
-                                                          cancellation, run.publish)
+                with self._attempts.at(upstream, journey) as attempt:
+                    completion = attempt.completion = upstream.client.generate(
+                        call, build, journey.seconds_left(self._timeout), attempt.cancellation, run.publish,
+                        attempt.trace)
             except OllamaTimeout as error:
                 raise OllamaTimeout(journey.flowing) from error
         upstream.answered(call.model)

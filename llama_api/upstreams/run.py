@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from ..answer import Completion, Piece
+from ..model_call import ModelCall
+from ..trace import Trace
 from ..waiting import Cancellation, Progress
 
 
@@ -55,3 +57,25 @@ class Observer(Protocol):
 
     def generation_ended(self, ended: Ended) -> None:
         """A generation that held a slot has ended."""
+
+
+class Attempted(NamedTuple):
+    """One generation at one Ollama, and how that ended; times are monotonic. ``trace`` is its own span, if any."""
+
+    call: ModelCall
+    host: str
+    trace: Trace | None
+    began: float
+    first_piece_at: float | None
+    completion: Completion | None
+    error: BaseException | None
+
+
+class Tracer(Protocol):
+    """Who is told the spans of each generation."""
+
+    def waited(self, trace: Trace | None, since: float, error: BaseException | None) -> None:
+        """The wait for a slot has ended; ``trace`` is the span in which it waited, ``since`` is monotonic."""
+
+    def attempted(self, attempted: Attempted) -> None:
+        """A generation at one Ollama has ended."""

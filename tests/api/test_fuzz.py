@@ -174,7 +174,8 @@ def test_cache_control_says_what_it_says(parts, upper, blanks):
 
 VARIABLES = st.sampled_from([*(PREFIX + name for name in (
     "BIND OLLAMA_URL MODEL PARALLEL QUEUE QUEUE_TIMEOUT TIMEOUT KEEP_ALIVE NUM_CTX CACHE_URL CACHE_TTL API_KEYS"
-    " API_KEYS_FILE RATE_LIMIT TRUSTED_HOSTS CORS_ORIGINS LOG_LEVEL LOG_PROMPTS NO_SUCH").split()), "WEB_CONCURRENCY"])
+    " API_KEYS_FILE RATE_LIMIT TRUSTED_HOSTS CORS_ORIGINS LOG_LEVEL LOG_PROMPTS NO_SUCH").split()), "WEB_CONCURRENCY",
+    "OTEL_EXPORTER_OTLP_ENDPOINT"])
 TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30) | st.sampled_from(
     ["1", "0", "-1", "1e9", "inf", "nan", "٣", "http://[", "http://u:p@h:99999", "redis://h/x", "sqlite:///", "[::1]:0",
      "/", "1/day", "a,b", ",", "10m", "*", "llama3:8b", "x-cloud"])

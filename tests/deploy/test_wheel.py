@@ -15,7 +15,7 @@ from tests.support.gunicorn_server import ROOT, new_prompt
 def wheel(tmp_path_factory):
     """The wheel, built of a copy: what an earlier build has left behind would be packed again."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "setup.cfg", "requirements.in", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.cfg", "requirements.in", "requirements-otel.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     shutil.copytree(ROOT / "llama_api", source / "llama_api", ignore=shutil.ignore_patterns("__pycache__"))
     subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index",

@@ -17,7 +17,8 @@ REFUSED = [
     ("worker_class", "gthread", "--worker-class gthread"), ("threads", 4, "--threads 4"),
     ("http_protocols", "h2,h1", "HTTP/2"), ("http2_cleartext", "upgrade", "HTTP/2"),
     ("control_socket", "x.sock", "--control-socket"),
-    ("raw_env", ["LLAMA_API_MODEL=x"], "LLAMA_API_MODEL"), ("raw_env", ["WEB_CONCURRENCY=2"], "WEB_CONCURRENCY")]
+    ("raw_env", ["LLAMA_API_MODEL=x"], "LLAMA_API_MODEL"), ("raw_env", ["WEB_CONCURRENCY=2"], "WEB_CONCURRENCY"),
+    ("raw_env", ["OTEL_EXPORTER_OTLP_ENDPOINT=http://h"], "OTEL_EXPORTER_OTLP_ENDPOINT")]
 HONOURED = [("worker_class", OURS), ("timeout", 10), ("raw_env", ["OTHER=x"]), ("max_requests", 100),
             ("accesslog", "-"), ("certfile", "x.pem"), ("reload", True), ("bind", ["127.0.0.1:1", "unix:x"])]
 

@@ -153,6 +153,7 @@ class Server:
         self.log_path = self.directory / "api.log"
         self.settings = {"bind": f"127.0.0.1:{self.port}", "log_file": self.log_path, **settings}
         self.arguments = []  # of gunicorn's command line
+        self.variables = {}  # of the environment, as they are
         self.machine = self.directory.parent  # where all servers of a test share the slots of a double
         self.root = ROOT  # of the source that is run
         self.tls = None  # the client's context, for a server that speaks TLS
@@ -163,7 +164,7 @@ class Server:
         """The environment of the process: ours, without what would change the service."""
         kept = {name: value for name, value in os.environ.items()
                 if not name.startswith(("LLAMA_API_", "PROMETHEUS_", "GUNICORN_", "WEB_CONCURRENCY"))}
-        return {**kept, "TMPDIR": str(self.directory), "RUNTIME_DIRECTORY": str(self.machine), **{
+        return {**kept, "TMPDIR": str(self.directory), "RUNTIME_DIRECTORY": str(self.machine), **self.variables, **{
             "WEB_CONCURRENCY" if name == "workers" else f"LLAMA_API_{name.upper()}": str(value)
             for name, value in self.settings.items()}}
 

@@ -44,7 +44,7 @@ class Client:
     def show(self, model, **fields):
         return {"shown": self.name}
 
-    def generate(self, asked, digest, seconds, cancellation, publish):
+    def generate(self, asked, digest, seconds, cancellation, publish, trace=None):
         self.calls.append((asked, digest, seconds))
         failure = self.failures.pop(0) if self.failures else None
         with cancellation.interrupts(self.proceed.set):
