@@ -1,4 +1,4 @@
-"""Where the microseconds of a hit and of a miss go: ``python -m benchmarks.profile [hit|miss|flask] [--calls]``.
+"""Where the microseconds of a hit and of a miss go: ``python -m benchmarks.profile [what] [--calls]``.
 
 The WSGI application runs in this process, patched by gevent as in production, on a prepared environ. The functions of
 STAGES are wrapped; each is charged with its own time, without that of the stages inside it and of the wrappers.
@@ -10,6 +10,7 @@ import argparse  # noqa: E402
 import cProfile  # noqa: E402
 import functools  # noqa: E402
 import importlib  # noqa: E402
+import inspect  # noqa: E402
 import io  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
@@ -22,44 +23,14 @@ from collections import defaultdict  # noqa: E402
 from gevent import getcurrent  # noqa: E402
 
 from .contenders import Stage  # noqa: E402
+from .doors import DOORS as BODIES  # noqa: E402
 from .report import text_of  # noqa: E402
+from .stages import STAGES  # noqa: E402
 
-ROUNDS, CALLS, MISSES = 15, 1_000, 150
-FLASK = {
-    "flask.app:Flask.request_context": "Flask: make the request context",
-    "flask.ctx:AppContext.push": "Flask: push contexts", "flask.ctx:RequestContext.push": "Flask: push contexts",
-    "flask.ctx:AppContext.pop": "Flask: pop contexts", "flask.ctx:RequestContext.pop": "Flask: pop contexts",
-    "flask.ctx:RequestContext.match_request": "werkzeug: match the URL",
-    "flask.app:Flask.preprocess_request": "Flask: run the before-request functions",
-    "flask.app:Flask.process_response": "Flask: run the after-request functions",
-    "flask.app:Flask.dispatch_request": "Flask: dispatch and view",
-    "werkzeug.wrappers.request:Request.get_json": "werkzeug: get_json",
-    "werkzeug.wrappers.response:Response.__init__": "werkzeug: make the response",
-    "werkzeug.wrappers.response:Response.__call__": "werkzeug: send the response"}
-STAGES = {**FLASK,
-          "llama_api.metrics:Metrics._begin": "request id and clock",
-          "llama_api.routes:read_json_body": "read the body, within its time",
-          "llama_api.concurrency:Watchdog.limit": "watchdog of the body",
-          "llama_api.routes:parse_object": "parse JSON",
-          "marshmallow.schema:Schema.load": "validate (marshmallow)",
-          "llama_api.metrics:Metrics.asked": "note the question (SHA-256 of the prompt)",
-          "llama_api.service:key_for": "cache key",
-          "llama_api.cache:AnswerCache.get": "cache: get", "llama_api.cache:AnswerCache.set": "cache: set",
-          "llama_api.service:Service.generate": "service: choose",
-          "llama_api.health:Monitor.stale_since": "digest of the model",
-          "llama_api.presentation:plain": "present: JSON", "llama_api.presentation:_label": "present: cache headers",
-          "llama_api.metrics:Metrics.replied": "figures of the reply",
-          "llama_api.metrics:Metrics._record": "count (Prometheus)",
-          "llama_api.logs:encode": "log: encode", "llama_api.logs:LineWriter.put": "log: hand to the writers",
-          "llama_api.security:_harden": "security headers",
-          "llama_api.flights:Flights.board": "flight: board", "llama_api.service:FlightReply.answer": "WAIT for it",
-          "llama_api.service:Service._fly": "flight: produce", "llama_api.gate:Gate.slot": "gate",
-          "llama_api.ollama:OllamaClient.generate": "Ollama: our client",
-          "requests.sessions:Session.prepare_request": "requests: prepare",
-          "requests.sessions:Session.send": "requests: send",
-          "urllib3.connectionpool:HTTPConnectionPool.urlopen": "urllib3",
-          "http.client:HTTPConnection.getresponse": "http.client: read the head (and WAIT)",
-          "llama_api.metrics:Metrics.generation_ended": "count (Prometheus)"}
+ROUNDS, CALLS, MISSES, PIECES = 15, 300, 60, 100
+DOORS = {"": "/generate", "chat-": "/v1/chat/completions", "ollama-": "/api/chat"}
+WHAT = {f"{door}{kind}": (path, kind) for door, path in DOORS.items() for kind in ("hit", "miss")}
+BARE = "flask"
 
 
 class Stopwatch:
@@ -70,20 +41,18 @@ class Stopwatch:
         self._stacks = defaultdict(list)
 
     def install(self, stages):
-        """Wrap the functions named, those that there are; returns the names of those that there are not."""
-        missing = []
+        """Wrap the functions named. Raises ImportError or AttributeError where there is none of a name."""
         for name, stage in stages.items():
             module, _, path = name.partition(":")
             *owners, last = path.split(".")
-            try:
-                owner = functools.reduce(getattr, owners, importlib.import_module(module))
-                setattr(owner, last, self._wrapped(getattr(owner, last), stage))
-            except (ImportError, AttributeError):
-                missing.append(name)
-        return missing
+            owner = functools.reduce(getattr, owners, importlib.import_module(module))
+            found = inspect.getattr_static(owner, last)
+            timed = self.wrapped(getattr(owner, last) if isinstance(found, classmethod) else found, stage)
+            setattr(owner, last, staticmethod(timed) if isinstance(found, classmethod) else timed)
 
-    def _wrapped(self, function, stage):
-        clock, stacks, seconds, calls = time.perf_counter, self._stacks, self.seconds, self.calls
+    def wrapped(self, function, stage):
+        """``function``, charged to ``stage``."""
+        clock, stacks, seconds, calls = time.thread_time, self._stacks, self.seconds, self.calls
 
         @functools.wraps(function)
         def timed(*arguments, **named):
@@ -106,21 +75,20 @@ class Stopwatch:
     def overhead(self, calls=100_000):
         """Seconds that a wrapper adds to (its own stage, the stage around it)."""
         probe = Stopwatch()
-        inner = probe._wrapped(lambda: None, "inner")
-        bare, started = (lambda: None), time.perf_counter()
+        inner = probe.wrapped(lambda: None, "inner")
+        bare, started = (lambda: None), time.thread_time()
         for _ in range(calls):
             bare()
-        plain = (time.perf_counter() - started) / calls
-        outer = probe._wrapped(lambda: [inner() for _ in range(calls)], "outer")
+        plain = (time.thread_time() - started) / calls
+        outer = probe.wrapped(lambda: [inner() for _ in range(calls)], "outer")
         outer()
         return probe.seconds["inner"] / calls - plain / 2, probe.seconds["outer"] / calls - plain / 2
 
 
-def environ_of(body):
+def environ_of(body, path):
     """A request as gunicorn hands it over."""
     return {
-        "REQUEST_METHOD": "POST", "PATH_INFO": "/generate", "SCRIPT_NAME": "", "QUERY_STRING": "",
-        "RAW_URI": "/generate",
+        "REQUEST_METHOD": "POST", "PATH_INFO": path, "SCRIPT_NAME": "", "QUERY_STRING": "", "RAW_URI": path,
         "SERVER_NAME": "127.0.0.1", "SERVER_PORT": "8000", "SERVER_PROTOCOL": "HTTP/1.1", "REMOTE_ADDR": "127.0.0.1",
         "REMOTE_PORT": "50000", "HTTP_HOST": "127.0.0.1:8000", "CONTENT_TYPE": "application/json",
         "CONTENT_LENGTH": str(len(body)), "wsgi.input": io.BytesIO(body), "wsgi.errors": io.StringIO(),
@@ -128,10 +96,10 @@ def environ_of(body):
         "wsgi.run_once": False, "wsgi.input_terminated": True}
 
 
-def call(app, body):
+def call(app, body, path="/generate"):
     """One request; the body of its answer."""
     statuses = []
-    answer = app(environ_of(body), lambda status, headers, exc_info=None: statuses.append(status))
+    answer = app(environ_of(body, path), lambda status, headers, exc_info=None: statuses.append(status))
     try:
         data = b"".join(answer)
     finally:
@@ -142,61 +110,75 @@ def call(app, body):
     return data
 
 
-def per_call(app, bodies, clock=time.process_time):
-    """Seconds a call; by default of the processor (threads of the log included), so that neighbours matter less."""
-    started = clock()
+def per_call(app, bodies, path="/generate"):
+    """Seconds of the processor a call (threads of the log included), so that neighbours matter less."""
+    started = time.process_time()
     for body in bodies:
-        call(app, body)
-    return (clock() - started) / len(bodies)
+        call(app, body, path)
+    return (time.process_time() - started) / len(bodies)
 
 
-def hit_body():
-    """The request of a hit."""
-    return json.dumps({"prompt": "Why is the sky blue? [[tokens=90]]"}).encode()
+def body_of(prompt, path="/generate"):
+    """The request of a door."""
+    return json.dumps(BODIES[path](prompt)).encode()
 
 
-def applications(stage):
-    """The service and the bare view, the latter returning the bytes of the former's hit."""
+def bodies_of(what, salt=""):
+    """As many requests as are measured, and their path."""
+    path, kind = WHAT.get(what, ("/generate", "hit"))
+    if kind == "hit":
+        return [body_of("Why is the sky blue?", path)] * (CALLS * ROUNDS), path
+    return [body_of(f"{salt} question {number}?", path) for number in range(MISSES * ROUNDS)], path
+
+
+def service_of(stage):
+    """The service, in this process, with the answers that are hit."""
     os.environ.update(LLAMA_API_OLLAMA_URL=stage.double.url, LLAMA_API_LOG_FILE=str(stage.home / "api.log"))
     os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(dir=stage.home))
     from llama_api.app import create_app
     service = create_app()
-    call(service, hit_body())
+    for path in DOORS.values():
+        call(service, body_of("Why is the sky blue?", path), path)
+    return service
+
+
+def bare_of(stage, service):
+    """The bare view, which returns the bytes of the service's hit."""
     path = stage.home / "body"
-    path.write_bytes(call(service, hit_body()))
+    path.write_bytes(call(service, body_of("Why is the sky blue?")))
     os.environ["BENCH_BODY"] = str(path)
     from .bare import flask_app
-    return service, flask_app
+    return flask_app
 
 
 def compare(stage):
-    """Microseconds a call of the service's hit and of the bare view, interleaved; the quickest figure for tuning."""
-    service, bare = applications(stage)
-    times = {"bare": [], "hit": []}
-    for _ in range(ROUNDS):
-        for name, app in (("bare", bare), ("hit", service)):
-            times[name].append(per_call(app, [hit_body()] * CALLS) * 1e6)
-    ours, base = min(times["hit"]), min(times["bare"])
-    return {"title": f"In process, without the server: µs of the processor, {ROUNDS} interleaved rounds of {CALLS:,}",
-            "headers": ["what", "median", "least", "× bare Flask"],
-            "rows": [[name, f"{statistics.median(found):.1f}", f"{min(found):.1f}", f"{best / base:.2f}"]
-                     for name, found, best in (("bare Flask view", times["bare"], base),
-                                               ("a hit", times["hit"], ours))]}
+    """Microseconds of the processor of each kind of call, interleaved; the quickest figures for tuning."""
+    service = service_of(stage)
+    apps = {BARE: bare_of(stage, service), **dict.fromkeys(WHAT, service)}
+    times = {what: [] for what in apps}
+    for number in range(ROUNDS):
+        for what, app in apps.items():
+            bodies, path = bodies_of(what, f"Round {number}")
+            times[what].append(per_call(app, bodies[::ROUNDS], path) * 1e6)
+    base = min(times[BARE])
+    title = f"In process: µs of the processor, {ROUNDS} interleaved rounds; misses of {PIECES} pieces"
+    return {"title": title, "headers": ["what", "median", "least", "× bare Flask"],
+            "rows": [[what, f"{statistics.median(found):.1f}", f"{min(found):.1f}", f"{min(found) / base:.2f}"]
+                     for what, found in times.items()]}
 
 
 def stages(stage, what):
-    """The table of stages for a hit, a miss or the bare view."""
-    service, bare = applications(stage)
-    app = bare if what == "flask" else service
-    if what == "miss":
-        bodies = [json.dumps({"prompt": f"Question {number}?"}).encode() for number in range(MISSES * ROUNDS)]
-    else:
-        bodies = [hit_body()] * (CALLS * ROUNDS)
-    untouched = per_call(app, [body.replace(b"Question", b"Early question") for body in bodies]) * 1e6
+    """The table of stages of one kind of call, or of the bare view."""
+    service = service_of(stage)
+    untouched = per_call(bare_of(stage, service) if what == BARE else service, *bodies_of(what, "Early")) * 1e6
     watch = Stopwatch()
     watch.install(STAGES)
-    entry = watch._wrapped(app.wsgi_app, "Flask, werkzeug: everything else")
-    per_call(entry, [body.replace(b"Question", b"Late question") for body in bodies])
+    app = bare_of(stage, service) if what == BARE else service_of(stage)  # what it keeps of functions is wrapped too
+    entry = watch.wrapped(app.wsgi_app, "Flask, werkzeug: everything else")
+    watch.seconds.clear()
+    watch.calls.clear()
+    bodies, path = bodies_of(what, "Late")
+    per_call(entry, bodies, path)
     own, around = watch.overhead()
     count = len(bodies)
     inner = {"Flask, werkzeug: everything else": sum(watch.calls.values()) - count}
@@ -209,21 +191,22 @@ def stages(stage, what):
 
 def calls(stage, what):
     """cProfile's table (it exaggerates small functions)."""
-    service, bare = applications(stage)
-    app = bare if what == "flask" else service
+    service = service_of(stage)
+    app = bare_of(stage, service) if what == BARE else service
+    bodies, path = bodies_of(what, "Counted")
     profiler = cProfile.Profile()
     profiler.enable()
-    per_call(app, [hit_body()] * CALLS * 3)
+    per_call(app, bodies[::5], path)
     profiler.disable()
     text = io.StringIO()
-    pstats.Stats(profiler, stream=text).strip_dirs().sort_stats("tottime").print_stats(45)
+    pstats.Stats(profiler, stream=text).strip_dirs().sort_stats("tottime").print_stats(60)
     return text.getvalue()
 
 
 def main():
     """Print the comparison, then the stages of what was asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.profile", description=__doc__.partition("\n")[0])
-    parser.add_argument("what", nargs="?", choices=("hit", "miss", "flask"))
+    parser.add_argument("what", nargs="?", choices=(*WHAT, BARE))
     parser.add_argument("--calls", action="store_true", help="cProfile instead of stages")
     arguments = parser.parse_args()
     quiet = os.dup(1)
@@ -231,7 +214,7 @@ def main():
     os.dup2(null, 1)  # the log goes to standard output
     try:
         with Stage() as stage:
-            stage.upstream(record=0)
+            stage.upstream(record=0, tokens=PIECES)
             if arguments.calls:
                 text = calls(stage, arguments.what)
             else:
