@@ -15,7 +15,7 @@ EDGE = {
     "llama_api.http.record:Recorder._finish": "record: end", "llama_api.http.record:Recorder._end": "record: end",
     "llama_api.http.security:_harden": "security headers",
     "llama_api.api.exchange:read_json_body": "read the body, within its time",
-    "llama_api.api.exchange:Exchanges.recall": "recall what the body means",
+    "llama_api.api.exchange:Exchanges.parse": "parse the body, or remember",
     "llama_api.api.generate:GenerateRequest.read": "understand the body (marshmallow)",
     "llama_api.api.openai_requests:OpenAIRequests._chat": "understand the body",
     "llama_api.api.openai_requests:OpenAIRequests._possible": "what the model can do",

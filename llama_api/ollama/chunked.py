@@ -5,6 +5,7 @@ urllib3 does around each call took more processor time than all else (benchmarks
 """
 
 import http.client
+from functools import lru_cache
 from typing import Any
 
 READ_BYTES = 65536
@@ -24,34 +25,62 @@ class ChunkedDecoder:
         """The content in ``data``. Raises http.client.HTTPException on what is not a chunked body."""
         if not data:
             raise http.client.IncompleteRead(b"")
-        found = []
-        at, data = 0, self._rest + data
-        while at < len(data) and not self.ended:
-            if self._left:
-                taken = min(self._left, len(data) - at)
-                found.append(data[at:min(at + taken, at + max(0, self._left - 2))])
-                self._left -= taken
-                at += taken
-                continue
-            end = data.find(b"\n", at)
-            if end < 0:
-                break
-            self._line(data[at:end].strip())
-            at = end + 1
-        self._rest = data[at:]
+        data, left = self._rest + data, self._left
+        found, at = ([], 0) if left or self._trailers else _whole_chunks(data)
+        size = len(data)
+        while at < size and not self.ended:
+            if not left:
+                end = data.find(b"\n", at)
+                if end < 0:
+                    break
+                left = self._line(data[at:end])
+                at = end + 1
+            if left:
+                end = at + left
+                found.append(data[at:max(at, end - 2)])
+                left, at = max(0, end - size), min(end, size)
+        self._rest, self._left = data[at:], left
         if len(self._rest) > LONGEST_LINE:
             raise http.client.LineTooLong("chunk size")
         return b"".join(found)
 
-    def _line(self, line: bytes) -> None:
+    def _line(self, line: bytes) -> int:
+        """Read a line of the framing; the bytes up to the next one, which are a chunk and its line break."""
         if self._trailers:
-            self.ended = not line
-            return
-        size = line.partition(b";")[0].strip()
-        if not size or size.strip(b"0123456789abcdefABCDEF"):
-            raise http.client.HTTPException("a chunk without a size")
-        length = int(size, 16)
-        self._left, self._trailers = (length + 2 if length else 0), not length
+            self.ended = not line.strip()
+            return 0
+        length = _length(line)
+        self._trailers = not length
+        return length + 2 if length else 0
+
+
+def _whole_chunks(data: bytes) -> tuple[list[bytes], int]:
+    """The contents of the whole chunks at the beginning of ``data``, and where they end.
+
+    Tokens hold no line breaks of their own, so that all are found at once; where one does, none are.
+    """
+    parts = data.split(b"\r\n")
+    contents = parts[1:-1:2]
+    sizes = parts[:2 * len(contents):2]
+    try:
+        lengths = [*map(_length, sizes)]
+    except http.client.HTTPException:
+        return [], 0
+    if lengths and not lengths[-1]:  # the last chunk is not content
+        for one in (contents, sizes, lengths):
+            one.pop()
+    if 0 in lengths or lengths != [*map(len, contents)]:
+        return [], 0
+    return contents, sum(map(len, sizes)) + sum(lengths) + 4 * len(contents)
+
+
+@lru_cache(4096)
+def _length(line: bytes) -> int:
+    """The length of the chunk that follows ``line``: those of tokens are alike."""
+    size = line.partition(b";")[0].strip()
+    if not size or size.strip(b"0123456789abcdefABCDEF"):
+        raise http.client.HTTPException("a chunk without a size")
+    return int(size, 16)
 
 
 class EagerResponse(http.client.HTTPResponse):

@@ -3,9 +3,10 @@
 import threading
 from typing import Any
 
+from requests import PreparedRequest, Response
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.connectionpool import ConnectionPool, HTTPConnectionPool, HTTPSConnectionPool
 
 from ..sockets import quiet
 from ..trace import Trace
@@ -97,8 +98,22 @@ class _TLSPool(HTTPSConnectionPool):
 
 
 class CuttingAdapter(HTTPAdapter):
-    """A pool of such connections, for a requests.Session."""
+    """A pool of such connections to one Ollama, for a requests.Session."""
+
+    _pool: ConnectionPool | None = None
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
         self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TLSPool}
+
+    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> ConnectionPool:
+        """The pool of the one Ollama that is spoken to, looked for once."""
+        if self._pool is None:
+            self._pool = super().get_connection_with_tls_context(*args, **kwargs)
+        return self._pool
+
+    def build_response(self, req: PreparedRequest, resp: Any) -> Response:
+        """What the client reads of a response, its status and the body: no cookies, no headers."""
+        response = Response()
+        response.status_code, response.raw, response.request = resp.status, resp, req
+        return response

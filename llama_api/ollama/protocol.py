@@ -28,14 +28,14 @@ class LineReader:
 
     def feed(self, data: bytes) -> Iterator[dict[str, Any]]:
         """Give the records that ``data`` completes. Raises OllamaGarbled on what is not a JSON object."""
-        searched = len(self._rest)
-        self._rest += data
-        start = 0
-        while (end := self._rest.find(b"\n", max(start, searched))) >= 0:
-            if line := self._rest[start:end].strip():
+        first, *lines = data.split(b"\n")
+        self._rest += first
+        if lines:
+            lines.insert(0, bytes(self._rest))
+            self._rest = bytearray(lines.pop())
+        for line in lines:
+            if line := line.strip():
                 yield parse_record(line)
-            start = end + 1
-        del self._rest[:start]
         if len(self._rest) > LINE_LIMIT:
             raise OllamaGarbled("a line longer than any answer")
 
@@ -46,7 +46,7 @@ class LineReader:
             yield parse_record(line)
 
 
-def parse_record(line: bytearray) -> dict[str, Any]:
+def parse_record(line: bytes | bytearray) -> dict[str, Any]:
     try:
         record = orjson.loads(line)
     except ValueError:

@@ -34,9 +34,10 @@ def test_any_content_comes_out_however_it_is_split(chunks, cuts):
 @pytest.mark.parametrize("body, content", [
     (b"A\r\n0123456789\r\n0\r\n\r\n", b"0123456789"), (b"00a\r\n0123456789\r\n000\r\n\r\n", b"0123456789"),
     (b"3;name=value\r\nabc\r\n0;x\r\n\r\n", b"abc"), (b"3 \r\nabc\r\n0\r\n\r\n", b"abc"),
-    (encoded([b"abc"], b"Expires: never\r\nX: y\r\n"), b"abc")])
+    (encoded([b"abc"], b"Expires: never\r\nX: y\r\n"), b"abc"),
+    (encoded([b"abc", b"a\r\n1\r\nb", b"c"]), b"abca\r\n1\r\nbc")])
 def test_sizes_extensions_and_trailers_are_read_by_the_grammar(body, content):
-    """Upper case, leading zeros, extensions and trailer fields are legal."""
+    """Upper case, leading zeros, extensions and trailer fields are legal, and content that looks like chunks."""
     found, decoder = decode([body])
     assert found == content and decoder.ended
 
