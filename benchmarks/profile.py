@@ -34,10 +34,10 @@ BARE = "flask"
 
 
 class Stopwatch:
-    """Own time and calls by stage; one stack a greenlet."""
+    """Own time and calls by stage, and the calls that were timed inside one; one stack a greenlet."""
 
     def __init__(self):
-        self.seconds, self.calls = defaultdict(float), defaultdict(int)
+        self.seconds, self.calls, self.inside = defaultdict(float), defaultdict(int), defaultdict(int)
         self._stacks = defaultdict(list)
 
     def install(self, stages):
@@ -52,21 +52,22 @@ class Stopwatch:
 
     def wrapped(self, function, stage):
         """``function``, charged to ``stage``."""
-        clock, stacks, seconds, calls = time.thread_time, self._stacks, self.seconds, self.calls
+        clock, stacks, seconds, calls, inside = time.thread_time, self._stacks, self.seconds, self.calls, self.inside
 
         @functools.wraps(function)
         def timed(*arguments, **named):
             stack = stacks[getcurrent()]
-            stack.append(0.0)
+            stack.append([0.0, stage])
             started = clock()
             try:
                 return function(*arguments, **named)
             finally:
                 spent = clock() - started
-                seconds[stage] += spent - stack.pop()
+                seconds[stage] += spent - stack.pop()[0]
                 calls[stage] += 1
                 if stack:
-                    stack[-1] += spent
+                    stack[-1][0] += spent
+                    inside[stack[-1][1]] += 1
                 else:
                     del stacks[getcurrent()]
 
@@ -175,16 +176,16 @@ def stages(stage, what):
     watch.install(STAGES)
     app = bare_of(stage, service) if what == BARE else service_of(stage)  # what it keeps of functions is wrapped too
     entry = watch.wrapped(app.wsgi_app, "Flask, werkzeug: everything else")
-    watch.seconds.clear()
-    watch.calls.clear()
+    for figures in (watch.seconds, watch.calls, watch.inside):
+        figures.clear()
     bodies, path = bodies_of(what, "Late")
     per_call(entry, bodies, path)
     own, around = watch.overhead()
     count = len(bodies)
-    inner = {"Flask, werkzeug: everything else": sum(watch.calls.values()) - count}
-    rows = [[name, f"{watch.calls[name] / count:.1f}",
-             f"{(seconds - watch.calls[name] * own - inner.get(name, 0) * around) / count * 1e6:.1f}"]
-            for name, seconds in sorted(watch.seconds.items(), key=lambda item: -item[1])]
+    seconds = {name: (spent - watch.calls[name] * own - watch.inside[name] * around) / count
+               for name, spent in watch.seconds.items()}
+    rows = [[name, f"{watch.calls[name] / count:.1f}", f"{spent * 1e6:.1f}"]
+            for name, spent in sorted(seconds.items(), key=lambda item: -item[1])]
     rows.append(["all, without the wrappers", "1.0", f"{untouched:.1f}"])
     return {"title": f"Where the time of a {what} goes", "headers": ["stage", "calls", "own µs"], "rows": rows}
 
