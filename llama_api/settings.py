@@ -96,12 +96,6 @@ class Settings:
         """The API keys, those of the variable and those of the file."""
         return self.api_keys + self.api_keys_file
 
-    @property
-    def local_url(self) -> str:
-        """Where a program on this host finds the service, unless it listens on a Unix socket."""
-        host, _, port = self.bind.rpartition(":")
-        return f"http://{ {'0.0.0.0': '127.0.0.1', '[::]': '[::1]'}.get(host, host) }:{port}"
-
     def shown(self) -> dict[str, Any]:
         """The settings by their variables, fit to be shown: keys, and what URLs have of passwords, are masked."""
         return {variable(spec): _shown(spec.name, getattr(self, spec.name)) for spec in fields(self) if spec.metadata}

@@ -8,12 +8,11 @@ from typing import Any
 
 import click
 import requests
-import urllib3
 
 from ..errors import MalformedJSON
 from ..settings import PREFIX
 from ..strict_json import parse_object
-from .client import INTERRUPTED, SHORT_SECONDS, Server, object_of, problem, settings
+from .client import INTERRUPTED, SHORT_SECONDS, Server, could_not_connect, object_of, problem, settings, tell
 
 NOTED_SECONDS = 5.0  # a wait longer than this is told
 BUSY = {"/problems/rate-limited", "/problems/overloaded"}  # no fault of the line: it has its turn later
@@ -27,14 +26,14 @@ def cache() -> None:
 @cache.command()
 def stats() -> None:
     """Tell what is in the cache and what it was good for."""
-    for name, value in Server(settings()).call("GET", "/cache").items():
+    for name, value in _server().call("GET", "/cache").items():
         click.echo(f"{name:12} {value}")
 
 
 @cache.command()
 def clear() -> None:
     """Remove every answer."""
-    Server(settings()).call("DELETE", "/cache")
+    _server().call("DELETE", "/cache")
     click.echo("The cache is empty.")
 
 
@@ -46,12 +45,12 @@ def warm(file: Any) -> None:
     A line is a prompt, or a JSON object: the body of a request. A line that fails is reported and skipped. Run it again
     to go on after an interruption: what the cache holds already costs nothing.
     """
-    server = Server(settings())
+    server = _server()
     room = server.call("GET", "/cache")["max_entries"]
     lines = [(number, line.strip()) for number, line in enumerate(file, 1) if line.strip()]
     if len(lines) > room:
-        _tell(f"The cache has room for {room} answers, and these are {len(lines)} lines: raise the server's"
-              f" {PREFIX}CACHE_MAX_ENTRIES.")
+        tell(f"The cache has room for {room} answers, and these are {len(lines)} lines: raise the server's"
+             f" {PREFIX}CACHE_MAX_ENTRIES.")
     pace, end, status = Pace(len(lines)), "", 0
     try:
         with click.progressbar(lines, label="warming", show_pos=True, show_eta=False, item_show_func=pace.text) as bar:
@@ -59,7 +58,7 @@ def warm(file: Any) -> None:
                 outcome, fault = warm_one(server, number, line)
                 pace.note(outcome)
                 if fault:
-                    _tell(f"line {number}: {fault}")
+                    tell(f"line {number}: {fault}")
     except KeyboardInterrupt:
         end, status = "Interrupted; run it again to go on.", INTERRUPTED
     except click.ClickException as error:
@@ -68,6 +67,15 @@ def warm(file: Any) -> None:
     if end:
         click.echo(end, err=True)
     sys.exit(status or int(pace.counts["failed"] > 0))
+
+
+def _server() -> Server:
+    """The service; a word of warning where it has more caches than the one that will answer."""
+    chosen = settings()
+    if chosen.workers > 1 and chosen.cache_url == "memory://":
+        tell(f"Each of the {chosen.workers} workers has a cache of its own, and one of them answers: set"
+             f" {PREFIX}CACHE_URL to share one.")
+    return Server(chosen)
 
 
 class Pace:
@@ -122,9 +130,8 @@ def warm_one(server: Server, number: int, line: bytes) -> tuple[str, str | None]
         try:
             answer = server.send("POST", "/generate", seconds, {**body, "stream": False})
         except requests.RequestException as error:
-            if isinstance(error, requests.ConnectionError) and isinstance(
-                    error.args[0], urllib3.exceptions.MaxRetryError):  # it could not even connect
-                raise server.unreachable() from None
+            if could_not_connect(error) or isinstance(error, requests.exceptions.SSLError):
+                raise server.unreachable(error) from None
             return "failed", f"no answer: {type(error).__name__}"
         reply = object_of(answer)
         if answer.ok and "cached" in reply:
@@ -133,12 +140,5 @@ def warm_one(server: Server, number: int, line: bytes) -> tuple[str, str | None]
             return "failed", problem(answer, reply)
         pause = float(answer.headers.get("Retry-After", 1))
         if pause > NOTED_SECONDS:
-            _tell(f"line {number}: {reply['detail']} Waiting {pause:g} s.")
+            tell(f"line {number}: {reply['detail']} Waiting {pause:g} s.")
         time.sleep(pause)
-
-
-def _tell(message: str) -> None:
-    """Print to stderr, on a line of its own also where the progress bar stands; the bar is drawn anew below it."""
-    if sys.stdout.isatty():
-        click.echo("\r\033[K", nl=False)
-    click.echo(message, err=True)

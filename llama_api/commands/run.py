@@ -1,7 +1,7 @@
 """``make run``: the service in the foreground, with the embedded model behind it where no Ollama answers."""
 
 import os
-import socket
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +11,12 @@ import click
 from ..waiting import Watchdog
 from ..ollama import OllamaClient
 from ..errors import OllamaError
-from ..settings import PREFIX, Settings, SettingsError
+from ..settings import PREFIX, OllamaHost, Settings, SettingsError
+from .address import Address
+from .client import INTERRUPTED
 
 EMBEDDED_MODEL = "smollm2:135m"
 PROBE_SECONDS = 2.0
-INTERRUPTED = 130  # the exit status that shells expect after a Ctrl-C
 
 
 @click.command()
@@ -23,7 +24,9 @@ def run() -> None:
     """Serve in the foreground, with the embedded model where no Ollama answers."""
     try:
         settings = Settings.from_env()
-        _require_free(settings.bind)
+        address = Address.of(settings)
+        if fault := address.fault():
+            sys.exit(f"llama_api does not start: {fault}, as in {PREFIX}BIND=127.0.0.1:8001 make run")
         if not _announce_ollama(settings):
             os.environ[PREFIX + "OLLAMA_URL"] = _start_embedded()
             os.environ[PREFIX + "MODEL"] = EMBEDDED_MODEL
@@ -31,38 +34,31 @@ def run() -> None:
         sys.exit(f"llama_api does not start: {error}")
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    print(f"Serving on {settings.bind}; try:\n  {_example(settings)}\n{_clients(settings)}Ctrl-C ends it.", flush=True)
+    keys = bool(settings.keys)
+    print(f"Serving on {address.bind}; try:\n  {example(address, keys)}\n{clients(address, keys)}Ctrl-C ends it.",
+          flush=True)
     gunicorn = Path(sys.executable).with_name("gunicorn")  # by way of this Python: its first line breaks in a move
     os.execv(sys.executable, [sys.executable, str(gunicorn), "-c", "python:llama_api.server.gunicorn_conf",
                               "llama_api.wsgi:app"])
 
 
-def _require_free(bind: str) -> None:
-    if bind.startswith("unix:"):
-        return
-    host, _, port = bind.rpartition(":")
-    host = host.strip("[]")
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, int(port)))
-        except OSError as error:
-            sys.exit(f"llama_api cannot listen on {bind} ({error.strerror}); end what uses the port,"
-                     f" or choose another one: {PREFIX}BIND=127.0.0.1:8001 make run")
-
-
 def _announce_ollama(settings: Settings) -> bool:
-    """Tell whether an Ollama answers, and whether it has the model."""
-    client = OllamaClient(settings.ollamas[0].url, settings, Watchdog())
-    try:
-        client.version(PROBE_SECONDS)
-    except OllamaError:
+    """Tell whether an Ollama answers, and what to do should it lack the model."""
+    if not any(_answers(host, settings) for host in settings.ollamas):
         print("No Ollama answers at OLLAMA_URL. In its place a small stand-in model runs on this machine: real text,"
               f"\nbut of {EMBEDDED_MODEL} and NOT of Llama 3. For Llama 3: install Ollama,"
               f" `ollama pull {settings.model}`, and run this again.", flush=True)
         return False
     print(f"Ollama answers; the model is {settings.model}. Should it be missing: `ollama pull {settings.model}`.",
           flush=True)
+    return True
+
+
+def _answers(host: OllamaHost, settings: Settings) -> bool:
+    try:
+        OllamaClient(host.url, settings, Watchdog()).version(PROBE_SECONDS)
+    except OllamaError:
+        return False
     return True
 
 
@@ -85,21 +81,19 @@ def _start_embedded() -> str:
     return url
 
 
-def _example(settings: Settings) -> str:
-    """A call to try."""
-    where = settings.local_url
-    if settings.bind.startswith("unix:"):
-        where = f"--unix-socket {settings.bind.removeprefix('unix:')} http://localhost"
-    key = " -H 'Authorization: Bearer KEY'" if settings.keys else ""
-    return (f"curl -s {where}/generate{key} -H 'Content-Type: application/json'"
+def example(address: Address, keys: bool) -> str:
+    """A call to try; the key, where ``keys`` are wanted, is left to be filled in."""
+    key = " -H 'Authorization: Bearer KEY'" if keys else ""
+    over = f" --unix-socket {shlex.quote(address.path)}" if address.path else " -k" if address.tls else ""
+    return (f"curl -s{over} {address.url}/generate{key} -H 'Content-Type: application/json'"
             " -d '{\"prompt\": \"Why is the sky blue?\"}'")
 
 
-def _clients(settings: Settings) -> str:
-    """How the clients of other APIs are pointed here."""
-    if settings.bind.startswith("unix:"):
+def clients(address: Address, keys: bool) -> str:
+    """How the clients of other APIs are pointed here, which is not done over a Unix socket."""
+    if address.path:
         return ""
-    key = "KEY" if settings.keys else "any"
-    return (f"OpenAI's client:   OpenAI(base_url=\"{settings.local_url}/v1\", api_key=\"{key}\")\n"
-            f"Ollama's client:   Client(host=\"{settings.local_url}\")\n"
-            f"In a browser:      {settings.local_url}/\n")
+    key = "KEY" if keys else "any"
+    return (f"OpenAI's client:   OpenAI(base_url=\"{address.url}/v1\", api_key=\"{key}\")\n"
+            f"Ollama's client:   Client(host=\"{address.url}\")\n"
+            f"In a browser:      {address.url}/\n")

@@ -1,31 +1,20 @@
 """``flask --app wsgi cache stats|clear|warm`` as an operator runs it, on a terminal too; here where that will do."""
 
-import fcntl
 import http.server
 import json
 import os
-import pty
 import re
 import signal
-import struct
 import subprocess
-import sys
-import termios
 import threading
 
 import pytest
 from click.testing import CliRunner
 
 from llama_api.commands import cli
-from tests.support.gunicorn_server import ROOT, free_port, new_prompt, until
-
-PATIENCE = 30
-
-
-@pytest.fixture(scope="module")
-def api(shared_double, shared_serve):
-    """One server for the tests that leave its settings alone."""
-    return shared_serve(shared_double, parallel=2)
+from tests.support import commands
+from tests.support.commands import PATIENCE
+from tests.support.gunicorn_server import free_port, new_prompt, until
 
 
 @pytest.fixture
@@ -36,35 +25,21 @@ def prompts(shared_double, api):
     return [new_prompt() for _ in range(3)]
 
 
-def environment(bind, **settings):
-    """The environment of a command: ours, with these settings alone."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LLAMA_API_", "WEB_CONCURRENCY"))}
-    return {**kept, "LLAMA_API_LOG_FILE": "", "LLAMA_API_BIND": str(bind), "PYTHONUNBUFFERED": "1",
-            **{f"LLAMA_API_{name.upper()}": str(value) for name, value in settings.items()}}
+def start(bind, *arguments, **options):
+    """Start a command, by way of flask."""
+    return commands.start(bind, "cache", *arguments, program=("flask", "--app", "wsgi"), **options)
 
 
-def start(bind, *arguments, settings=None, **options):
-    """Start a command as a process in a group of its own."""
-    return subprocess.Popen([sys.executable, "-m", "flask", "--app", "wsgi", "cache", *map(str, arguments)], cwd=ROOT,
-                            env=environment(bind, **(settings or {})), start_new_session=True, **options)
-
-
-def run(bind, *arguments, text=b"", **settings):
-    """Run a command with ``text`` on its standard input; returns its exit status, stdout and stderr."""
-    with start(bind, *arguments, settings=settings, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-               stderr=subprocess.PIPE) as process:
-        try:
-            out, err = process.communicate(text, PATIENCE)
-        finally:
-            process.kill()
-    assert b"Traceback" not in out + err, err.decode()
-    return process.returncode, out.decode(), err.decode()
+def run(bind, *arguments, **settings):
+    """Run a command to its end, by way of flask."""
+    return commands.run(bind, "cache", *arguments, program=("flask", "--app", "wsgi"), **settings)
 
 
 def run_here(bind, *arguments, text=b"", **settings):
     """Run a command in this process, which is quicker; returns the same."""
     clean = {name: None for name in os.environ if name.startswith(("LLAMA_API_", "WEB_CONCURRENCY"))}
-    wanted = {name: value for name, value in environment(bind, **settings).items() if name.startswith("LLAMA_API_")}
+    wanted = {name: value for name, value in commands.environment(bind, **settings).items()
+              if name.startswith(("LLAMA_API_", "WEB_CONCURRENCY"))}
     result = CliRunner().invoke(cli, ["cache", *map(str, arguments)], input=text, env={**clean, **wanted})
     assert isinstance(result.exception, SystemExit | None), result.exception
     return result.exit_code, result.stdout, result.stderr
@@ -165,22 +140,15 @@ def test_a_terminal_sees_rate_and_time_left(api, prompts):
 
 
 def terminal(api, *lines):
-    """What stands on a terminal of 120 columns after each redraw, when these are warmed there."""
-    master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
-    with start(api.settings["bind"], "warm", "-", stdin=subprocess.PIPE, stdout=slave, stderr=slave) as process:
-        os.close(slave)
-        process.stdin.write("\n".join(lines).encode())
-        process.stdin.close()
-        seen = b""
-        try:
-            while data := os.read(master, 65536):
-                seen += data
-        except OSError:  # EIO: the other end is closed
-            pass
-        os.close(master)
-        assert process.wait(PATIENCE) == 1
-    return re.sub(r"\x1b\[[?0-9]*[A-Za-z]", "", seen.decode().replace("\r\n", "\n")).replace("\r", "\n")
+    """What stands on a terminal after each redraw, when these are warmed there."""
+    with commands.terminal() as (ours, theirs):
+        with start(api.settings["bind"], "warm", "-", stdin=subprocess.PIPE, stdout=theirs, stderr=theirs) as process:
+            os.close(theirs)
+            process.stdin.write("\n".join(lines).encode())
+            process.stdin.close()
+            seen = commands.screens(ours)
+            assert process.wait(PATIENCE) == 1
+    return seen
 
 
 @pytest.mark.parametrize("how, command", [(run, ["stats"]), (run_here, ["clear"]), (run_here, ["warm", "-"])])
@@ -245,10 +213,10 @@ def test_wrong_settings_are_all_told():
     assert "LLAMA_API_TIMEOUT='soon' must be" in err and "LLAMA_API_PARALLEL='0' must be" in err
 
 
-def test_a_unix_socket_is_a_sentence():
-    """The commands want what stands in front of it."""
-    status, out, err = run_here("unix:llama.sock", "stats")
-    assert (status, out) == (1, "") and "unix:llama.sock" in err and "set LLAMA_API_BIND" in err
+def test_workers_without_a_shared_cache_are_warned_of(api, prompts):
+    """Only one of their caches is told of, or emptied."""
+    status, out, err = run_here(api.settings["bind"], "clear", WEB_CONCURRENCY=2)
+    assert (status, out) == (0, "The cache is empty.\n") and "set LLAMA_API_CACHE_URL" in err
 
 
 def test_a_file_that_is_not_there_is_a_sentence(api):

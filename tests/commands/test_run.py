@@ -11,8 +11,8 @@ from contextlib import ExitStack, contextmanager
 import psutil
 import pytest
 
-from llama_api.commands import run as launch
-from llama_api.settings import Settings
+from llama_api.commands.address import Address
+from llama_api.commands.run import example, run
 from tests.support.double import answer_for
 from tests.support.gunicorn_server import ROOT, Server, free_port, new_prompt, until
 
@@ -137,7 +137,7 @@ def test_a_taken_port_is_a_sentence(tmp_path, double):
         bind = "127.0.0.1:%d" % taken.getsockname()[1]
         status, out, err = outcome(tmp_path, ollama_url=double.url, bind=bind)
     assert (status, out, err.count("\n")) == (1, "", 1)
-    assert f"cannot listen on {bind} (Address already in use)" in err and "LLAMA_API_BIND=127.0.0.1:8001" in err
+    assert f"{bind} cannot be listened on (Address already in use)" in err and "LLAMA_API_BIND=127.0.0.1:8001" in err
 
 
 def test_wrong_settings_are_all_told(tmp_path):
@@ -157,21 +157,15 @@ def test_a_stand_in_that_is_not_installed_is_a_sentence(tmp_path, nothing, monke
     assert "xllamacpp is not installed" in err and "`make clean setup`" in err and "`ollama serve`" in err
 
 
-@pytest.mark.parametrize("settings, call", [
-    ({"bind": "[::]:8000"}, "curl -s http://[::1]:8000/generate -H 'Content-Type"),
-    ({"bind": "example:80"}, "curl -s http://example:80/generate -H"),
-    ({"bind": "unix:a/b.sock"}, "curl -s --unix-socket a/b.sock http://localhost/generate -H"),
-    ({"api_keys": ("secret",)}, "curl -s http://127.0.0.1:8000/generate -H 'Authorization: Bearer KEY' -H")], ids=str)
-def test_the_example_can_be_called(settings, call):
-    """Wherever it listens; a key is asked for and not shown."""
-    example = launch._example(Settings(**settings))
-    assert example.startswith(call) and "secret" not in example
-
-
-@pytest.mark.parametrize("bind", ["unix:some.sock", "[::1]:0"])
-def test_an_address_that_is_free(bind):
-    """A socket file is gunicorn's to judge, a port of IPv6 is looked at as others are."""
-    assert launch._require_free(bind) is None
+@pytest.mark.parametrize("address, call", [
+    (Address("[::]:8000"), "curl -s http://[::1]:8000/generate -H 'Content-Type"),
+    (Address("example:80"), "curl -s http://example:80/generate -H"),
+    (Address("127.0.0.1:8443", tls=True), "curl -s -k https://127.0.0.1:8443/generate -H"),
+    (Address("unix:a b.sock"), "curl -s --unix-socket 'a b.sock' http://localhost/generate -H")], ids=str)
+def test_the_example_can_be_called(address, call):
+    """Wherever it listens; a key is asked for."""
+    assert example(address, False).startswith(call)
+    assert "/generate -H 'Authorization: Bearer KEY' -H" in example(address, True)
 
 
 def test_what_becomes_of_the_launcher(monkeypatch, capsys):
@@ -192,15 +186,16 @@ def test_what_becomes_of_the_launcher(monkeypatch, capsys):
         started.append(popen([sys.executable, "-c", code], **options))
         return started[-1]
     monkeypatch.setattr(subprocess, "Popen", stand_in)
-    launch.main()
+    run.callback()
     with started[0]:
         pass
-    program = [sys.executable, os.path.join(os.path.dirname(sys.executable), "gunicorn"), "wsgi:app"]
+    program = [sys.executable, os.path.join(os.path.dirname(sys.executable), "gunicorn"),
+               "-c", "python:llama_api.server.gunicorn_conf", "llama_api.wsgi:app"]
     assert became == [(sys.executable, program)]
     assert os.environ["LLAMA_API_OLLAMA_URL"] == "http://127.0.0.1:1" and os.environ["LLAMA_API_MODEL"] == STAND_IN
     code = "pass"
     with pytest.raises(SystemExit, match="`ollama serve`"):
-        launch.main()
+        run.callback()
     with started[1]:
         pass
     assert "small:1 is ready" in capsys.readouterr().out
