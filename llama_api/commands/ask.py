@@ -24,15 +24,21 @@ def ask(prompt: str, **fields: Any) -> None:
 
     Nothing but the answer goes to standard output. Ctrl-C ends the generation too.
     """
-    if prompt == "-":
-        prompt = sys.stdin.read()
     server = Server(settings())
-    body = {"prompt": prompt, "stream": True, **{name: value for name, value in fields.items() if value is not None}}
+    given = {name: value for name, value in fields.items() if value is not None}
     try:
-        with _begin(server, body) as answer:
+        with _begin(server, {"prompt": _input() if prompt == "-" else prompt, "stream": True, **given}) as answer:
             _print(answer)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+def _input() -> str:
+    """What standard input has. Raises ClickException when that is not text."""
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise click.ClickException(f"Standard input is not UTF-8 ({error.reason} at byte {error.start}).") from None
 
 
 def _begin(server: Server, body: dict[str, Any]) -> requests.Response:
@@ -40,18 +46,17 @@ def _begin(server: Server, body: dict[str, Any]) -> requests.Response:
     seconds = server.settings.timeout + server.settings.queue_timeout + SHORT_SECONDS
     try:
         answer = server.send("POST", "/generate", seconds, body, stream=True)
-    except requests.ConnectionError:
-        raise server.unreachable() from None
-    except requests.Timeout:
-        raise click.ClickException(f"The server has not answered within {seconds:g} s; `llama-api doctor` tells what"
-                                   " may be wrong.") from None
-    if not answer.ok:
-        raise server.refused(answer, object_of(answer))
+        if not answer.ok:
+            raise server.refused(answer, object_of(answer))
+    except requests.RequestException as error:
+        raise server.unreachable(error) from None
+    if not answer.headers.get("Content-Type", "").startswith("text/event-stream"):
+        raise server.stranger()
     return answer
 
 
 def _print(answer: requests.Response) -> None:
-    """Print the pieces as they come; the wait goes to stderr where that is a terminal."""
+    """Print the pieces as they come; until the first one, the wait goes to stderr where that is a terminal."""
     wait = Wait()
     ended = False
     try:
@@ -59,21 +64,21 @@ def _print(answer: requests.Response) -> None:
             if name == "waiting":
                 wait.show(data)
                 continue
-            wait.clear()
             event = json.loads(data)
             if name == "error":
                 raise click.ClickException(f"{event.get('detail', 'the generation failed')}")
+            if event["response"]:
+                wait.end()
+                click.echo(event["response"].encode(), nl=False)  # as bytes, whatever the terminal's encoding
             ended = event["done"]
-            click.echo(event["response"], nl=False)
-            sys.stdout.flush()
     except (requests.RequestException, ValueError, KeyError):
         pass  # told by what is missing
     finally:
-        wait.clear()
+        wait.end()
+        if sys.stdout.isatty():
+            click.echo(err=True)  # ends the line, beside the answer and not in it
     if not ended:
         raise click.ClickException("The server broke off before the answer was complete; what was printed is a part.")
-    if sys.stdout.isatty():
-        click.echo()
 
 
 def events(chunks: Iterator[bytes]) -> Iterator[tuple[str, str]]:
@@ -93,19 +98,19 @@ def events(chunks: Iterator[bytes]) -> Iterator[tuple[str, str]]:
 
 
 class Wait:
-    """The line on stderr that tells of the wait, where stderr is a terminal."""
+    """The line on stderr that tells of the wait before the answer, where stderr is a terminal."""
 
     def __init__(self) -> None:
-        self._shown = False
+        self._shown = self._ended = False
 
     def show(self, text: str) -> None:
-        """Show ``text`` in place of what was shown."""
-        if sys.stderr.isatty():
+        """Show ``text`` in place of what was shown; never once the answer stands on that line."""
+        if sys.stderr.isatty() and not self._ended:
             click.echo(f"\r\033[K{text}", nl=False, err=True)
             self._shown = True
 
-    def clear(self) -> None:
-        """Remove the line."""
+    def end(self) -> None:
+        """Remove the line for good."""
         if self._shown:
             click.echo("\r\033[K", nl=False, err=True)
-            self._shown = False
+        self._shown, self._ended = False, True

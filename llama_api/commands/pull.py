@@ -10,22 +10,31 @@ from typing import Any
 import click
 import requests
 
-from ..settings import OllamaHost
-from .client import INTERRUPTED, settings
+from ..settings import PREFIX, OllamaHost
+from .client import INTERRUPTED, could_not_connect, settings, tell
 
 CONNECT_SECONDS, SILENCE_SECONDS = 5.0, 300.0  # Ollama tells of its progress many times a second
 
 
 @click.command()
 def pull() -> None:
-    """Have each Ollama pull the model, with its progress."""
+    """Have each Ollama pull the model, with its progress.
+
+    One that cannot is told of, and the next one has its turn all the same.
+    """
     chosen = settings()
+    failed = 0
     try:
         for host in chosen.ollamas:
-            _pull(host, chosen.model)
+            try:
+                _pull(host, chosen.model)
+            except click.ClickException as error:
+                failed += 1
+                tell(f"Error: {error.message}")
     except KeyboardInterrupt:
-        click.echo("Interrupted; run it again to go on where it ended.", err=True)
+        tell("Interrupted; run it again to go on where it ended.")
         sys.exit(INTERRUPTED)
+    sys.exit(1 if failed else 0)
 
 
 def _pull(host: OllamaHost, model: str) -> None:
@@ -33,33 +42,40 @@ def _pull(host: OllamaHost, model: str) -> None:
     click.echo(f"{host.name}: pulling {model}")
     layers = Layers()
     status = ""
-    for record in _records(host, model):
-        if "error" in record:
-            raise click.ClickException(f"{host.name} cannot pull {model}: {record['error']}")
-        status = str(record.get("status", ""))
-        layers.note(record)
-    layers.finish()
+    try:
+        for record in _records(host, model):
+            if "error" in record:
+                raise click.ClickException(f"{host.name} cannot pull {model}: {record['error']}")
+            status = str(record.get("status", ""))
+            layers.note(record)
+    finally:
+        layers.finish()
     if status != "success":
         raise click.ClickException(f"{host.name} broke off while pulling {model}; run it again to go on.")
     click.echo(f"{host.name}: {model} is there")
 
 
 def _records(host: OllamaHost, model: str) -> Iterator[dict[str, Any]]:
-    """What Ollama tells of its progress, a record a line."""
+    """What Ollama tells of its progress, a record a line; one that breaks off tells no more."""
+    begun = False
     with requests.Session() as session:
-        session.trust_env = False
+        session.trust_env = False  # a proxy from the environment is no way to a local server
         try:
             with session.post(f"{host.url}/api/pull", json={"model": model}, stream=True,
                               timeout=(CONNECT_SECONDS, SILENCE_SECONDS)) as answer:
-                for line in answer.iter_lines():
-                    if line:
-                        yield json.loads(line)
-        except requests.ConnectionError:
-            raise click.ClickException(f"Nobody answers at {host.name}; start Ollama there with `ollama serve`.") \
-                from None
+                for line in filter(None, answer.iter_lines()):
+                    record = json.loads(line)
+                    if not isinstance(record, dict):
+                        raise ValueError
+                    begun = True
+                    yield record
         except (requests.RequestException, ValueError) as error:
-            raise click.ClickException(f"{host.name} did not answer as Ollama does ({type(error).__name__}); check"
-                                       " LLAMA_API_OLLAMA_URL.") from None
+            if isinstance(error, requests.RequestException) and could_not_connect(error):
+                raise click.ClickException(f"Nobody answers at {host.name}; start Ollama there with `ollama serve`, or"
+                                           f" correct {PREFIX}OLLAMA_URL.") from None
+            if not begun:
+                raise click.ClickException(f"{host.name} did not answer as Ollama does ({type(error).__name__}); check"
+                                           f" {PREFIX}OLLAMA_URL.") from None
 
 
 class Layers:
@@ -73,10 +89,10 @@ class Layers:
 
     def note(self, record: dict[str, Any]) -> None:
         """Take one record of the progress."""
-        digest, total = record.get("digest"), record.get("total")
-        if not (isinstance(digest, str) and isinstance(total, int) and total > 0):
+        digest, total, done = record.get("digest"), record.get("total"), record.get("completed", 0)
+        if not (isinstance(digest, str) and isinstance(total, int) and isinstance(done, int) and total > 0):
             return
-        done = min(int(record.get("completed") or 0), total)
+        done = min(done, total)
         if digest not in self._layers:
             self._before += done
         self._layers[digest] = (total, done)
