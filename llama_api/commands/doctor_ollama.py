@@ -1,0 +1,174 @@
+"""What ``doctor`` finds of one Ollama."""
+
+import logging
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+from ..errors import OllamaError, OllamaTimeout, OllamaUnavailable
+from ..model_call import GENERATE, ModelCall
+from ..model_names import normal
+from ..ollama import OllamaClient
+from ..settings import PREFIX, OllamaHost, Settings
+from ..upstreams import Probe
+from ..waiting import Cancellation, Watchdog
+from .client import PROBE_SECONDS
+from .finding import FAULT, OK, WARNING, Finding
+
+AT_ONCE = 8  # generations at most that look at how many Ollama takes at once
+
+
+class Look:
+    """One Ollama, looked at."""
+
+    def __init__(self, host: OllamaHost, chosen: Settings):
+        self.host, self._settings = host, chosen
+        self._client = OllamaClient(host.url, chosen, Watchdog())
+        self.present, self.digest = False, ""
+
+    def findings(self) -> Iterator[Finding]:
+        """Whether it answers, its version, the models, how the model is loaded, and its window."""
+        model = self._settings.model
+        with _spoken() as said:
+            try:
+                version = self._client.version(PROBE_SECONDS)
+                models = self._client.inventory(PROBE_SECONDS)
+            except OllamaError as error:
+                yield self._found(FAULT, self._why(error, said))
+                return
+        if Probe(time.monotonic(), True, version=version).cuts_prompts:
+            yield self._found(WARNING, f"answers; version {version} cuts prompts that are too long in silence: update"
+                                       " Ollama to 0.12.6 or newer")
+        else:
+            yield self._found(OK, f"answers; version {version or 'unknown'}")
+        digests = {normal(str(entry.get("name"))): str(entry.get("digest", "")) for entry in models}
+        self.present, self.digest = normal(model) in digests, digests.get(normal(model), "")
+        if self.present:
+            yield self._found(OK, f"has {model}, build {self.digest[:12]}")
+        else:
+            yield self._found(FAULT, f"does not have {model}: run `llama-api pull`, or `ollama pull {model}` there")
+        for other in self._settings.models:
+            if other != "*" and normal(other) not in digests:
+                yield self._found(WARNING, f"does not have {other} of {PREFIX}MODELS: run `ollama pull {other}` there")
+        if self.present:
+            yield from self._loaded()
+
+    def _loaded(self) -> Iterator[Finding]:
+        """Where the model is in memory, and the windows that it has and could have."""
+        with _spoken():
+            try:
+                loaded = self._client.loaded(PROBE_SECONDS)
+                info = self._client.show(self._settings.model).get("model_info") or {}
+            except OllamaError as error:
+                yield self._found(WARNING, f"does not tell how the model is loaded: {error}")
+                return
+        entry = next((one for one in loaded if normal(str(one.get("name"))) == normal(self._settings.model)), {})
+        yield self._on_gpu(entry)
+        window = entry.get("context_length")
+        yield self._window(window if isinstance(window, int) else None,
+                           next((value for key, value in info.items() if key.endswith(".context_length")), None))
+
+    def _on_gpu(self, entry: dict[str, Any]) -> Finding:
+        if not entry:
+            return self._found(OK, "the model is not loaded: the first answer waits for that; set"
+                                   f" {PREFIX}PRELOAD=true and {PREFIX}KEEP_ALIVE=-1 to have it ready")
+        size, on_gpu = entry.get("size") or 0, entry.get("size_vram") or 0
+        share = round(100 * on_gpu / size) if size else 0
+        if share == 0:
+            return self._found(WARNING, "the model is loaded, and runs on the CPU alone: where there is a GPU, Ollama's"
+                                        " log says why it is not used")
+        if share < 100:
+            return self._found(WARNING, f"only {share} % of the model is on the GPU, and the rest is slow: free the"
+                                        f" GPU's memory, lower {PREFIX}NUM_CTX or OLLAMA_NUM_PARALLEL, or take a"
+                                        " smaller model")
+        return self._found(OK, "the model is loaded, all of it on the GPU")
+
+    def _window(self, now: int | None, trained: Any) -> Finding:
+        """Compare NUM_CTX with the window ``now`` in memory and with the one that the model was ``trained`` for."""
+        asked = self._settings.num_ctx
+        if asked is None:
+            return self._found(OK, f"the context window is Ollama's choice: {now or 'not known before the model is'}"
+                                   f"{' tokens' if now else ' loaded'}; {PREFIX}NUM_CTX is not set")
+        if isinstance(trained, int) and asked > trained:
+            return self._found(WARNING, f"{PREFIX}NUM_CTX={asked} is more than the {trained} tokens that the model was"
+                                        f" made for: set {trained} or less")
+        if now is not None and now != asked:
+            return self._found(WARNING, f"the model is loaded with a window of {now} tokens, which {PREFIX}NUM_CTX="
+                                        f"{asked} will change by a new load: give all who use it the same window")
+        return self._found(OK, f"{PREFIX}NUM_CTX={asked} fits the model's window of {trained or 'unknown'} tokens")
+
+    def generations(self, running: int) -> Iterator[Finding]:
+        """A generation of one token, and whether as many run at once as it has slots.
+
+        ``running`` is how many the service has under way: beside those nothing could be told.
+        """
+        started = time.monotonic()
+        with _spoken() as said:
+            try:
+                self._generate(1)
+            except OllamaError as error:
+                yield self._found(FAULT, f"cannot generate: {self._why(error, said)}")
+                return
+        yield self._found(OK, f"generated a token in {time.monotonic() - started:.2f} s")
+        slots = self.host.slots or self._settings.parallel
+        if slots == 1:
+            yield self._found(OK, f"gets one generation at a time, as {PREFIX}PARALLEL says")
+        elif running:
+            yield self._found(OK, f"gets {slots} generations at a time; whether it runs them at once can be tried while"
+                                  " the service does not generate")
+        else:
+            yield self._at_once(slots)
+
+    def _at_once(self, slots: int) -> Finding:
+        """Compare ``slots`` with what Ollama runs at once: who waited in it for another did not run beside it."""
+        tried = min(slots, AT_ONCE)
+        with _spoken() as said:
+            try:
+                with ThreadPoolExecutor(tried) as pool:
+                    waits = list(pool.map(lambda _: self._generate(8), range(tried)))
+            except OllamaError as error:
+                return self._found(FAULT, f"{tried} generations at once fail: {self._why(error, said)}")
+        # The first of those that run one after the other does not wait, the second waits for one of them, and so on.
+        beside = sum(waited < 0.5 for waited in waits)
+        if beside >= tried:
+            return self._found(OK, f"runs {tried} generations at once, and {PREFIX}PARALLEL gives it {slots}")
+        return self._found(WARNING, f"ran {beside} of {tried} generations at once: set OLLAMA_NUM_PARALLEL={slots} for"
+                                    f" it, or lower {PREFIX}PARALLEL")
+
+    def _generate(self, tokens: int) -> float:
+        """Generate some tokens; returns how long it waited inside Ollama, by the time the generation itself took."""
+        chosen = self._settings
+        call = ModelCall.of(GENERATE, chosen.model, {"num_predict": tokens, "num_ctx": chosen.num_ctx}, prompt="Hi",
+                            truncate=False)
+        end = self._client.generate(call, self.digest, chosen.timeout, Cancellation(), lambda pieces: None)
+        own = (end.prompt_eval_duration or 0) + (end.eval_duration or 0)
+        waited = (end.total_duration or 0) - (end.load_duration or 0) - own
+        return waited / own if own else 0.0
+
+    def _found(self, level: str, text: str) -> Finding:
+        return Finding(level, self.host.name, text)
+
+    def _why(self, error: OllamaError, said: list[str]) -> str:
+        """What is wrong, what Ollama ``said``, and what to do."""
+        if isinstance(error, OllamaUnavailable):
+            return ("nobody accepts connections: start Ollama there with `ollama serve`, or correct"
+                    f" {PREFIX}OLLAMA_URL")
+        if isinstance(error, OllamaTimeout):
+            return "it does not answer in time: see Ollama's log, and restart it"
+        return " ".join([str(error), *said[-1:]])
+
+
+@contextmanager
+def _spoken() -> Iterator[list[str]]:
+    """The warnings that the wing of Ollama logs inside the block: what Ollama said to an error, in its own words."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger(OllamaClient.__module__.rpartition(".")[0])
+    logger.addHandler(handler)
+    try:
+        yield said
+    finally:
+        logger.removeHandler(handler)
