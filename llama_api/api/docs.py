@@ -6,20 +6,18 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 import orjson
-from flask import Blueprint, Flask, Response, abort, request
+from flask import Blueprint, Flask, Response, abort
 from flask.blueprints import BlueprintSetupState
 from werkzeug.http import generate_etag
 
-from ..http import PAGE_POLICY
+from ..http import PAGE_POLICY, kept, type_of
 from ..settings import Settings
 from .openapi import document
 from .schemas import GenerateRequest
 
 # Found without importing the package, which would bring in what it has for other frameworks.
 STATIC = Path(str(distribution("swagger-ui-py").locate_file("swagger_ui/static")))
-# The types are ours to tell: what the machine's own tables say of .js differs, and `nosniff` makes it matter.
-ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css", "index.css": "text/css",
-          "favicon-32x32.png": "image/png"}
+ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css", "index.css", "favicon-32x32.png")
 INITIALIZER = "initializer.js"  # a file of its own, as the page's policy forbids a script in the page
 ASSET_SECONDS = 3600  # that a browser may keep an asset without asking
 PAGE = f"""\
@@ -101,8 +99,8 @@ def blueprint(settings: Settings, request_schema: GenerateRequest) -> Blueprint:
 def _asset(name: str) -> _File:
     """An asset, read when it is first asked for."""
     if name == INITIALIZER:
-        return _file(SCRIPT.encode(), "text/javascript", ASSET_SECONDS)
-    return _file((STATIC / name).read_bytes(), ASSETS[name], ASSET_SECONDS)
+        return _file(SCRIPT.encode(), type_of(name), ASSET_SECONDS)
+    return _file((STATIC / name).read_bytes(), type_of(name), ASSET_SECONDS)
 
 
 def _file(content: bytes, mimetype: str, seconds: int = 0, policy: str | None = None) -> _File:
@@ -111,11 +109,9 @@ def _file(content: bytes, mimetype: str, seconds: int = 0, policy: str | None = 
 
 def _served(file: _File) -> Response:
     """A file, or 304 for a client that has it."""
-    response = Response(file.content, mimetype=file.mimetype)
-    response.set_etag(file.etag)
+    response = kept(file.content, file.mimetype, file.etag)
     response.cache_control.public = True
     response.cache_control.max_age = file.seconds
     if file.policy:
         response.headers["Content-Security-Policy"] = file.policy
-    response.make_conditional(request)
     return response

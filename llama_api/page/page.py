@@ -5,9 +5,9 @@ from pathlib import Path
 
 from flask import Blueprint, Response, abort, request
 
+from ..http import TYPES, kept, type_of
+
 STATIC = Path(__file__).parent / "static"
-# The types are ours to tell: what the machine's own tables say of .js differs, and `nosniff` makes it matter.
-TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 GREETING = b"Ollama is running"  # what Ollama says here; its clients look for it
 FILE_SECONDS = 31_536_000  # that a browser may keep a file: another version has another URL
 
@@ -32,7 +32,7 @@ def blueprint(files: PageFiles) -> Blueprint:
         """Show the page to a browser, and say to other clients that the service runs."""
         # Whoever names HTML is a browser; */* says nothing, and is what Ollama's clients send.
         named = any(kind == "text/html" and quality > 0 for kind, quality in request.accept_mimetypes)
-        response = _kept(html, "index.html", files.checksum) if named else _kept(GREETING, "", "greeting")
+        response = kept(html, "text/html", files.checksum) if named else kept(GREETING, "text/plain", "greeting")
         response.cache_control.no_cache = True
         response.vary.add("Accept")
         return response
@@ -42,17 +42,9 @@ def blueprint(files: PageFiles) -> Blueprint:
         """Serve a file of the page; a version other than the page's own is unknown."""
         if version != files.checksum or name not in served:
             abort(404)
-        response = _kept(served[name], name, f"{files.checksum}-{name}")
+        response = kept(served[name], type_of(name), f"{files.checksum}-{name}")
         response.cache_control.public = response.cache_control.immutable = True
         response.cache_control.max_age = FILE_SECONDS
         return response
 
     return bp
-
-
-def _kept(body: bytes, name: str, etag: str) -> Response:
-    """A response that the client may keep, or 304 when it has it."""
-    response = Response(body, mimetype=TYPES.get(Path(name).suffix, "text/plain"))
-    response.set_etag(etag)
-    response.make_conditional(request)
-    return response

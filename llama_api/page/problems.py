@@ -5,6 +5,7 @@ from flask import Blueprint, Response, abort, request
 from markupsafe import Markup, escape
 
 from ..errors import PROBLEMS, UNREADABLE
+from ..http import kept
 from .page import PageFiles
 from .problem_texts import ADVICE, Advice
 
@@ -39,7 +40,7 @@ def blueprint(files: PageFiles) -> Blueprint:
     """The pages on problems, in the style of ``files``."""
     bp = Blueprint("problems", __name__)
     known = {**PROBLEMS, UNREADABLE[1]: (UNREADABLE[0], UNREADABLE[2])}
-    pages = {slug: _page(slug, *known[slug], advice, files.folder) for slug, advice in ADVICE.items()}
+    pages = {slug: _page(slug, *known[slug], advice, files.folder).encode() for slug, advice in ADVICE.items()}
     values = {slug: orjson.dumps({"type": f"/problems/{slug}", "title": known[slug][1], "status": known[slug][0],
                                   **advice._asdict()}) for slug, advice in ADVICE.items()}
 
@@ -49,11 +50,10 @@ def blueprint(files: PageFiles) -> Blueprint:
         if slug not in ADVICE:
             abort(404)
         kind = request.accept_mimetypes.best_match(["text/html", "application/json"], "text/html")
-        response = Response(pages[slug] if kind == "text/html" else values[slug], mimetype=kind)
+        response = kept(pages[slug] if kind == "text/html" else values[slug], kind)
         response.vary.add("Accept")
         response.cache_control.no_cache = True
-        response.add_etag()
-        return response.make_conditional(request)  # type: ignore[return-value]
+        return response
 
     return bp
 

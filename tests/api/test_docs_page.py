@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -94,7 +95,8 @@ def test_page_tries_with_a_key(double, serve, visit):
 def test_assets_are_a_closed_list_with_types_and_caching(double, serve):
     """Each asset has its type and lasts; no other file of the package or the machine can be had."""
     api = serve(double, api_keys=KEY)
-    for asset, kind in {**ASSETS, INITIALIZER: "text/javascript"}.items():
+    for asset in (*ASSETS, INITIALIZER):
+        kind = {".js": "text/javascript", ".css": "text/css", ".png": "image/png"}[Path(asset).suffix]
         found = api.get(f"/docs/{asset}")
         assert found.status == 200 and found.headers["Content-Type"].partition(";")[0] == kind
         assert "max-age=3600" in found.headers["Cache-Control"]
