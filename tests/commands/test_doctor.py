@@ -192,6 +192,16 @@ def test_tls_workers_and_a_unix_socket_are_found(serve, double, tmp_path):
         assert told(found, "port", f"the service runs at {place}") == "ok"
 
 
+def test_what_the_service_has_under_way_is_not_disturbed(serve, double):
+    """Whether as many run at once as PARALLEL says is not tried beside it: the answer would be wrong."""
+    api = serve(double, parallel=2)
+    double.set(slots=2)
+    with api.open_ask(new_prompt("[[ttft=60]]"), timeout=PATIENCE):
+        double.wait(running=1)
+        found = doctor(api.settings["bind"], ollama_url=double.url, parallel=2)[1]
+    assert told(found, OLLAMA(double.port), "can be tried while the service does not generate") == "ok"
+
+
 def test_a_shared_store_is_measured_and_left_as_it_was(serve, double, tmp_path):
     """What it holds and its round trip; a damaged or foreign file stays where it is."""
     path = tmp_path / "answers.db"
