@@ -103,7 +103,8 @@ class Embeddings:
         embedded = {call.key: Answer(call.model, vector=vector, batch=batch, completion=own, digest=made.digest,
                                      host=made.host, created=created)
                     for call, vector in zip(calls, run.vectors, strict=True)}
-        stored = not bypass and all([self._cache.set(key, answer, epoch) for key, answer in embedded.items()])
+        stored = not bypass and self._fleet.vouches(made, calls[0].model) and all([
+            self._cache.set(key, answer, epoch) for key, answer in embedded.items()])
         whole = Answer(calls[0].model, completion=made.completion, digest=made.digest, host=made.host, created=created)
         return Landing(whole, "generated", stored, made.ended_at, answers=found | embedded)
 

@@ -235,7 +235,7 @@ class Service:
         answer = Answer.of(flight.pieces, made.completion, model=call.model, digest=made.digest, host=made.host,
                            created=time.time())
         stored = (flight.key is not None and made.completion.finish_reason is not None
-                  and self._cache.set(flight.key, answer, epoch))
+                  and self._fleet.vouches(made, call.model) and self._cache.set(flight.key, answer, epoch))
         return Landing(answer, "generated", stored, made.ended_at)
 
 

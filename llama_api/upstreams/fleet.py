@@ -147,6 +147,15 @@ class Fleet:
             if (ended := journey.ended()) is not None:
                 self._observer.generation_ended(ended)
 
+    def vouches(self, made: Generated, model: str) -> bool:
+        """Whether what was ``made`` may be kept as an answer of its build.
+
+        That may have changed since the last probe. A single Ollama shows it with the next one, and all of before is
+        stale then; one of several is left out, and the build of the others goes on. So it is asked once more.
+        """
+        return self._single or any(upstream.still_has(model, made.digest) for upstream in self.upstreams
+                                   if upstream.host == made.host)
+
     def _slot(self, journey: Journey) -> Slot:
         """A slot for ``journey``. Raises what failed before when there is none in time for a further try."""
         progress, waited, began = journey.run.progress, False, time.monotonic()

@@ -48,8 +48,8 @@ class Probe:
 
 def builds_of(models: list[dict[str, Any]]) -> dict[str, str | None]:
     """The digests in the entries of /api/tags, by the models' normal names."""
-    return {normal(model["name"]): digest if isinstance(digest := model.get("digest"), str) and digest else None
-            for model in models}
+    return {normal(name): digest if isinstance(digest := model.get("digest"), str) and digest else None
+            for model in models if isinstance(name := model.get("name"), str)}
 
 
 def loaded_of(models: list[dict[str, Any]]) -> dict[str, Loaded]:

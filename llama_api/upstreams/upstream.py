@@ -3,15 +3,17 @@
 import time
 from collections.abc import Callable
 
+from ..errors import OllamaError
 from ..model_names import normal
 from ..ollama import OllamaClient
 from .breaker import Breaker
 from .monitor import Monitor
-from .probe import Loaded, Probe
+from .probe import Loaded, Probe, builds_of
 from .slots import Slots
 
 CURE_CPU = "half of the model or more runs on the processor: free memory of the GPU, or lower NUM_CTX or PARALLEL"
 CURE_CUTS = "its version cuts prompts that are too long in silence: update it to 0.12.6 or later"
+ASK_SECONDS = 0.5
 PROVEN_SECONDS = 1.5  # after an answer in which its model must still be in memory
 LOST_SECONDS = 5.0  # that a model leaves memory before its time, beyond what clocks of two hosts may differ
 
@@ -52,6 +54,17 @@ class Upstream:
     def has(self, model: str) -> bool:
         """Whether it has ``model``, as of the newest probe."""
         return normal(model) in self.monitor.latest.builds
+
+    def still_has(self, model: str, build: str | None) -> bool:
+        """Ask it whether it has ``model`` in ``build`` at this moment; False when it does not say."""
+        try:
+            builds = builds_of(self.client.inventory(ASK_SECONDS))
+        except OllamaError:
+            return False
+        if normal(model) in builds and builds[normal(model)] == build:
+            return True
+        self.monitor.hurry()
+        return False
 
     def loaded(self, model: str) -> bool | None:
         """Whether ``model`` is in its memory as of the newest probe, or of an answer since; None where not told."""

@@ -262,6 +262,24 @@ def test_builds_never_mix(api, doubles):
     assert generations(doubles)[2] == before
 
 
+def test_an_answer_of_a_build_that_was_not_seen_yet_is_not_kept_as_the_others(api, doubles):
+    """What an Ollama said in another build, before a probe told of that, is forgotten when one does."""
+    odd = doubles[2]
+    digest = odd.set_model("llama3:8b")
+
+    def said_by_another():
+        odd.set_model("llama3:8b", digest=digest, voice="")
+        until(lambda: odd.host in usable(api))
+        prompts = [new_prompt("[[ttft=0.1]]") for _ in range(6)]
+        odd.set_model("llama3:8b", digest="1" * 64, voice="another")
+        replies = together(6, lambda n: api.ask(prompts[n]))
+        return [prompt for prompt, reply in zip(prompts, replies) if reply.text == answer_for(prompt, voice="another")]
+
+    prompts = until(said_by_another)
+    until(lambda: odd.host not in usable(api))
+    assert [api.ask(prompt).text for prompt in prompts] == [answer_for(prompt) for prompt in prompts]
+
+
 def test_one_without_the_model_is_left_out(api, doubles):
     """It is named with the line that mends it; without the model anywhere that is what callers are told."""
     doubles[0].remove_model("llama3:8b")

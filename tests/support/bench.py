@@ -27,6 +27,10 @@ class FakeFleet:
         """When another build than ``digest`` was first seen."""
         return None if digest == self.build else self.since
 
+    def vouches(self, made, model):
+        """Whether the build is the one it was."""
+        return made.digest == self.build
+
     def generate(self, asked, run):
         """Write the pieces, then wait for ``proceed``, then fail or end."""
         self.calls.append(asked)
