@@ -34,6 +34,7 @@ class Server:
     def __init__(self, port=0, **knobs):
         self.port, self.first_knobs = port, Knobs().bent(knobs)
         self.connections, self.listener, self.held = set(), None, None
+        self.holders = set()        # connections whose call has a slot
         self.reset()
 
     def reset(self):

@@ -100,9 +100,12 @@ class Turn:
 
     async def take_slot(self, fault):
         """Wait for a slot and answer."""
-        slots = self.server.slots
+        slots, holders = self.server.slots, self.server.holders
         await slots.acquire()
         self.call.granted = time.monotonic()
+        holders.add(self.connection)
+        if self.knobs.record:
+            self.call.beside = sum(connection.has_client for connection in holders)
         answer = self.answer()
         try:
             await give(answer, fault)
@@ -110,6 +113,7 @@ class Turn:
             slots.running += answer.leaks
             raise
         finally:
+            holders.discard(self.connection)
             slots.release()
 
     def figures(self, answer):

@@ -1,6 +1,7 @@
 """HTTP/1.1 as the double of Ollama speaks it: connections and calls. Written by hand to be fast."""
 import asyncio
 import functools
+import select
 import socket
 import struct
 import time
@@ -50,6 +51,7 @@ class Call:
     started: float
     json: object = None         # the body of a generate, chat, embed
     granted: float = 0.0        # when it got its slot
+    beside: int = 0             # calls that had one then, this one too, whose clients had not left; seen or not by then
     ended: float = 0.0
     sent: int = 0               # pieces made so far
     cached: int = 0             # tokens of the prompt that the prefix memory had
@@ -71,6 +73,15 @@ class Connection(asyncio.Protocol):
         self.server.connections.add(self)
         if not (self.server.listener or self.steering):
             self.break_off()    # accepted just before a stop
+
+    @property
+    def has_client(self):
+        """Whether the client is there at this moment, also when the news of its leaving has yet to be read."""
+        if (number := self.transport.get_extra_info('socket').fileno()) < 0:
+            return False
+        look = select.poll()
+        look.register(number, select.POLLRDHUP)
+        return not look.poll(0)
 
     def connection_lost(self, exc):
         self.server.connections.discard(self)
