@@ -1,111 +1,22 @@
-"""The callers of the chaos run: every kind of request, polite and rude, and the judgement of what came back."""
+"""The polite callers of the chaos run, and those that leave: every kind of request."""
 
 import http.client
 import json
 import random
 import re
-import socket
-import threading
 import time
-from collections import Counter, defaultdict
-from dataclasses import dataclass, field
 
-from tests.support.double import markers, pieces_for
-from tests.support.gunicorn_server import JSON, together
+from tests.chaos.judgement import FAILURES, outcome_of, wrong_answer
+from tests.chaos.scene import OPENING, QUEUE_TIMEOUT, SLACK, TAKEOVER, TIMEOUT, Question
+from tests.support.gunicorn_server import Reply, together
 
-TIMEOUT, QUEUE_TIMEOUT, SLACK = 2.0, 2.0, 4.0  # seconds; SLACK is for a machine of few cores that does it all
-BODY_SECONDS, HEAD_SECONDS = 15.0, 2.0  # the limits of the service itself
-TAKEOVER = 5.0  # seconds within which a killed leader's claim is taken over
 BODY_LIMIT = 65536
 GONE = (OSError, http.client.HTTPException)
-FAILURES = {(502, "ollama-error"), (503, "ollama-unavailable"), (503, "model-not-found"), (503, "overloaded"),
-            (504, "ollama-timeout"), (422, "prompt-too-long")}  # what a faultless question may end in
-STALE_DETAILS = {slug for status, slug in FAILURES if status > 500}
-STATUS = re.compile(r"llama-api; (hit(; ttl=\d+)?|fwd=stale; detail=([a-z-]+)|fwd=(miss|stale|request)(; stored)?"
-                    r"|fwd=miss; collapsed|fwd=bypass)")
-GARBAGE = (b"\x00\xff\x16\x03\x01 garbage\r\n\r\n", b"GET /livez HTTP/9.9\r\n\r\n", b"GET\r\n\r\n",
-           b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
-           b"POST /generate HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-           b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
-           b"GET /livez HTTP/1.1\r\n" + b"X-A: b\r\n" * 300 + b"\r\n")
+PIECE = re.compile(rb'"response": ?"[^"]')
 BROKEN_BODIES = (b"", b"{", b"[]", b"null", b'{"prompt": NaN}', b'{"prompt": "a", "prompt": "b"}', b"\xff\xfe",
                  b"[" * 20000)
 WRONG_FIELDS = ({}, {"prompt": " "}, {"prompt": 5}, {"prompt": "a", "max_tokens": 0}, {"prompt": "a", "nothing": 1},
                 {"prompt": "a", "temperature": 3}, {"prompt": "a", "stop": [""]}, {"prompt": "\ud800"})
-
-
-class Ledger:
-    """What happened: counts by kind and outcome, times, and everything that must not be."""
-
-    def __init__(self):
-        self._lock = threading.Lock()
-        self.outcomes, self.times, self.violations = defaultdict(Counter), defaultdict(list), []
-
-    def note(self, kind, outcome, seconds=None):
-        with self._lock:
-            self.outcomes[kind][outcome] += 1
-            if seconds is not None:
-                self.times[kind, outcome].append(seconds)
-
-    def blame(self, sentence):
-        with self._lock:
-            self.violations.append(sentence)
-
-
-@dataclass
-class Scene:
-    """The stage that all actors share, and when what was done to it (monotonic)."""
-
-    seed: int
-    services: list
-    doubles: list
-    redis: object
-    began: float
-    ends: float
-    ledger: Ledger = field(default_factory=Ledger)
-    kills: list = field(default_factory=list)  # (time, service)
-    troubles: list = field(default_factory=list)  # times of all that was done to Redis
-    purges: list = field(default_factory=list)  # times of purges that were answered
-
-    @property
-    def over(self):
-        return time.monotonic() >= self.ends
-
-    def killed(self, since, service=None):
-        """Whether a worker was killed after ``since``, one of ``service`` if that is given."""
-        return any(at >= since for at, victim in self.kills if service in (None, victim))
-
-    def bound(self, since):
-        """Seconds that a request begun at ``since`` may take: longer when the one it joined may have been killed."""
-        taken_over = self.killed(since - TAKEOVER) or any(at >= since - TAKEOVER for at in self.troubles)
-        return TIMEOUT + QUEUE_TIMEOUT + SLACK + (TAKEOVER + TIMEOUT + QUEUE_TIMEOUT if taken_over else 0)
-
-
-@dataclass(frozen=True)
-class Question:
-    """A request, and all that its answer may be."""
-
-    fields: dict
-    headers: dict
-
-    @property
-    def expected(self):
-        """The pieces and the finish reason; the reason is None when the answer must never end."""
-        prompt, stop = self.fields["prompt"], self.fields.get("stop", ())
-        pieces, reason = pieces_for(prompt, self.fields.get("system"), self.fields.get("max_tokens", 100),
-                                    [stop] if isinstance(stop, str) else stop)
-        match markers(prompt).get("fault"):
-            case "controls":
-                pieces = (*pieces[:2], " \0\r\n", *pieces[2:])
-            case "text_in_last":
-                pieces = (*pieces, " fin")
-            case "endless_tokens":
-                pieces, reason = (*pieces[:2], *[" on"] * 20000), None
-        return pieces, reason
-
-    @property
-    def control(self):
-        return self.headers.get("Cache-Control", "")
 
 
 class Caller:
@@ -205,22 +116,24 @@ class Caller:
             fields["stop"] = self._random.choice(("water", [" the", "über"], ["nowhere"]))
         if self._random.random() < 0.1:
             fields["system"] = "Be brief."
-        return self._made(f"Chaos of {self._name}, {self._count}? {markers}", control, fields)
+        return self._made(f"{OPENING} of {self._name}, {self._count}? {markers}", control, fields, unique=True)
 
     def _common(self, control="", **fields):
         """One of a few questions that all ask."""
         fields |= self._random.choice(({}, {}, {"max_tokens": 3}, {"max_tokens": 5}, {"system": "Be brief."}))
-        return self._made(f"Chaos for all of {self._scene.seed}, {self._random.randrange(12)}?", control, fields)
+        return self._made(f"{OPENING} for all of {self._scene.seed}, {self._random.randrange(12)}?", control, fields)
 
-    def _made(self, prompt, control, fields):
-        return Question({"prompt": prompt, "stream": False, **fields}, {"Cache-Control": control} if control else {})
+    def _made(self, prompt, control, fields, unique=False):
+        headers = {"Cache-Control": control} if control else {}
+        question = Question({"prompt": prompt, "stream": False, **fields}, headers, unique)
+        self._scene.witness.asked(question)
+        return question
 
     # Judgement
 
     def _ask(self, kind, service, question):
         asked = time.monotonic()
-        reply = self._attempt(kind, service, lambda: service.ask(
-            **question.fields, headers=question.headers, timeout=3 * (TIMEOUT + QUEUE_TIMEOUT) + TAKEOVER + SLACK))
+        reply = self._attempt(kind, service, lambda: self._read(service, question))
         if reply is None:
             return
         if reply.status != 200:
@@ -231,6 +144,18 @@ class Caller:
             self._ledger.blame(f"{kind}: {problem} (asked {question.fields} {question.headers}, "
                                f"got {reply.cache!r} Age {reply.headers['Age']} {reply.body[:400]!r})")
         self._ledger.note(kind, outcome_of(reply), reply.seconds)
+
+    def _read(self, service, question):
+        """The whole reply to ``question``; the time of its first piece is told to the witness."""
+        asked, body, begun = time.monotonic(), b"", False
+        with service.open_ask(**question.fields, headers=question.headers,
+                              timeout=3 * (TIMEOUT + QUEUE_TIMEOUT) + TAKEOVER + SLACK) as exchange:
+            while data := exchange.head.read1(65536):
+                body += data
+                if question.fields["stream"] and not begun and PIECE.search(body):
+                    begun = True
+                    self._scene.witness.began(question, time.monotonic())
+            return Reply(exchange.head.status, exchange.head.headers, body, time.monotonic() - asked)
 
     def _attempt(self, kind, service, call):
         """The reply; None when the connection broke, which is to be blamed unless a worker was killed meanwhile."""
@@ -263,64 +188,6 @@ class Caller:
         self._ledger.note(kind, f"{found[0]} {found[1] or ''}".strip(), reply.seconds)
 
 
-def outcome_of(reply):
-    """The outcome of a 200 in a few words."""
-    if b"\nevent: error\n" in b"\n" + reply.body and "stream" in reply.headers["Content-Type"]:
-        return "200, broken off"
-    return "200 " + ("hit" if "; hit" in reply.cache else "stale" if "detail=" in reply.cache else
-                     "joined" if "collapsed" in reply.cache else "generated")
-
-
-def wrong_answer(question, reply, scene, asked):
-    """What is wrong with a 200 to ``question``, None when nothing is."""
-    pieces, reason = question.expected
-    streamed = question.fields["stream"]
-    if streamed != reply.headers["Content-Type"].startswith("text/event-stream"):
-        return "plain and streamed are mixed up"
-    if streamed and reply.events[-1][0] == "error":
-        problem = reply.events[-1][1]
-        if (problem["status"], problem["type"].removeprefix("/problems/")) not in FAILURES:
-            return "the stream ended in an error that is none of the contract's"
-        return None if "".join(pieces).startswith(reply.text) else "wrong text before the error"
-    if reason is None or reply.text != "".join(pieces):
-        return f"WRONG TEXT, expected {''.join(pieces)[:200]!r}"
-    ending = reply.events[-1][1] if streamed else reply.json
-    if streamed and not ending["done"]:
-        return "the stream ended without done"
-    if ending["finish_reason"] not in (reason, None) or ending["cached"] and ending["finish_reason"] is None:
-        return f"finish_reason, expected {reason}"
-    return _wrong_labels(question, reply, ending, scene, asked)
-
-
-def _wrong_labels(question, reply, ending, scene, asked):
-    match, age, control = STATUS.fullmatch(reply.cache), reply.headers["Age"], question.control
-    if not match:
-        return "Cache-Status"
-    hit, detail = "; hit" in reply.cache, match[3]
-    if detail is not None and detail not in STALE_DETAILS:
-        return "detail of a stale answer"
-    if not ending["cached"] == bool(hit or detail) == (age is not None):
-        return "cached, Cache-Status and Age disagree"
-    if hit and ("no-cache" in control or "no-store" in control):
-        return "a hit against the request's will"
-    if "only-if-cached" in control and not hit:
-        return "generated against the request's will"
-    if ("no-store" in control) != (reply.cache == "llama-api; fwd=bypass"):
-        return "bypass"
-    if age is None:
-        return None
-    limit = re.search(r"max-age=(\d+)", control)
-    if limit and int(age) > int(limit[1]):
-        return "older than max-age"
-    if int(age) > time.monotonic() - scene.began + 1:
-        return "older than the cache"
-    for purged in scene.purges:
-        calm = not any(at > purged - 12 for at in scene.troubles) and not scene.killed(purged - 12)
-        if calm and asked > purged + 3 and int(age) > time.monotonic() - purged + 1:
-            return "older than the last purge"
-    return None
-
-
 class Mob:
     """Asks one new question many times at once, of all services, plain and streamed."""
 
@@ -332,60 +199,8 @@ class Mob:
         while not self._scene.over:
             self.asked += 1
             callers = [Caller(self._scene, f"mob{self._number}.{self.asked}.{at}") for at in range(8)]
-            prompt = f"Chaos of a mob of {self._scene.seed}, {self._number}.{self.asked}? [[ttft=0.1]]"
-            together(8, lambda at: callers[at]._ask("identical", self._scene.services[at % 2], Question(
-                {"prompt": prompt, "stream": at % 3 == 0}, {})))
+            prompt = f"{OPENING} of a mob of {self._scene.seed}, {self._number}.{self.asked}? [[ttft=0.1]]"
+            questions = [Question({"prompt": prompt, "stream": at % 3 == 0}, {}) for at in range(8)]
+            services = self._scene.services
+            together(8, lambda at: callers[at]._ask("identical", services[at % len(services)], questions[at]))
             time.sleep(self._random.uniform(0.3, 1.0))
-
-
-class Hooligan(Caller):
-    """One client that keeps connections busy without purpose: half heads, trickled bodies, unread streams, garbage."""
-
-    KINDS = {"half_head": 3, "trickle": 3, "deaf": 3, "garbage": 5}
-
-    def _half_head(self, service):
-        with service.send_raw(b"POST /generate HTTP/1.1\r\nHost: x\r\nX-Half: ") as client:
-            self._until_closed("half head", client, HEAD_SECONDS + SLACK, b"")
-
-    def _trickle(self, service):
-        body = json.dumps(self._question().fields).encode()
-        head = ("POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-                f"Content-Length: {len(body)}\r\n\r\n").encode()
-        with service.send_raw(head) as client:
-            for at in range(self._random.randrange(25)):
-                try:
-                    client.sendall(body[at:at + 1])
-                except OSError:
-                    break
-                time.sleep(0.1)
-        self._ledger.note("trickle", "left")
-
-    def _deaf(self, service):
-        question = self._question(stream=True, markers="[[tokens=400]]")
-        body = json.dumps(question.fields | {"max_tokens": 8000}).encode()
-        with socket.socket() as client:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-            client.connect(("127.0.0.1", service.port))
-            client.sendall(f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: {JSON['Content-Type']}\r\n"
-                           f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
-            time.sleep(self._random.uniform(0.5, 3))
-        self._ledger.note("deaf", "left")
-
-    def _garbage(self, service):
-        with service.send_raw(self._random.choice(GARBAGE)) as client:
-            self._until_closed("garbage", client, HEAD_SECONDS + SLACK, b"HTTP/1.1 4")
-
-    def _until_closed(self, kind, client, seconds, begins):
-        """Read to the end, which must come within ``seconds``; an answer must begin with ``begins``."""
-        client.settimeout(seconds)
-        data, end = b"", time.monotonic() + seconds
-        try:
-            while time.monotonic() < end and (more := client.recv(65536)):
-                data += more
-        except TimeoutError:
-            return self._ledger.blame(f"{kind}: the connection is open after {seconds:g} s")
-        except OSError:
-            pass  # reset: what it sent was not read
-        if data and not data.startswith(begins or b"HTTP/1.1 4"):
-            self._ledger.blame(f"{kind}: answered {data[:200]!r}")
-        self._ledger.note(kind, "refused" if data else "closed")

@@ -1,52 +1,55 @@
-"""What is done to the service during the chaos run: Ollama's faults, dead workers, reloads, a Redis in trouble."""
+"""What is done to the service during the chaos run: Ollamas that fail, dead workers, reloads, a store in trouble."""
 
 import os
 import random
 import signal
 import time
 from collections import Counter
+from contextlib import contextmanager
+from http.client import HTTPException
 
+from tests.chaos.builds import MODEL
+from tests.chaos.scene import SLACK
 from tests.support.double import FAULTS
+from tests.support.gunicorn_server import until
 
 BY_PROMPT = {"controls", "text_in_last", "endless_tokens"}  # they change the text: the clients ask for them
 LEAK = "leak"  # only a restart of Ollama gives the slot back
 MIXTURE = 7  # faults at once
+LOOKS = 6  # answers of /health in a row, lest one worker has yet to see what the others tell
+TO_ONE_HOST = {"be busy": "busy", "reset connections": "reset", "be out of memory": "oom", "be slow": "slow",
+               "hang": "hang"}
+SMALL_FAULTS = ("tags", "show", "version", "ps")
 
 
 class Saboteur:
-    """Mixes the faults of the double anew each second, and does something worse every other second.
+    """Mixes the faults of the double anew each second, and does something worse in between.
 
     What it does, and in which order, comes from the seed; how much of it, from the time there is.
     """
 
     def __init__(self, scene):
-        self._scene, self._doubles, self._redis = scene, scene.doubles, scene.redis
+        self._scene, self._doubles, self._builds = scene, scene.doubles, scene.builds
         self._random = random.Random(f"{scene.seed} saboteur")
-        self._targets = 0
         self._well = vars(self._doubles[0].set())
         self._earlier = Counter()  # faults that struck before a double was reset
-        self._earlier_calls, self._earlier_peaks = 0, [0] * len(self._doubles)
         self.done = Counter()
 
     def run(self):
         """Do harm until the time is over, then heal everything."""
         faults, deeds = [], []
-        round_number = 0
         try:
             while not self._scene.over:
-                faults = faults if len(faults) >= MIXTURE else faults + self._shuffled(set(FAULTS) - BY_PROMPT - {LEAK})
+                faults = faults if len(faults) >= MIXTURE else faults + self._shuffled(
+                    sorted(set(FAULTS) - BY_PROMPT - {LEAK}))
                 mixture, faults = faults[:MIXTURE], faults[MIXTURE:]
-                for double in self._doubles:
-                    double.set(fault=",".join(mixture), rate=self._random.choice((0.1, 0.6, 0.9)), times=0,
-                               ttft=self._random.choice((0.0, 0.02, 0.1)), **self._small_faults())
-                self._pause(0.5)
-                if round_number % 2 == 0:
-                    deeds = deeds or self._shuffled(deed for deed in dir(self) if deed.startswith("do_"))
-                    deed = deeds.pop()
-                    self.done[deed.removeprefix("do_").replace("_", " ")] += 1
-                    getattr(self, deed)()
-                self._pause(0.5)
-                round_number += 1
+                with self._mixed(mixture):
+                    self._pause(0.4)
+                    deeds = deeds or self._shuffled(self._deeds())
+                    name, deed = deeds.pop()
+                    self.done[name] += 1
+                    deed()
+                    self._pause(0.4)
         except Exception as error:
             self._scene.ledger.blame(f"the saboteur: {type(error).__name__}: {error}")
         finally:
@@ -58,65 +61,63 @@ class Saboteur:
             double.revive()
             double.set(**self._well)
             double.start()
-        self._rebuild()
-        if self._redis.process is None:
-            self._redis.start()
-        self._redis.resume()
-        self._scene.troubles.append(time.monotonic())
+        self._builds.renew(*self._doubles)
+        self._scene.store.heal()
 
     @property
     def faults(self):
         """How often each fault has struck."""
         return sum((double.faults for double in self._doubles), Counter(self._earlier))
 
-    @property
-    def calls(self):
-        """How many generations were asked of Ollama."""
-        return self._earlier_calls + sum(len(double.calls("/api/generate")) for double in self._doubles)
-
-    @property
-    def peaks(self):
-        """How many of them at once, at most, at each host."""
-        return [max(earlier, double.peak) for earlier, double in zip(self._earlier_peaks, self._doubles)]
-
-    def _small_faults(self):
-        """Faults of the small endpoints, now and then."""
-        names = self._random.choice(((), (), (), ("tags",), ("show",), ("version",), ("tags", "show", "version")))
+    @contextmanager
+    def _mixed(self, mixture):
+        """Let these faults strike at random inside the block, and now and then one of the small endpoints fail."""
+        names = self._random.choice(((), (), (), ("tags",), ("show",), ("version", "ps"), SMALL_FAULTS))
         fault = self._random.choice(("crashed", "hang", "reset", "html_200", "error_array", "empty_502"))
-        return {f"{name}_fault": fault if name in names else "" for name in ("tags", "show", "version")}
+        since = time.monotonic()
+        for double in self._doubles:
+            double.set(fault=",".join(mixture), rate=self._random.choice((0.1, 0.6, 0.9)), times=0,
+                       ttft=self._random.choice((0.0, 0.02, 0.1)),
+                       **{f"{name}_fault": fault if name in names else "" for name in SMALL_FAULTS})
+        yield
+        if "tags" in names:
+            self._calm_probes()
+            self._builds.hidden.append((since, time.monotonic()))
 
-    def _shuffled(self, names):
-        names = sorted(names)
-        self._random.shuffle(names)
-        return names
+    def _calm_probes(self):
+        for double in self._doubles:
+            double.set(**{f"{name}_fault": "" for name in SMALL_FAULTS})
+
+    def _shuffled(self, things):
+        things = list(things)
+        self._random.shuffle(things)
+        return things
 
     def _pause(self, seconds):
         time.sleep(max(0.0, min(seconds, self._scene.ends - time.monotonic())))
 
-    def _service(self):
-        self._targets += 1
-        return self._scene.services[self._targets % len(self._scene.services)]
+    def _deeds(self):
+        """Pairs of name and deed: each deed to each host, to each service, to the store."""
+        to_hosts = [("kill", self._kill), ("freeze", self._freeze), ("stop", self._stop), ("leak slots", self._leak),
+                    ("lose the model", self._lose_model), ("have another build", self._rebuild),
+                    *((name, lambda host, fault=fault: self._strike(host, fault))
+                      for name, fault in TO_ONE_HOST.items())]
+        deeds = [(f"host {at}: {name}", lambda deed=deed, host=host: deed(host))
+                 for at, host in enumerate(self._doubles) for name, deed in to_hosts]
+        deeds += [(f"service {at}: {name}", lambda deed=deed, service=service: deed(service))
+                  for at, service in enumerate(self._scene.services)
+                  for name, deed in (("kill a worker", self._kill_worker), ("reload", self._reload))]
+        deeds += [("all hosts: stop", lambda: self._stop(*self._doubles)),
+                  ("all hosts: load slowly", self._load_slowly),
+                  ("all hosts: lose the model", lambda: self._lose_model(*self._doubles)),
+                  ("all hosts: have another build", lambda: self._builds.renew(*self._doubles))]
+        deeds += [(f"store: {name[3:].replace('_', ' ')}", lambda name=name: getattr(
+            self._scene.store, name)(self._pause)) for name in dir(self._scene.store) if name.startswith("do_")]
+        return deeds
 
-    def _host(self):
-        self._targets += 1
-        return self._doubles[self._targets % len(self._doubles)]
+    # To the service
 
-    def _rebuild(self):
-        """Have all hosts the same new build of the model: all answers are stale."""
-        digest = self._random.randbytes(32).hex()
-        for double in self._doubles:
-            double.add_model("llama3:8b", digest)
-
-    def _remember(self, double):
-        """Keep the counts of a host that is about to forget them."""
-        self._earlier += double.faults
-        self._earlier_calls += len(double.calls("/api/generate"))
-        self._earlier_peaks = self.peaks
-
-    # Deeds
-
-    def do_kill_a_worker(self):
-        service = self._service()
+    def _kill_worker(self, service):
         victim = self._random.choice(sorted(service.workers))
         self._scene.kills.append((time.monotonic(), service))
         try:
@@ -125,89 +126,95 @@ class Saboteur:
             return  # it was on its way out
         self._scene.kills.append((time.monotonic() + 0.5, service))  # its connections break a little later
 
-    def do_kill_a_worker_of_the_other(self):
-        self.do_kill_a_worker()
+    def _reload(self, service):
+        service.signal(signal.SIGHUP)
 
-    def do_reload(self):
-        self._service().signal(signal.SIGHUP)
+    # To hosts
 
-    def do_reload_the_other(self):
-        self._service().signal(signal.SIGHUP)
+    @contextmanager
+    def _broken(self):
+        """Note that hosts break off what they do inside the block, and that nobody sees what they have."""
+        at, since = len(self._scene.witness.broken), time.monotonic()
+        self._scene.witness.broken.append((since, float("inf")))
+        yield
+        self._scene.witness.broken[at] = since, time.monotonic()
+        self._builds.hidden.append((since, time.monotonic()))
 
-    def do_stop_a_host(self):
-        host = self._host()
-        host.stop()
-        self._pause(0.7)
-        host.start()
+    def _stop(self, *hosts):
+        with self._broken():
+            for host in hosts:
+                host.stop()
+            self._pause(0.8)
+            for host in hosts:
+                host.start()
 
-    def do_stop_all_hosts(self):
-        for host in self._doubles:
-            host.stop()
-        self._pause(0.7)
-        for host in self._doubles:
-            host.start()
+    def _kill(self, host):
+        with self._broken():
+            self._forget(host)
+            host.kill()
+            self._pause(1.0)
+            host.revive()
+            self._reborn(host)
 
-    def do_kill_a_host(self):
-        host = self._host()
-        self._remember(host)
-        host.kill()
-        self._pause(1.0)
-        host.revive()
-        host.set(**self._well)
-        self._rebuild()
-
-    def do_freeze_a_host(self):
-        with self._host().frozen():
-            self._pause(1.5)
-
-    def do_rebuild_a_host(self):
-        self._host().add_model("llama3:8b")
-        self._pause(1.5)
-        self._rebuild()
-
-    def do_lose_the_model_on_a_host(self):
-        self._host().remove_model("llama3:8b")
-        self._pause(1.2)
-        self._rebuild()
-
-    def do_lose_the_model(self):
-        for host in self._doubles:
-            host.remove_model("llama3:8b")
-        self._pause(1.2)
-        self._rebuild()
-
-    def do_leak_slots(self):
-        host = self._host()
-        self._earlier_peaks = self.peaks  # from here on it counts slots that nobody holds
+    def _leak(self, host):
         host.set(fault=LEAK, rate=1.0)
         self._pause(1.0)
-        self._remember(host)
-        host.reset()
-        host.start()
-        self._rebuild()
+        with self._broken():
+            self._forget(host)
+            host.reset()
+            self._reborn(host)
 
-    def do_load_slowly(self):
+    def _forget(self, host):
+        """Keep the counts of a host that is about to forget them."""
+        self._earlier += host.faults
+        self._scene.witness.remember(host)
+
+    def _reborn(self, host):
+        self._builds.born(host)
+        host.set(**self._well)
+        self._builds.renew(*self._doubles)
+
+    def _freeze(self, host):
+        with self._broken(), host.frozen():
+            self._pause(1.5)
+
+    def _strike(self, host, fault):
+        host.set(fault=fault, rate=1.0)
+        self._pause(1.2)
+
+    def _lose_model(self, *hosts):
+        self._builds.remove(*hosts)
+        self._pause(1.2)
+        self._builds.renew(*self._doubles)
+
+    def _load_slowly(self):
         for host in self._doubles:
             host.set(load=0.5)
+            host.set_model(MODEL, loaded=False)
         self._pause(1.0)
         for host in self._doubles:
             host.set(load=0.0)
 
-    def _redis_trouble(self, seconds, cure):
-        self._scene.troubles.append(time.monotonic())
-        self._pause(seconds)
-        cure()
-        self._scene.troubles.append(time.monotonic())
+    def _rebuild(self, host):
+        """Have one host another build than the others, which must leave it out once they see that."""
+        build = self._builds.renew(host)
+        if len(self._doubles) > 2:
+            self._calm_probes()
+            until(lambda: all(self._tells(service, host, build) for service in self._scene.services), 2 * SLACK,
+                  f"the sight of another build at {host.host}")
+            since = time.monotonic()
+            build.left_out = since, float("inf")
+            self._pause(2.0)
+            build.left_out = since, time.monotonic()
+        self._builds.renew(*self._doubles)
 
-    def do_kill_redis(self):
-        self._redis.kill()
-        self._redis_trouble(1.5, self._redis.start)
-
-    def do_stop_redis(self):
-        self._redis.pause()
-        self._redis_trouble(1.5, self._redis.resume)
-
-    def do_wipe_redis(self):
-        with self._redis.client() as client:
-            client.flushall()
-        self._redis_trouble(0, lambda: None)
+    def _tells(self, service, host, build):
+        """Whether every worker of ``service`` leaves ``build`` out."""
+        for _ in range(LOOKS):
+            try:
+                hosts = {told["host"]: told for told in service.health()["hosts"]}
+            except (OSError, HTTPException):  # by a worker that ends
+                return False
+            if hosts[host.host]["digest"] != build.digest[:12] or hosts[host.host]["usable"]:
+                return False
+        return True
