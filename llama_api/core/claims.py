@@ -45,8 +45,6 @@ class Claims:
                     break  # a newer version's, which others of its kind still read: so the claim is left alone
                 if isinstance(came, Exception):
                     raise came
-                if pieces := came.answer.pieces:
-                    flight.publish(pieces)
                 return came
         return find() or generate()
 

@@ -61,18 +61,26 @@ class Flight:
 
     def publish(self, pieces: Sequence[Piece]) -> None:
         """Add the pieces that came together and wake those who stream."""
-        if not self.pieces:
-            self.progress.first_piece_at, self.progress.state = time.monotonic(), "writing"
-        self.pieces += pieces
+        self._add(pieces)
         for event in self._piece_watchers:
             event.set()
 
     def land(self, landing: Landing | None = None, error: BaseException | None = None) -> None:
-        """End the flight with a landing or an error, and wake everybody."""
+        """End the flight with a landing or an error, and wake everybody.
+
+        The pieces of an answer that was not generated here come with it, so that its readers know where it is from.
+        """
+        if landing is not None and landing.source != "generated":
+            self._add(landing.answer.pieces)
         self.landing, self.error = landing, error
         self.landed = True
         for event in (*self._piece_watchers, *self._watchers):
             event.set()
+
+    def _add(self, pieces: Sequence[Piece]) -> None:
+        if pieces and not self.pieces:
+            self.progress.first_piece_at, self.progress.state = time.monotonic(), "writing"
+        self.pieces += pieces
 
 
 class Reader:

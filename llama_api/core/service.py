@@ -218,8 +218,6 @@ class Service:
             entry = self._cache.get(flight.key) if flight.key is not None and not renew else None
             if entry is None or self.stale_for(entry) is not None:
                 return None
-            if pieces := entry.answer.pieces:
-                flight.publish(pieces)
             return Landing(entry.answer, "found", False, time.monotonic(), entry.born)
 
         def generate() -> Landing:

@@ -160,10 +160,11 @@ def test_different_questions_do_not_wait_for_each_other(two):
     assert leader.answer()
 
 
-def test_an_answer_stored_just_before_is_found(two):
-    """Between the look into the cache and the claim the other host has finished: no second call."""
+@pytest.fixture
+def late(two):
+    """A host whose first look into the cache comes too early for what the other stores then, and its slow store."""
     here, there = two
-    looks, get = [], there.cache.get
+    looks, get, settle = [], there.cache.get, there.store.settle
 
     def late_get(key):
         looks.append(key)
@@ -172,9 +173,28 @@ def test_an_answer_stored_just_before_is_found(two):
             return None
         return get(key)
 
-    there.cache.get = late_get
-    text, reply = there.ask()
-    assert (text, label(reply)) == ("The sky", HIT) and there.fleet.calls == [] and there.idle()
+    def slow_settle(*args):
+        there.labelled.wait(0.3)
+        settle(*args)
+
+    there.labelled, there.cache.get, there.store.settle = threading.Event(), late_get, slow_settle
+    return there
+
+
+def test_an_answer_stored_just_before_is_found(late):
+    """Between the look into the cache and the claim the other host has finished: no second call."""
+    text, reply = late.ask()
+    assert (text, label(reply)) == ("The sky", HIT) and late.fleet.calls == [] and late.idle()
+
+
+def test_a_stream_of_an_answer_found_late_begins_as_the_hit_that_it_is(late):
+    """Its headers are sent with the first piece: by then it is known where that comes from."""
+    reply = late.begin()
+    reply.start()
+    late.labelled.set()
+    assert label(reply) == HIT and text_of(reply.events()) == "The sky"
+    reply.close()
+    assert late.fleet.calls == [] and late.idle()
 
 
 # A purge
