@@ -25,6 +25,14 @@ def test_each_wing_is_on_the_map(name):
     assert any(re.search(rf"`{name}/?`", line) for line in floors)
 
 
+@pytest.mark.parametrize("name", sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()))
+def test_the_lines_of_a_wing_are_about_as_told(name):
+    """Within a fifth: the map shows what is large and what is small."""
+    told = int(re.search(rf"^\| `{name}/` \| ([\d,]+)", TEXT, re.M)[1].replace(",", ""))
+    counted = sum(len(path.read_text().splitlines()) for path in (PACKAGE / name).rglob("*.py"))
+    assert 0.8 < told / counted < 1.2, f"{name} has {counted} lines"
+
+
 def test_tests_are_named_for_all_private_ground():
     """Each row of that table has our module, and a test."""
     rows = TEXT.partition("| library |")[2].partition("\n\n")[0].splitlines()[2:]

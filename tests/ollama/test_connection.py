@@ -6,6 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import requests
+import urllib3
 
 from llama_api.ollama import connection
 from llama_api.ollama.connection import Call, CuttingAdapter
@@ -119,3 +120,21 @@ def test_the_socket_is_handed_over_before_the_wait_for_the_answer(server, post):
     thread.join(LONG)
     assert len(errors) == 1
     until(lambda: server.left == 1)
+
+
+def test_the_pool_is_looked_for_once(post, monkeypatch):
+    """requests would look for it at each call, by a key of all that TLS can be told."""
+    looks, look = [], urllib3.PoolManager.connection_from_host
+
+    def noted(self, *args, **kwargs):
+        looks.append(args)
+        return look(self, *args, **kwargs)
+
+    monkeypatch.setattr(urllib3.PoolManager, "connection_from_host", noted)
+    assert [whole(post()) for _ in range(3)] == [b"".join(PIECES)] * 3 and len(looks) == 1
+
+
+def test_a_response_is_made_of_its_status_and_its_body(post):
+    """What requests makes of headers and cookies is left out, which nobody reads."""
+    response = post()
+    assert response.status_code == 200 and not response.headers and whole(response) == b"".join(PIECES)
