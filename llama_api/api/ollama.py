@@ -21,7 +21,14 @@ REFUSED_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 def blueprint(exchanges: Exchanges, requests: Requests, models: Models, fleet: Fleet) -> Blueprint:
     """The door /api."""
     bp = Blueprint("ollama", __name__, url_prefix="/api")
+    _add_calls(bp, exchanges, requests)
+    _add_facts(bp, exchanges, requests, models, fleet)
+    _add_refusals(bp)
+    return bp
 
+
+def _add_calls(bp: Blueprint, exchanges: Exchanges, requests: Requests) -> None:
+    """What has a model work."""
     @bp.post("/generate")
     def ollama_generate() -> Response:
         """Answer a prompt as Ollama does, or only have the model loaded."""
@@ -44,6 +51,9 @@ def blueprint(exchanges: Exchanges, requests: Requests, models: Models, fleet: F
         call = requests.embeddings(exchanges.body(any_type=True))
         return exchanges.embed([call], embedded_one) if call is not None else _json({"embedding": []})
 
+
+def _add_facts(bp: Blueprint, exchanges: Exchanges, requests: Requests, models: Models, fleet: Fleet) -> None:
+    """What tells of models and of Ollama."""
     @bp.post("/show")
     def ollama_show() -> Response:
         """Tell what Ollama knows of a served model."""
@@ -70,6 +80,9 @@ def blueprint(exchanges: Exchanges, requests: Requests, models: Models, fleet: F
         """Tell that no cloud is used."""
         return _json({"cloud": {"disabled": True, "source": "config"}})
 
+
+def _add_refusals(bp: Blueprint) -> None:
+    """What would change Ollama or its account."""
     actions = f"/<any({', '.join(REFUSED)}):action>"
 
     @bp.route(actions, methods=REFUSED_METHODS)
@@ -77,8 +90,6 @@ def blueprint(exchanges: Exchanges, requests: Requests, models: Models, fleet: F
     def ollama_refuse(action: str, target: str = "") -> Response:
         """Refuse what would change Ollama or its account."""
         abort(403, f"{action} would change the Ollama server; ask its operator")
-
-    return bp
 
 
 def write(fault: Fault, error: Exception) -> Response:

@@ -32,7 +32,8 @@ class Metrics:
         self._many = "PROMETHEUS_MULTIPROC_DIR" in os.environ
         self._registry = CollectorRegistry()
         self._evictions_told = 0
-        self._define([host.name for host in settings.ollamas])
+        self._define()
+        self._begin_at_zero([host.name for host in settings.ollamas])
         self._bytes_limit.set(settings.cache_max_bytes if settings.cache_max_entries else 0)
 
     def request_ended(self, record: dict[str, Any], method: str, endpoint: str, status: int, seconds: float) -> None:
@@ -136,7 +137,7 @@ class Metrics:
         MultiProcessCollector(registry)
         return registry
 
-    def _define(self, hosts: list[str]) -> None:
+    def _define(self) -> None:
         def counter(name: str, text: str, *labels: str) -> Any:
             metric = Counter(f"llama_api_{name}", text, labels, registry=self._registry)
             return cache(metric.labels) if labels else metric  # the library looks a label up in 10 µs, this in 0.1
@@ -176,7 +177,9 @@ class Metrics:
         self._slots = gauge("slots", "Generations that an Ollama takes at once.", "host", mode="livemostrecent")
         self._failovers = counter("failovers_total", "Failures at an Ollama that another was tried after.", "host")
         self._matches = counter("prefix_matches_total", "Generations, by whether they went to their prefix.", "result")
-        # At zero from the start: a rate over a series that is yet to come misses its first event.
+
+    def _begin_at_zero(self, hosts: list[str]) -> None:
+        """Have each series with known labels from the start: a rate over one that is yet to come misses an event."""
         for labelled, values in ((self._generations, OUTCOMES), (self._results, RESULTS), (self._matches, MATCHES),
                                  (self._answers, ("hit", "joined", "generated")), (self._errors, SLUGS),
                                  (self._running, hosts), (self._failovers, hosts)):
