@@ -107,7 +107,8 @@ def ollamas(text: str) -> tuple[OllamaHost, ...]:
 def otlp_endpoint(text: str) -> str:
     """A collector, where the extra that can export to one is installed."""
     if not all(map(importlib.util.find_spec, _OTLP)):
-        raise ValueError("unset where its packages are not installed: pip install 'llama-api[otel]'")
+        raise ValueError("unset until its packages are installed:"
+                         " pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http")
     return _http_url(text)
 
 

@@ -153,7 +153,7 @@ def test_an_export_that_nothing_installed_can_do_is_refused(monkeypatch):
     """With the command that installs it."""
     monkeypatch.setitem(sys.modules, "opentelemetry", None)  # as if it were not there
     fault, = faults_of({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"})
-    assert "pip install 'llama-api[otel]'" in fault
+    assert "pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http" in fault
 
 
 def test_all_faults_are_told_at_once():

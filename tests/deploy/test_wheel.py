@@ -3,12 +3,14 @@
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 import zipfile
 
 import pytest
 
 import llama_api
-from tests.support.gunicorn_server import ROOT, new_prompt
+from tests.support.gunicorn_server import GUNICORN, ROOT, Server, new_prompt
 
 
 @pytest.fixture(scope="module")
@@ -32,16 +34,57 @@ def test_every_wing_and_file_of_the_package_is_in_the_wheel(wheel):
     assert packed == ours
 
 
-def test_the_wheel_serves_where_there_is_no_checkout(wheel, serve, double, tmp_path):
-    """As the image has it: by the configuration and the entry in the package."""
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-compile",
-                    "--target", tmp_path, wheel], check=True)
-    first = tmp_path / "llama_api" / "__init__.py"
+@pytest.fixture(scope="module")
+def elsewhere(wheel, tmp_path_factory):
+    """The programs of a new environment with the wheel in it; the packages that it asks for are lent from ours."""
+    home = tmp_path_factory.mktemp("elsewhere")
+    venv.create(home, symlinks=True)
+    subprocess.run([sys.executable, "-m", "pip", "--python", home / "bin" / "python", "install", "--quiet", "--no-deps",
+                    "--no-index", wheel], check=True)
+    packages, = home.glob("lib/python*/site-packages")
+    (packages / "lent.pth").write_text(sysconfig.get_path("purelib"))
+    first = packages / "llama_api" / "__init__.py"
     first.write_text(first.read_text().replace(llama_api.__version__, "0.0.0"))  # to be told from the checkout's code
-    server = serve(double, start=False)
-    server.root, server.application = tmp_path, "llama_api.wsgi:app"
-    server.arguments = ["--config", "python:llama_api.server.gunicorn_conf"]
-    server.start()
-    assert server.ask(new_prompt()).status == 200
-    assert server.get("/openapi.json").json["info"]["version"] == "0.0.0"
-    assert b"<html" in server.get("/", headers={"Accept": "text/html"}).body
+    shutil.copy(GUNICORN, home / "bin")
+    return home / "bin"
+
+
+class Installed(Server):
+    """The service as the wheel's own programs start it, away from the checkout."""
+
+    def __init__(self, directory, command, **settings):
+        super().__init__(directory, settings)
+        self._command = command
+
+    def spawn(self):
+        with open(self.directory / "stdout", "ab") as out, open(self.directory / "stderr", "ab") as err:
+            self.process = subprocess.Popen(self._command, cwd=self.directory, stdout=out, stderr=err,
+                                            env=self.environment, start_new_session=True)
+
+
+IMAGE = ["python", "gunicorn", "--config", "python:llama_api.server.gunicorn_conf", "llama_api.wsgi:app"]
+
+
+@pytest.mark.parametrize("command", [["llama-api", "run"], IMAGE], ids=["llama-api run", "as in the image"])
+def test_the_wheel_serves_where_there_is_no_checkout(elsewhere, command, double, tmp_path):
+    """By its own command, and by the configuration and the entry in the package."""
+    programs = [elsewhere / word if (elsewhere / word).exists() else word for word in command]
+    server = Installed(tmp_path / "home", programs, ollama_url=double.url)
+    try:
+        server.start()
+        assert server.ask(new_prompt()).status == 200
+        assert server.get("/openapi.json").json["info"]["version"] == "0.0.0"
+        assert b"<html" in server.get("/", headers={"Accept": "text/html"}).body
+        server.stop()
+    finally:
+        if server.process is not None:
+            server.kill()
+    server.assert_clean()
+
+
+def test_the_command_of_the_wheel_says_what_is_wrong(elsewhere, tmp_path):
+    """In one sentence each, with status 1."""
+    server = Installed(tmp_path / "home", [elsewhere / "llama-api", "run"], parallel=0)
+    server.spawn()
+    assert server.process.wait(60) == 1
+    assert "LLAMA_API_PARALLEL='0' must be" in server.stderr and "Traceback" not in server.stderr
