@@ -87,7 +87,10 @@ def test_every_expression_has_a_value_and_a_lost_ollama_is_told(prometheus, serv
         ask(question)
     together(8, lambda n: ask(new_prompt("[[gap=0.02]]"), stream=n % 2 == 0))
     assert ask(new_prompt("[[fault=crashed]]")).status == 502
+    families = re.findall(r"^# HELP (\w+)", service.get("/metrics", headers={"X-API-Key": KEY}).body.decode(), re.M)
     expressions = sorted(set(watched()))
+    looked_at = {re.sub("_bucket$", "", name) for text in expressions for name in re.findall(r"llama_api_\w+", text)}
+    assert set(families) <= looked_at, "nobody looks at the others"
     until(lambda: not [text for text in expressions if not prometheus.values(text)], what="a value for each")
     assert not prometheus.firing & {"NoOllama", "OllamaDown", "ServiceDown", "InstanceDown"}
     double.stop()
