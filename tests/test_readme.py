@@ -9,7 +9,7 @@ from importlib import import_module
 import pytest
 
 from llama_api.commands import cli
-from llama_api.errors import SLUGS
+from llama_api.faults import SLUGS
 from llama_api.settings import Settings
 from tests.embedded.conftest import server as model  # noqa: F401, the embedded model as a fixture
 from tests.support.gunicorn_server import ROOT, until

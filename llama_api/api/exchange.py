@@ -13,7 +13,7 @@ from werkzeug.http import parse_cache_control_header
 
 from ..answer import Answer, Piece
 from ..core import Directives, EmbeddingReply, Embeddings, Reply, Service
-from ..errors import Fault, fault_of
+from ..faults import Fault, fault_of
 from ..http import gone_check, note, read_json_body
 from ..metrics import SAVING, Machine
 from ..model_call import ModelCall

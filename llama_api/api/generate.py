@@ -5,7 +5,7 @@ from flask import Blueprint, Response
 
 from ..answer import Answer, Piece
 from ..core import Reply
-from ..errors import Fault
+from ..faults import Fault
 from ..http import problem_of
 from ..waiting import Wait
 from .event_stream import CONTENT_TYPE, comment, event

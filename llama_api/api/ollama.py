@@ -6,7 +6,7 @@ import orjson
 from flask import Blueprint, Response, abort, current_app
 
 from ..core import Models
-from ..errors import Fault
+from ..faults import Fault
 from ..http import problems
 from ..upstreams import Fleet
 from .exchange import Exchanges, Json

@@ -8,7 +8,8 @@ import orjson
 
 from ..answer import Answer, Piece
 from ..core import EmbeddingReply, Models, Reply
-from ..errors import Fault, InvalidRequest, MalformedJSON, ModelNotFound, ModelNotServed, OllamaRefused, PromptTooLong
+from ..errors import InvalidRequest, MalformedJSON, ModelNotFound, ModelNotServed, OllamaRefused, PromptTooLong
+from ..faults import Fault
 from ..model_call import CHAT, EMBED, EMBEDDINGS, GENERATE, ModelCall
 from ..model_names import normal
 from ..ollama import ending_of, numbers_of, record_of

@@ -9,7 +9,8 @@ import orjson
 from flask import Blueprint, Response, current_app, request
 
 from ..core import Models
-from ..errors import Fault, OllamaRefused
+from ..errors import OllamaRefused
+from ..faults import Fault
 from ..http import problem_of, problems
 from .exchange import Exchanges, Json
 from .openai_answers import ChatGrammar, CompletionGrammar, Identity, OpenAIGrammar

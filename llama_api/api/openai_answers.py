@@ -10,7 +10,7 @@ import orjson
 
 from ..answer import Answer, Completion, Piece
 from ..core import Reply
-from ..errors import Fault, fault_of
+from ..faults import Fault, fault_of
 from ..waiting import Wait
 from .event_stream import CONTENT_TYPE, comment, event
 from .exchange import Json

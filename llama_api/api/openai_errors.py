@@ -4,7 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import Fault, InvalidRequest, ModelNotServed, OllamaRefused, PromptTooLong
+from ..errors import InvalidRequest, ModelNotServed, OllamaRefused, PromptTooLong
+from ..faults import Fault
 from ..model_call import ModelCall
 
 LONGEST_PARAM = 200  # characters of a caller's text that are repeated

@@ -11,7 +11,7 @@ from flask import Flask
 from marshmallow import Schema, fields, validate
 
 from .. import __version__
-from ..errors import INTERNAL_ERROR, PROBLEMS
+from ..faults import INTERNAL_ERROR, PROBLEMS
 from ..http import HEALTH_PATHS, OPEN_PATHS, PAGE_FILES, UNLIMITED
 from . import openapi_ollama, openapi_page, openapi_v1
 from .openapi_operations import DETAILS, FIELD_FAULTS, HEADERS, INFO, PARAMETERS, TAGS, Json, headers, operations, ref

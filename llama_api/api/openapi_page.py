@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..errors import SLUGS
+from ..faults import SLUGS
 from .openapi_operations import Json, headers, ref
 
 TEXT: Json = {"type": "string"}

@@ -9,7 +9,7 @@ import orjson
 from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException, NotFound
 
-from ..errors import HTTP_SLUGS, INTERNAL_ERROR, Fault, fault_of
+from ..faults import HTTP_SLUGS, INTERNAL_ERROR, Fault, fault_of
 
 logger = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from opentelemetry.trace import (NonRecordingSpan, SpanContext, SpanKind, Status
                                  set_span_in_context)
 
 from .. import __version__
-from ..errors import fault_of
+from ..faults import fault_of
 from ..trace import Trace
 from ..upstreams import Attempted
 from ..waiting import Cancelled

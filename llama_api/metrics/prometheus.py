@@ -9,7 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from ..cache import AnswerCache
-from ..errors import SLUGS
+from ..faults import SLUGS
 from ..settings import Settings
 from ..upstreams import Ended, Fleet
 

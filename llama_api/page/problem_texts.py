@@ -1,4 +1,4 @@
-"""What each problem means and what can be done about it, in words: one entry for each slug of errors.PROBLEMS."""
+"""What each problem means and what can be done about it, in words: one entry for each slug of faults.PROBLEMS."""
 
 from typing import NamedTuple
 

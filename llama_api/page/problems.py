@@ -4,7 +4,7 @@ import orjson
 from flask import Blueprint, Response, abort, request
 from markupsafe import Markup, escape
 
-from ..errors import PROBLEMS, UNREADABLE
+from ..faults import PROBLEMS, UNREADABLE
 from ..http import kept
 from .page import PageFiles
 from .problem_texts import ADVICE, Advice

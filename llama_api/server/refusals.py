@@ -8,7 +8,7 @@ import gevent
 import orjson
 from gunicorn.http import errors
 
-from ..errors import UNREADABLE, Fault, fault_of
+from ..faults import UNREADABLE, Fault, fault_of
 from ..logs import new_request_id
 
 logger = logging.getLogger(__name__)

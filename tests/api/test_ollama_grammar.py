@@ -10,16 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_api.answer import Answer, Completion, Piece
-from llama_api.api.parsed_bodies import ParsedBodies
-from llama_api.api.ollama_grammar import (CHAT_FIELDS, EMBED_FIELDS, GENERATE_FIELDS, OllamaGrammar, Requests, tags_of,
-                                          status_and_text)
+from llama_api.api.ollama_grammar import (CHAT_FIELDS, EMBED_FIELDS, GENERATE_FIELDS, OllamaGrammar, Requests,
+                                          status_and_text, tags_of)
 from llama_api.api.ollama_options import LOAD_TIME
+from llama_api.api.parsed_bodies import ParsedBodies
+from llama_api.cache import Entry
 from llama_api.core import Models, Reply
 from llama_api.errors import (InvalidRequest, MalformedJSON, ModelNotFound, ModelNotServed, OllamaRefused,
-                              OllamaUnavailable, PromptTooLong, QueueFull, fault_of)
+                              OllamaUnavailable, PromptTooLong, QueueFull)
+from llama_api.faults import fault_of
 from llama_api.model_call import CHAT, EMBED, EMBEDDINGS, GENERATE, ModelCall
 from llama_api.ollama import completion_of, piece_of
-from llama_api.cache import Entry
 from llama_api.waiting import Wait
 from tests.support.fakes import call
 

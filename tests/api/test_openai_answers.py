@@ -11,8 +11,8 @@ from llama_api.api.openai_answers import ChatGrammar, CompletionGrammar, Identit
 from llama_api.api.openai_errors import FieldError, error_object, headers_of, status_of
 from llama_api.api.openai_requests import Asked
 from llama_api.errors import (MalformedJSON, ModelNotFound, ModelNotServed, NotCached, OllamaBrokeOff, OllamaBusy,
-                              OllamaRefused, OllamaTimeout, OllamaUnavailable, PromptTooLong, QueueFull, Unauthorized,
-                              fault_of)
+                              OllamaRefused, OllamaTimeout, OllamaUnavailable, PromptTooLong, QueueFull, Unauthorized)
+from llama_api.faults import fault_of
 from llama_api.model_call import CHAT, ModelCall
 from llama_api.waiting import Wait
 

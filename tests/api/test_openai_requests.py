@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from llama_api.api.openai_errors import FieldError, NotSupported, error_object, refusal
 from llama_api.api.openai_requests import CHAT_FIELDS, COMPLETION_FIELDS, EFFORTS, IGNORED, REFUSED, OpenAIRequests
 from llama_api.core import Models
-from llama_api.errors import LlamaApiError, ModelNotServed, OllamaRefused, OllamaUnavailable, fault_of
+from llama_api.errors import LlamaApiError, ModelNotServed, OllamaRefused, OllamaUnavailable
+from llama_api.faults import fault_of
 from llama_api.model_call import CHAT, GENERATE
 
 ALL = ("completion", "tools", "vision", "thinking", "insert")

@@ -13,7 +13,7 @@ from llama_api.api import openapi
 from llama_api.api.schemas import GenerateRequest
 from llama_api.app import create_app
 from llama_api.core import Models, Service
-from llama_api.errors import HTTP_SLUGS, PROBLEMS, TABLE
+from llama_api.faults import HTTP_SLUGS, PROBLEMS, TABLE
 from llama_api.settings import OllamaHost, Settings
 from tests.support.double import answer_for
 

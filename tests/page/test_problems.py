@@ -5,7 +5,7 @@ from html import unescape
 
 import pytest
 
-from llama_api.errors import PROBLEMS, UNREADABLE
+from llama_api.faults import PROBLEMS, UNREADABLE
 from llama_api.page.problem_texts import ADVICE
 from llama_api.settings import Settings
 

@@ -7,7 +7,7 @@ import socket
 import pytest
 from gunicorn.http import errors
 
-from llama_api.errors import UNREADABLE
+from llama_api.faults import UNREADABLE
 from llama_api.server.refusals import refuse_error
 
 
