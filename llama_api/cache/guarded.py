@@ -16,6 +16,7 @@ from .store import Claim, Found, Kept, Lease, LeasingStore, Store, StoreError
 ADMISSION = 0.03  # seconds that a look for an entry waits for its turn at the store
 PATIENCE = 0.25  # seconds that other operations wait: without one, an answer may be generated twice or be lost
 PROBE_EVERY = 1.0  # seconds between two looks at a store that is down
+FIRST_PROBE = 0.25  # seconds to the first look, for most failures are over in a moment
 WARN_EVERY = 60.0  # seconds between two warnings
 logger = logging.getLogger("llama_api.store")
 
@@ -33,8 +34,8 @@ class GuardedStore:
     """A Store that never raises and hardly ever delays: while it is down, it knows nothing and says so at once.
 
     Each operation gives None when nothing is known: the store is down, or was too busy to be asked. The first failure
-    puts it down; a thread then looks every second whether it is back. Each failure is told to ``on_error``. A purge
-    asked for meanwhile is done before it is used again.
+    puts it down; a thread then looks soon, and after that every second, whether it is back. Each failure is told to
+    ``on_error``. A purge asked for meanwhile is done before it is used again.
     """
 
     def __init__(self, store: Store, on_error: Callable[[StoreError], None] = lambda error: None,
@@ -49,7 +50,13 @@ class GuardedStore:
     @property
     def available(self) -> bool:
         """Whether operations reach the store."""
-        return not self._down
+        return self._down_since is None
+
+    @property
+    def away_for(self) -> float:
+        """Seconds for which no operation has reached the store; 0 while they do."""
+        since = self._down_since
+        return 0.0 if since is None else self._clock() - since
 
     @property
     def leases(self) -> bool:
@@ -76,7 +83,7 @@ class GuardedStore:
     def clear(self) -> str | None:
         """As in Store, if need be as soon as the store is back."""
         with self._state:
-            self._purge, down = True, self._down
+            self._purge, down = True, not self.available
         if not down:
             try:
                 return self._clear()
@@ -119,14 +126,15 @@ class GuardedStore:
         self._state = threading.Lock()
         self._inside = threading.Semaphore(self._store.concurrency)
         self._closing = threading.Event()
-        self._down = self._purge = False
+        self._down_since: float | None = None
+        self._purge = False
         self._skipped = 0
 
     def _call(self, operation: Callable[..., Any], *args: Any, wait: float = PATIENCE) -> Any:
-        if self._down or not self._inside.acquire(timeout=wait):
+        if not self.available or not self._inside.acquire(timeout=wait):
             return self._skip()
         try:
-            if self._down:  # it went down while we waited to get in
+            if not self.available:  # it went down while we waited to get in
                 return self._skip()
             return operation(*args)
         except StoreError as error:
@@ -150,24 +158,29 @@ class GuardedStore:
     def _fail(self, error: StoreError) -> None:
         self._on_error(error)
         with self._state:
-            first, self._down = not self._down, True
+            first = self.available
+            if first:
+                self._down_since = self._clock()
         if first:
             self._warn(error)
             try:
                 threading.Thread(target=self._probe, name="store-probe", daemon=True).start()
             except RuntimeError:  # no thread to be had: then the next operation looks
-                self._down = False
+                self._down_since = None
 
     def _probe(self) -> None:
         """Look until the store is back."""
-        while not self._closing.wait(self._probe_every):
+        wait = min(FIRST_PROBE, self._probe_every)
+        while not self._closing.wait(wait):
+            wait = self._probe_every
             try:
                 self._store.ping()
-                while self._down:
+                while not self.available:
                     if self._purge:
                         self._clear()
                     with self._state:
-                        self._down = self._purge
+                        if not self._purge:
+                            self._down_since = None
             except StoreError as error:
                 self._warn(error)
             else:

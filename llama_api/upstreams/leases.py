@@ -3,15 +3,13 @@
 import hashlib
 import secrets
 import time
-from collections.abc import Callable
 
 from ..cache import GuardedStore, Keeper, Lease
 from .slot_files import identity
 from .upstream import Upstream
 from .waiter import Waiter
 
-
-AWAY_SECONDS = 1.0  # for which a store is waited for, lest a moment's delay let more run than there are slots
+AWAY_SECONDS = 0.5  # for which a store is waited for, lest a moment's delay let more run than there are slots
 
 
 class Leases:
@@ -20,9 +18,8 @@ class Leases:
     While ``store`` cannot be reached each machine counts by itself.
     """
 
-    def __init__(self, keeper: Keeper, store: GuardedStore, clock: Callable[[], float] = time.monotonic):
-        self._keeper, self._store, self._clock = keeper, store, clock
-        self._away_since: float | None = None
+    def __init__(self, keeper: Keeper, store: GuardedStore):
+        self._keeper, self._store = keeper, store
         self._taken: dict[str, Lease] = {}  # by the token of the waiter
         self._asked: dict[str, set[Lease]] = {}  # in vain, by the same
 
@@ -35,10 +32,8 @@ class Leases:
         name = hashlib.sha256(identity(upstream.slots.url).encode()).hexdigest()[:16]
         lease = Lease(name, waiter.token)
         taken = self._keeper.lease(lease, time.monotonic() - waiter.since, upstream.slots.number)
-        if taken is None and not self._is_away():
+        if taken is None and self._store.away_for <= AWAY_SECONDS:
             return False
-        if taken is not None:
-            self._away_since = None
         if taken is False:
             self._asked.setdefault(waiter.token, set()).add(lease)
             return False
@@ -46,14 +41,6 @@ class Leases:
         if taken:
             self._taken[waiter.token] = lease
         return True
-
-    def _is_away(self) -> bool:
-        """Whether the store has been out of reach for a while."""
-        if self._store.available:
-            return False  # it was only too busy to answer
-        if self._away_since is None:
-            self._away_since = self._clock()
-        return self._clock() - self._away_since > AWAY_SECONDS
 
     def served(self, waiter: Waiter) -> None:
         """``waiter`` has what it wants, or has left: it gives up its place before the other Ollamas."""

@@ -137,11 +137,11 @@ def test_while_the_store_is_away_each_machine_counts_by_itself(machine, redis_se
 
 
 def test_a_moment_s_delay_lets_no_more_run(machine, redis_server):
-    """A store that hangs for less than a second is waited for."""
+    """A store that hangs for less than half a second is waited for."""
     one, other = machine(a=1), machine(a=1)
     slot = one.take(waiter(), Cancellation())
     redis_server.pause()
-    threading.Timer(0.5, redis_server.resume).start()
+    threading.Timer(0.1, redis_server.resume).start()
     with pytest.raises(QueueTimeout):
         other.take(waiter(), Cancellation(), seconds=0.9)
     one.give_back(slot)
