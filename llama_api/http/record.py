@@ -39,7 +39,7 @@ class Recorder:
         if trace is not None:
             record["trace_id"] = trace.trace_id
         self.under_way += 1
-        g.record, g.trace, g.began = record, trace, time.perf_counter()
+        g.record, g.trace, g.began = record, trace, time.monotonic()
 
     def _finish(self, response: Response) -> Response:
         record, began, req = g.record, g.began, request._get_current_object()  # type: ignore[attr-defined]
@@ -55,13 +55,13 @@ class Recorder:
     def _end(self, record: dict[str, Any], began: float, status: int, facts: tuple[Any, ...]) -> None:
         """Count one request and log it."""
         self.under_way -= 1
-        seconds = time.perf_counter() - began
+        seconds = time.monotonic() - began
         method, path, client, endpoint, trace = facts
         self._metrics.request_ended(record, method, endpoint, status, seconds)
         self._activity.request_ended(record, endpoint, status, seconds)
         path = (path if path.isascii() and path.isprintable() else ascii(path)[1:-1])[:LONGEST]
         if self._tracing is not None:
-            self._tracing.request_ended(trace, record, method, path, endpoint, status, seconds)
+            self._tracing.request_ended(trace, record, method, path, endpoint, status, began)
         self._log.write(logging.ERROR if status >= 500 else logging.INFO, {
             "message": f"{method} {path} {status}", **record, "method": method, "path": path, "status": status,
             "duration_ms": round(seconds * 1000, 3), "client": client and client[:LONGEST]})

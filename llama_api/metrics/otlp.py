@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 2.0  # that the end of a worker may wait for a collector
 COMPLAINT_SECONDS = 60.0
+CLOCK_STEP = 1_000_000_000  # nanoseconds: more than a measurement errs by; so the clock was set, or the machine slept
 BATCH = "128"  # spans, which are encoded in 5 ms; in 20 ms of the default of 512 no request would have its turn
 
 Attributes = dict[str, Any]
@@ -47,7 +48,7 @@ class OTLP:
     """Exports in the background of this process; what cannot be sent is dropped, logged and never waited for."""
 
     def __init__(self, only_looks: Callable[[str], bool]):
-        self._only_looks, self._ids = only_looks, _Ids()
+        self._only_looks, self._ids, self._last_epoch = only_looks, _Ids(), 0
         logging.getLogger("opentelemetry").handlers[:] = [_Complaints()]
         ours = {"service.name": "llama-api", "service.version": __version__, "service.instance.id": str(uuid.uuid4())}
         resource = Resource.create(ours).merge(OTELResourceDetector().detect())  # where both tell, the operator's
@@ -67,7 +68,7 @@ class OTLP:
         return trace._replace(flags=trace.flags & ~1 | sampling.decision.is_sampled())
 
     def request_ended(self, trace: Trace, record: dict[str, Any], method: str, path: str, endpoint: str, status: int,
-                      seconds: float) -> None:
+                      began: float) -> None:
         """Tell the span of a request."""
         if self._only_looks(endpoint):
             return
@@ -76,13 +77,13 @@ class OTLP:
         if result := record.get("cache"):
             attributes[named.CACHE] = result
         slug = record.get("error")  # with a good status it broke off a stream
-        self._tell(trace, f"{method} {endpoint}", SpanKind.SERVER, seconds, attributes,
+        self._tell(trace, f"{method} {endpoint}", SpanKind.SERVER, began, attributes,
                    slug or str(status) if status >= 500 or (slug and status < 400) else None)
 
     def waited(self, trace: Trace | None, since: float, error: BaseException | None) -> None:
         """Tell the span of a wait for a slot."""
         if trace is not None:
-            self._tell(trace.child(), named.WAIT, SpanKind.INTERNAL, time.monotonic() - since, {}, _type_of(error))
+            self._tell(trace.child(), named.WAIT, SpanKind.INTERNAL, since, {}, _type_of(error))
 
     def attempted(self, attempted: Attempted) -> None:
         """Tell the span and the metrics of a generation."""
@@ -104,7 +105,7 @@ class OTLP:
             if completion.finish_reason is not None:
                 more[named.FINISH_REASONS] = [completion.finish_reason]
         if attempted.trace is not None:
-            self._tell(attempted.trace, f"{operation} {call.model}", SpanKind.CLIENT, seconds, {
+            self._tell(attempted.trace, f"{operation} {call.model}", SpanKind.CLIENT, attempted.began, {
                 **common, named.STREAM: not call.embeds, **_told(call.options, named.OPTIONS), **more}, error)
 
     def close(self) -> None:
@@ -117,18 +118,26 @@ class OTLP:
         for thread in flushes:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _tell(self, trace: Trace, name: str, kind: SpanKind, seconds: float, attributes: Attributes,
+    def _tell(self, trace: Trace, name: str, kind: SpanKind, began: float, attributes: Attributes,
               error: str | None) -> None:
-        """Have a span exported that ends now."""
+        """Have a span exported that began at a monotonic time and ends now."""
         if not trace.sampled:
             return
-        now, self._ids.trace = time.time_ns(), trace
+        end, self._ids.trace = time.monotonic_ns(), trace
+        epoch = self._epoch()
         span = self._tracer.start_span(name, _inside(trace, kind is SpanKind.SERVER), kind, attributes,
-                                       start_time=now - int(seconds * 1e9))
+                                       start_time=epoch + int(began * 1e9))
         if error is not None:
             span.set_attribute(named.ERROR_TYPE, error)
             span.set_status(StatusCode.ERROR)
-        span.end(now)
+        span.end(epoch + end)
+
+    def _epoch(self) -> int:
+        """When the monotonic clock was 0. The same as before, for spans must not overlap by an error of measurement."""
+        epoch = time.time_ns() - time.monotonic_ns()
+        if abs(epoch - self._last_epoch) > CLOCK_STEP:
+            self._last_epoch = epoch
+        return self._last_epoch
 
     def _histogram(self, name: str, unit: str, description: str, bounds: tuple[float, ...]) -> Histogram:
         return self._metrics.get_meter(__package__, __version__).create_histogram(

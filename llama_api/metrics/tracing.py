@@ -17,8 +17,11 @@ class Tracing(Tracer, Protocol):
         """The span of a request that has come; ``caller`` is the one it came from, if it said so."""
 
     def request_ended(self, trace: Trace, record: dict[str, Any], method: str, path: str, endpoint: str, status: int,
-                      seconds: float) -> None:
-        """A request has ended; ``record`` is what its log line tells, ``endpoint`` the pattern of its URL."""
+                      began: float) -> None:
+        """A request has ended that began at a monotonic time.
+
+        ``record`` is what its log line tells, ``endpoint`` the pattern of its URL.
+        """
 
     def close(self) -> None:
         """Send what has not been sent, within seconds."""

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.support.double import OllamaDouble
-from tests.support.gunicorn_server import JSON, ROOT, free_port, new_prompt, until
+from tests.support.gunicorn_server import JSON, ROOT, free_port, new_prompt, together, until
 from tests.support.otlp_receiver import Receiver
 
 SPAN, SECRET, EMBEDDER = "00f067aa0ba902b7", "Xyzzy-confidential", "embedder:1b"
@@ -143,12 +143,14 @@ def test_a_failure_that_another_ollama_makes_good_is_seen(api, receiver, shared_
     shared_double.set(fault="busy")
 
     def failed_over():
-        reply = traced(api, new_prompt(), trace := os.urandom(16).hex())
-        assert reply.status == 200
-        spans = spans_of(receiver, trace, 3)
-        return len(spans) > 3 and spans
+        traces = [os.urandom(16).hex() for _ in range(2)]  # at once, so that one goes to each Ollama
+        replies = together(2, lambda n: traced(api, new_prompt("[[ttft=0.2]]"), traces[n]))
+        assert [reply.status for reply in replies] == [200, 200]
+        tried = {call.headers["traceparent"][3:35] for call in shared_double.calls("/api/generate")}
+        return tried.intersection(traces)
 
-    request, _, first, _, second = until(failed_over)
+    trace, *_ = until(failed_over)
+    request, _, first, _, second = spans_of(receiver, trace, 5)
     assert (request.failed, first.failed, second.failed) == (False, True, False)
     assert first.parent == second.parent == request.id and first.attributes["error.type"] == "overloaded"
     assert first.attributes["server.port"] == shared_double.port != second.attributes["server.port"]
