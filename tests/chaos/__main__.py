@@ -153,11 +153,10 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__.partition("\n")[0])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=100, help="of the storm in each set-up")
-    parser.add_argument("setups", nargs="*", default=[*SETUPS], choices=[*SETUPS, []], metavar="setup",
-                        help=f"one of {', '.join(SETUPS)}; all of them by default")
+    parser.add_argument("--setup", action="append", choices=[*SETUPS], help="one of them; all by default")
     options = parser.parse_args()
     failed = []
-    for name in options.setups:
+    for name in options.setup or SETUPS:
         with tempfile.TemporaryDirectory(prefix="chaos-") as directory:
             scene, rows = run(SETUPS[name], options.seed, options.seconds, directory)
         violations = scene.ledger.violations
