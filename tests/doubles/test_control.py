@@ -55,6 +55,7 @@ def test_more_slots_let_the_waiting_in_at_once(double):
     double.wait(running=1, waiting=2)
     double.set(slots=3)
     double.wait(running=3, waiting=0, peak=3)
+    assert sorted(call.beside for call in double.calls('/api/generate')) == [1, 2, 3]
     for sock in socks:
         sock.close()
     double.wait(running=0, closed_early=3, connections=0)
