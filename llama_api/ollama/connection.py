@@ -55,15 +55,19 @@ current = threading.local()  # .call: the exchange that this thread is sending
 class _Attaching:
     """Hands the socket to the current call before the wait for headers, which is where Ollama spends its time."""
 
+    sock: Any
     _held: bytearray | None = None
+    _seconds: float | None = None  # of the socket's time-out, which is lifted while a body is read
 
     @property
     def is_connected(self) -> bool:
         """Whether a pooled connection can still be used; urllib3's own look costs 0.1 ms under gevent."""
-        return self.sock is not None and quiet(self.sock) is True  # type: ignore[attr-defined]
+        return self.sock is not None and quiet(self.sock) is True
 
     def request(self, *args: Any, **kwargs: Any) -> None:
         """Send head and body as one: in two, Ollama wakes twice."""
+        if self.sock is not None:
+            self.sock.settimeout(self._seconds)
         self._held = bytearray()
         super().request(*args, **kwargs)  # type: ignore[misc]
         held, self._held = self._held, None
@@ -76,9 +80,14 @@ class _Attaching:
             super().send(data)  # type: ignore[misc]
 
     def getresponse(self) -> Any:
+        sock = self.sock
         if call := getattr(current, "call", None):
-            call.attach(self.sock)  # type: ignore[attr-defined]
-        return super().getresponse()  # type: ignore[misc]
+            call.attach(sock)
+        response = super().getresponse()  # type: ignore[misc]
+        # The watchdog bounds the body; under gevent a time-out makes a timer for each read.
+        self._seconds = sock.gettimeout()
+        sock.settimeout(None)
+        return response
 
 
 class _Connection(_Attaching, HTTPConnection):
