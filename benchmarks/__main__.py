@@ -19,7 +19,7 @@ from .contenders import ROOT
 SECTIONS = {module.__name__.rpartition(".")[2]: module.run
             for module in (hits, misses, tokens, streams, doors, embeddings, storms, gate, fleet, flow, workers, lru,
                            start, memory, pages)}
-LONG = ("memory", "pages")  # minutes each, and so by name alone
+LONG = ("flow", "memory", "pages")  # minutes each, and so by name alone
 PACKAGES = ("flask", "werkzeug", "gunicorn", "gunicorn_h1c", "gevent", "orjson", "marshmallow", "requests",
             "prometheus_client", "flask-caching", "cachetools", "cachelib")
 
@@ -70,7 +70,7 @@ def main():
     """Run the sections asked for, print and keep what they found."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("sections", nargs="*", metavar="section",
-                        help=f"of: {', '.join(SECTIONS)}; by default all but {' and '.join(LONG)}")
+                        help=f"of: {', '.join(SECTIONS)}; by default all but {', '.join(LONG)}")
     wanted = parser.parse_args().sections or [name for name in SECTIONS if name not in LONG]
     if strangers := set(wanted) - SECTIONS.keys():
         parser.error(f"no such section: {', '.join(sorted(strangers))}; there are {', '.join(SECTIONS)}")

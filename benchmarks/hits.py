@@ -9,7 +9,7 @@ from .load import Client, percentile, wrk
 from .report import Section
 
 CONNECTIONS = (1, 4, 16, 64)
-ROUNDS = 4
+ROUNDS = 3
 SECONDS = 1
 PROMPT = "Why is the sky blue? [[tokens=90]]"
 TURN = 900  # prompts in turn; the cache holds 1,000 by default

@@ -9,8 +9,8 @@ from .load import Client, fleet, percentile, wrk
 from .report import Section
 
 PIECES = 100
-CASES = {1: (0.0, 10, 0.5, 1.2, 3.0), 16: (0.2, 4, 2.5, 6.0, 25.0)}  # upstream s, rounds, s a round, goals p50, p99
-CALLERS, ROUNDS, SECONDS = 16, 7, 1  # at saturation
+CASES = {1: (0.0, 8, 0.5, 1.2, 3.0), 16: (0.2, 3, 2.0, 6.0, 25.0)}  # upstream s, rounds, s a round, goals p50, p99
+CALLERS, ROUNDS, SECONDS = 16, 5, 1  # at saturation
 OURS = "llama_api"
 
 

@@ -7,7 +7,7 @@ from .load import Client, fleet, percentile
 from .report import Section
 
 FIRST, GAP, TOKENS = 0.05, 0.02, 30  # seconds, seconds, pieces
-CASES = {1: (12, 2.0), 16: (4, 7.0)}  # rounds, target of the added first byte in ms
+CASES = {1: (8, 2.0), 16: (4, 7.0)}  # rounds, target of the added first byte in ms
 
 
 def run():
