@@ -42,6 +42,7 @@ class Claims:
             if (outcome := self._follow(flight, claim, token)) is not None:
                 came = _read_outcome(outcome)
                 if came is None:
+                    flight.followed = False
                     break  # a newer version's, which others of its kind still read: so the claim is left alone
                 if isinstance(came, Exception):
                     raise came
@@ -82,11 +83,12 @@ class Claims:
 
     def _follow(self, flight: Flight, claim: Claim, token: str) -> bytes | None:
         """What came of ``claim``, None when it ended without an outcome."""
-        woken = threading.Event()
+        woken, flight.followed = threading.Event(), True
         with flight.cancellation.interrupts(woken.set):
             while (outcome := self._store.peek(claim, token)) == UNDER_WAY:
                 if woken.wait(POLL_SECONDS):
                     raise Cancelled
+        flight.followed = outcome is not None
         return outcome
 
 

@@ -47,6 +47,7 @@ class Flight:
         self.progress = Progress()
         self.readers = 0
         self.shared = False  # other processes may be waiting for it
+        self.followed = False  # it waits for the flight of another process
         self.started_at = time.monotonic()
         self.pieces: list[Piece] = []
         self.landing: Landing | None = None
@@ -89,15 +90,16 @@ class Reader:
     def __init__(self, flight: Flight, flights: "Flights", gone: Callable[[], bool], joined_at: float):
         self.flight, self.joined_at = flight, joined_at
         self._flights, self._gone, self._open = flights, gone, True
-        self._seen = 0
+        self._seen, self._silent = 0, False
         self._news: threading.Event | None = None
 
     def start(self, silence: float | None = None) -> None:
-        """Wait for the first piece or the end, at most ``silence`` seconds.
+        """Wait for the first piece or the end, at most ``silence`` seconds, after which ``events`` begins with a Wait.
 
         Raises the flight's error when it ends without a piece, or ClientGone.
         """
-        if self._wait_piece(silence) and not self.flight.pieces:
+        self._silent = not self._wait_piece(silence)
+        if not self._silent and not self.flight.pieces:
             self.outcome()
 
     def events(self, silence: float | None = None) -> Iterator[list[Piece] | Wait]:
@@ -107,7 +109,8 @@ class Reader:
         """
         pieces = self.flight.pieces
         while True:
-            if not self._wait_piece(silence):
+            if self._silent or not self._wait_piece(silence):
+                self._silent = False
                 yield self.flight.progress.wait()
             elif self._seen == (there := len(pieces)):
                 break

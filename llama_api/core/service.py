@@ -83,6 +83,7 @@ class FlightReply(Reply):
     def __init__(self, asked_at: float, result: str, forwarded: str, reader: Reader, spare: Entry | None):
         super().__init__(asked_at, result, forwarded, None)
         self._asked_at, self._reader, self._spare = asked_at, reader, spare
+        self._asked_as = result, forwarded
 
     def start(self, silence: float | None = None) -> None:
         try:
@@ -102,11 +103,18 @@ class FlightReply(Reply):
         return super().answer()
 
     def events(self, silence: float | None = None) -> Iterator[list[Piece] | Wait]:
-        if self.failure is None:
-            yield from self._reader.events(silence)
-            self._label()
-        else:
+        sent = False
+        try:
+            for event in self._reader.events(silence) if self.failure is None else ():
+                sent = sent or not isinstance(event, Wait)
+                yield event
+        except FAILURES as error:
+            if sent:
+                raise
+            self._fall_back(error)
+        if self.failure is not None:
             yield from super().events(silence)
+        self._label()
 
     def close(self) -> None:
         self._reader.close()
@@ -116,13 +124,12 @@ class FlightReply(Reply):
         if self.failure is not None:
             return
         flight, landing = self._reader.flight, self._reader.flight.landing
+        self.result, self.forwarded = self._asked_as
         if landing is not None and landing.source == "found" and self.result != "collapsed":
             assert landing.born is not None
             self.result, self.forwarded, self.entry = "hit", None, Entry(landing.answer, landing.born, landing.ended_at)
-        elif landing is not None and landing.source == "followed":
+        elif flight.followed or self.result == "collapsed":
             self.result, self.forwarded = "collapsed", "miss"
-        elif self.result == "collapsed":
-            self.forwarded = "miss"
         self.stored = landing is not None and landing.stored and self.result != "collapsed"
         self.host = None if self.cached else landing.answer.host if landing is not None else flight.progress.host
         self.figures = figures_of(flight, self._reader.joined_at)

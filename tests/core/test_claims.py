@@ -117,6 +117,17 @@ def test_a_stream_follows_with_the_whole_answer(two):
     assert text_of(leader.events()) == "The sky"
 
 
+def test_a_stream_that_follows_in_silence_says_so(two):
+    """The response begins with the first word of the wait, which is before the answer."""
+    here, there = two
+    leader, follower = here.lead(), there.follow()
+    until(lambda: there.store.looks)
+    follower.start(0.01)
+    assert label(follower) == COLLAPSED
+    here.fleet.proceed.set()
+    assert leader.answer() == follower.answer() and label(follower) == COLLAPSED
+
+
 def test_no_store_follows_nobody(two):
     """A bypass is a call of its own, and leaves no claim."""
     here, there = two

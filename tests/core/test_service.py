@@ -188,6 +188,22 @@ def test_a_plain_request_is_saved_midway_a_stream_is_not():
     assert bench.idle() and bench.ask(only_if_cached=False)[0] == "Old."
 
 
+def test_a_stream_that_has_told_of_a_wait_alone_is_saved():
+    """Nothing of an answer was sent: the old one comes in place of the failure."""
+    bench = Bench(cache_ttl=60.0)
+    bench.age(70)
+    bench.fleet.pieces, bench.fleet.error = [], OllamaTimeout()
+    bench.fleet.proceed.clear()
+    reply = bench.begin()
+    reply.start(0.01)
+    events = reply.events(LONG)
+    assert next(events) == Wait()
+    bench.fleet.proceed.set()
+    assert text_of(events) == "Old." and label(reply) == SPARE and reply.answer().text == "Old."
+    reply.close()
+    assert bench.idle()
+
+
 def test_a_failure_is_not_stored(bench):
     """After a failure the next request generates."""
     bench.fleet.error = OllamaError()
@@ -342,6 +358,7 @@ def test_a_silent_generation_tells_of_the_wait(bench):
     until(lambda: bench.fleet.calls)
     bench.flights.under_way()[0].progress.wait = lambda: Wait(3, 12.0)
     reply.start(0.01)
+    assert next(reply.events(LONG)) == Wait(3, 12.0), "what start() has waited for is told at once"
     events = reply.events(0.01)
     assert [next(events), next(events)] == [Wait(3, 12.0)] * 2
     bench.fleet.proceed.set()
