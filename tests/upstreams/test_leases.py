@@ -74,7 +74,9 @@ def test_over_machines_the_oldest_waiter_goes_first(machine):
         holders += queue_up(queues[number % 2], 1, note=lambda slot, number=number: order.append(number))
         time.sleep(0.1)
     for holder in [first, *holders]:
-        holder.end()
+        holder.let_go()
+    for holder in [first, *holders]:
+        holder.join()
     assert sorted(order) == list(range(6)) and all(abs(place - number) <= 1 for place, number in enumerate(order))
 
 

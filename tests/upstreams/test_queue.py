@@ -69,8 +69,12 @@ class Holder:
     def end(self):
         """Wait for the slot, and give it back."""
         assert self.holding.wait(LONG)
-        self._go.set()
+        self.let_go()
         self.join()
+
+    def let_go(self):
+        """Have the slot given back as soon as it is there."""
+        self._go.set()
 
     def join(self):
         self._thread.join(LONG)
