@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import orjson
@@ -14,7 +15,7 @@ _FLOATS = frozenset({"temperature", "top_p", "min_p", "typical_p", "repeat_penal
                      "frequency_penalty", "tfs_z", "mirostat_tau", "mirostat_eta"})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ModelCall:
     """One request as Ollama will get it, made by ``of``.
 
@@ -93,6 +94,11 @@ class ModelCall:
         if isinstance(prompt := self.body.get("prompt"), str):
             return prompt
         return orjson.dumps(self.body.get("messages", self.body.get("input"))).decode()
+
+    @cached_property
+    def question_digest(self) -> str:
+        """The first 12 digits of the question's SHA-256; one call may serve many equal requests."""
+        return hashlib.sha256(self.question.encode()).hexdigest()[:12]
 
 
 def _number(name: str, value: Any) -> Any:

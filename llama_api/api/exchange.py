@@ -3,7 +3,6 @@
 A door makes a ModelCall of the request and hands it to ``Exchanges.respond`` with a Grammar, which writes the answer.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -101,8 +100,7 @@ class Exchanges:
         self._service.load(model, gone_check(request.environ))
 
     def _note(self, call: ModelCall) -> None:
-        g.record.update(model=call.model, cache="miss",
-                        prompt_sha256=hashlib.sha256(call.question.encode()).hexdigest()[:12])
+        g.record.update(model=call.model, cache="miss", prompt_sha256=call.question_digest)
         if self._settings.log_prompts:
             g.record["prompt"] = call.question
 
@@ -142,7 +140,7 @@ class Exchanges:
 
     def _ended(self, reply: Reply, answer: Answer | None) -> Json:
         """Note what became of the question; returns its figures. ``answer`` is None on failure."""
-        cpu, memory = self._machine.sample()
+        record, (cpu, memory) = g.record, self._machine.sample()
         times, completion = reply.figures, answer.completion if answer else None
         figures: Json = {
             "inference_latency_ms": milliseconds(times.inference),
@@ -153,14 +151,14 @@ class Exchanges:
             "tokens_per_second": None if reply.cached or completion is None else completion.tokens_per_second}
         if completion and completion.cached_input_tokens is not None:
             figures["cached_input_tokens"] = completion.cached_input_tokens
-        g.record.update(figures, cache=reply.result)
+        record.update(figures, cache=reply.result)
         # Without output it is an embedding, whose time may be that of many texts.
         if reply.result in SAVING and completion is not None and completion.output_tokens and completion.seconds:
-            g.record["saved_ms"] = milliseconds(completion.seconds)
+            record["saved_ms"] = milliseconds(completion.seconds)
         if reply.host is not None:
-            g.record["host"] = reply.host
+            record["host"] = reply.host
         if answer and self._settings.log_prompts:
-            g.record["answer"] = answer.text
+            record["answer"] = answer.text
         return figures
 
 

@@ -38,7 +38,8 @@ class Application(Flask):
         if (hooks := self._hooks.get(endpoint)) is None:
             hooks = self._hooks[endpoint] = self._hooks_of(context.request.blueprints)
         try:
-            request_started.send(self, _async_wrapper=self.ensure_sync)
+            if request_started.receivers:
+                request_started.send(self, _async_wrapper=self.ensure_sync)
             for before in hooks.before:
                 if (answer := before()) is not None:
                     break
@@ -52,7 +53,8 @@ class Application(Flask):
         else:
             for after in hooks.after:
                 response = after(response)
-        request_finished.send(self, _async_wrapper=self.ensure_sync, response=response)
+        if request_finished.receivers:
+            request_finished.send(self, _async_wrapper=self.ensure_sync, response=response)
         return response
 
     def _hooks_of(self, blueprints: list[str]) -> _Hooks:

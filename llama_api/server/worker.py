@@ -5,6 +5,7 @@ from ssl import SSLContext
 from typing import Any
 
 import gevent
+from gunicorn.config import Config
 from gunicorn.workers.ggevent import GeventWorker
 
 from .client_socket import PlainHTTP, connected
@@ -19,6 +20,11 @@ class Worker(GeventWorker):
         super().__init__(*args, **kwargs)
         self._servers: list[Server] = []
         self._tls: SSLContext | None = None
+
+    def init_process(self) -> None:
+        """Begin to serve."""
+        settle(self.cfg)
+        super().init_process()
 
     def server_class(self, listener: Any, *, spawn: Any, application: Any, log: Any, handler_class: Any, environ: Any,
                      ssl_context: SSLContext | None = None) -> Server:
@@ -54,3 +60,8 @@ class Worker(GeventWorker):
             self.log.info("Worker %s stops and waits for %s requests", self.pid, under_way)
             for server in self._servers:
                 gevent.spawn(server.close)
+
+
+def settle(cfg: Config) -> None:
+    """Make each setting of ``cfg`` a plain attribute: a request reads dozens, and each would be two calls."""
+    vars(cfg).update({name: setting.get() for name, setting in cfg.settings.items()})
