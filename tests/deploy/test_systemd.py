@@ -5,6 +5,7 @@ import grp
 import os
 import re
 import subprocess
+import sys
 
 import pytest
 
@@ -39,6 +40,23 @@ def test_the_unit_is_as_closed_as_it_says(analyze):
     stated = re.search(r"states what is left: ([0-9.]+)", UNIT.read_text()).group(1)
     done = analyze("security", "--offline=true", "--no-pager", f"--threshold={round(float(stated) * 10)}")
     assert done.returncode == 0, done.stdout
+
+
+def test_the_port_is_the_instances_own():
+    """Whatever the file of settings says: two instances cannot be sent to one port."""
+    environment, command = re.search(r"^ExecStart=(.*?) (/opt/.*)$", UNIT.read_text(), re.MULTILINE).groups()
+    assert command.endswith("gunicorn wsgi:app")
+    done = subprocess.run([*environment.replace("%i", "8001").split(), "printenv", "LLAMA_API_BIND"],
+                          env={**os.environ, "LLAMA_API_BIND": "127.0.0.1:9"}, capture_output=True, text=True)
+    assert done.stdout == "127.0.0.1:8001\n"
+
+
+def test_there_are_descriptors_for_all_callers():
+    """As many as a worker takes connections by default, and one more for the generation of each."""
+    limit = int(re.search(r"^LimitNOFILE=(\d+)$", UNIT.read_text(), re.MULTILINE).group(1))
+    printed = subprocess.run([sys.executable, "-m", "gunicorn", "--print-config", "wsgi:app"], cwd=ROOT,
+                             env={**os.environ, "LLAMA_API_LOG_FILE": ""}, capture_output=True, text=True).stdout
+    assert limit > 2 * int(re.search(r"^worker_connections += (\d+)$", printed, re.MULTILINE).group(1))
 
 
 def test_the_log_is_rotated_and_the_last_one_compressed_later(tmp_path):

@@ -533,10 +533,14 @@ def test_one_that_has_the_model_is_asked_about_it():
 
 
 def test_a_hit_never_waits_for_a_probe():
-    """With an Ollama that hangs the build is told at once."""
+    """With an Ollama that hangs the build is told while the probe is under way."""
+    class Unawaited(Monitor):
+        def wait_fresh(self, seconds):
+            raise AssertionError("a hit waits for a probe")
+
     client, release = Client("a"), threading.Event()
     client.inventory = lambda seconds: release.wait(LONG) and []
-    fleet = Fleet([Upstream("a", client, Monitor(client), Breaker(), Slots("http://a", 1))], ["m"], Observer())
+    fleet = Fleet([Upstream("a", client, Unawaited(client), Breaker(), Slots("http://a", 1))], ["m"], Observer())
     assert in_threads(5, lambda number: fleet.stale_since("m", "x")) == [None] * 5
     release.set()
 
