@@ -193,16 +193,20 @@ def _chat_logprobs(request: Members) -> dict[str, Any]:
 
 def _think(request: Members, needs: Needs) -> bool | str | None:
     """Ollama's ``think``; that it thinks is needed of the model only where thought is wanted."""
-    holder, name = request, "reasoning_effort"
+    holders = [(request, "reasoning_effort")]
     if request.get("reasoning") is not None:
-        holder, name = Members(request.get("reasoning"), "reasoning"), "effort"
-        for key, value in holder.values.items():
-            if key != name and value is not None:
-                raise holder.wrong(key, "unsupported_parameter", "is not supported: only effort is")
-    if (effort := holder.text(name)) is None:
+        reasoning = Members(request.get("reasoning"), "reasoning")
+        for key, value in reasoning.values.items():
+            if key != "effort" and value is not None:
+                raise reasoning.wrong(key, "unsupported_parameter", "is not supported: only effort is")
+        holders.insert(0, (reasoning, "effort"))  # which wins
+    given = [(holder, name, effort) for holder, name in holders if (effort := holder.text(name)) is not None]
+    for holder, name, effort in given:
+        if effort not in EFFORTS:
+            raise holder.wrong(name, "invalid_value", f"must be one of {', '.join(EFFORTS)}")
+    if not given:
         return None
-    if effort not in EFFORTS:
-        raise holder.wrong(name, "invalid_value", f"must be one of {', '.join(EFFORTS)}")
+    holder, name, effort = given[0]
     if EFFORTS[effort]:
         needs["thinking"] = holder.path(name)
     return EFFORTS[effort]

@@ -86,8 +86,12 @@ def completion(reader=READER, **fields):
     ({"logprobs": True}, {"logprobs": True}, {}), ({"logprobs": False}, {}, {}),
     ({"logprobs": True, "top_logprobs": 2}, {"logprobs": True, "top_logprobs": 2}, {}),
     ({"logprobs": True, "top_logprobs": 0}, {"logprobs": True}, {}),
-    *(({"reasoning_effort": effort}, {"think": think}, {}) for effort, think in EFFORTS.items()),
-    ({"reasoning": {"effort": "high"}, "reasoning_effort": "low"}, {"think": "high"}, {})])
+    *(({"reasoning_effort": effort}, {"think": think}, {}) for effort, think in (
+        ("none", False), ("minimal", "low"), ("low", "low"), ("medium", "medium"), ("high", "high"), ("max", "max"),
+        ("xhigh", "max"), ("ultra", "max"))),
+    ({"reasoning": {"effort": "high"}, "reasoning_effort": "low"}, {"think": "high"}, {}),
+    ({"reasoning": {}, "reasoning_effort": "low"}, {"think": "low"}, {}),
+    ({"reasoning": {"effort": None}, "reasoning_effort": "none"}, {"think": False}, {})])
 def test_a_chat_becomes_a_call(fields, body, options):
     """OpenAI's defaults are sent, and each field has its native place."""
     asked = chat(**fields)
@@ -311,6 +315,7 @@ CHATS = [
      "response_format.json_schema.schema", TYPE),
     ({"logprobs": 1}, "logprobs", TYPE), ({"top_logprobs": 2}, "top_logprobs", VALUE),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", VALUE),
+    ({"reasoning": {"effort": "high"}, "reasoning_effort": "huge"}, "reasoning_effort", VALUE),
     ({"reasoning_effort": "huge"}, "reasoning_effort", VALUE), ({"reasoning_effort": 5}, "reasoning_effort", TYPE),
     ({"reasoning": "high"}, "reasoning", TYPE), ({"reasoning": {"effort": "x"}}, "reasoning.effort", VALUE),
     ({"reasoning": {"max_tokens": 5}}, "reasoning.max_tokens", PARAMETER),
