@@ -1,8 +1,12 @@
 """The fixtures of the tests that need the service as it is run: a double of Ollama, a gunicorn, a Redis."""
 
+import os
+from pathlib import Path
+
 import hypothesis
 import pytest
 
+from tests.support.chromium import chromium
 from tests.support.double import OllamaDouble
 from tests.support.gunicorn_server import servers
 from tests.support.redis_server import RedisServer
@@ -11,6 +15,25 @@ from tests.support.redis_server import RedisServer
 hypothesis.settings.register_profile("any machine", deadline=None,
                                      suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("any machine")
+
+# The tests start hundreds of processes, and each would compile our modules anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+LONG = ("page", "http", "commands", "deploy", "embedded", "api", "server", "metrics", "chaos", "upstreams")
+
+
+def pytest_configure(config):
+    """Have xdist keep the order of the files; by itself it takes first those with the most tests, which are short."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the folders whose files take long, so that none of these runs alone at the end."""
+    def rank(item):
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        return LONG.index(folder) if folder in LONG else len(LONG)
+
+    items.sort(key=rank)
 
 
 @pytest.fixture
@@ -54,3 +77,10 @@ def redis_server(tmp_path):
     """A real Redis of this test alone."""
     with RedisServer(tmp_path) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """A browser for all tests of a module; each has a tab of its own."""
+    with chromium(tmp_path_factory.mktemp("browser")) as browser:
+        yield browser

@@ -25,14 +25,17 @@ _numbers = itertools.count(1)
 
 
 def until(condition, seconds=PATIENCE, what="it"):
-    """Poll ``condition`` until it is true and return its value; the last look is not before ``seconds`` have passed."""
-    end = time.monotonic() + seconds
+    """Poll ``condition`` until it is true and return its value; the last look is not before ``seconds`` have passed.
+
+    What takes long is looked at less often, down to ten times a second: a look may cost the service a request.
+    """
+    started = time.monotonic()
     while True:
-        last = time.monotonic() >= end
+        waited = time.monotonic() - started
         if value := condition():
             return value
-        assert not last, f"{what} did not come to be within {seconds:g} s"
-        time.sleep(0.01)
+        assert waited < seconds, f"{what} did not come to be within {seconds:g} s"
+        time.sleep(min(max(0.01, waited / 20), 0.1))
 
 
 def together(count, call):
