@@ -27,7 +27,7 @@ REFUSALS = SchemathesisConfig.from_dict({"checks": {"negative_data_rejection": {
     "expected-statuses": ["400", "404", "413", "415", "422"]}}})
 SEND_LIMIT = 8.0  # seconds for an answer or the end of a connection: the head's limit is 2
 GROWTH_MB = 32
-FUZZ = settings(max_examples=300, derandomize=True, database=None,
+FUZZ = settings(max_examples=150, derandomize=True, database=None,
                 suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -57,7 +57,7 @@ def test_what_the_document_says_holds(server, mode):
     if mode is GenerationMode.NEGATIVE:  # the others take nothing that could be wrong
         operations = [operation for operation in operations if operation.path in TAKING]
     for operation in operations:
-        @settings(FUZZ, max_examples=60 if operation.path in TAKING else 6)
+        @settings(FUZZ, max_examples=30 if operation.path in TAKING else 4)
         @given(case=operation.as_strategy(generation_mode=mode))
         def probe(case):
             # Whether a model is served and a window wide enough is not in a schema.
@@ -181,7 +181,7 @@ TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
      "/", "1/day", "a,b", ",", "10m", "*", "llama3:8b", "x-cloud"])
 
 
-@settings(max_examples=400, derandomize=True, database=None)
+@settings(max_examples=200, derandomize=True, database=None)
 @given(environ=st.dictionaries(VARIABLES, TEXTS, max_size=6))
 def test_any_environment_is_taken_or_every_fault_is_named(environ):
     """Settings are made, or a SettingsError names at least one of the variables; nothing else is raised."""

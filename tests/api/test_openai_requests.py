@@ -207,7 +207,7 @@ CHOICES = st.fixed_dictionaries({}, optional={
     "messages": st.sampled_from([HI, user({"type": "text", "text": "Hi"}), user(IMAGE), [*HI, ASKED, RESULT]])})
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(CHOICES, CHOICES)
 def test_keys_are_equal_if_and_only_if_what_is_sent_is(one, other):
     """Byte for byte, whatever the two requests looked like."""
@@ -452,7 +452,7 @@ VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dic
 BODIES = st.dictionaries(NAMES, VALUES, max_size=4).map(lambda found: {"model": "llama3:8b", **found})
 
 
-@settings(max_examples=600)
+@settings(max_examples=250)
 @given(body=BODIES, messages=st.none() | st.lists(st.dictionaries(NAMES, VALUES, max_size=4), max_size=3))
 def test_any_json_is_a_call_or_a_refusal(body, messages):
     """Never another error; and what is refused can be told, what is called can be sent."""
