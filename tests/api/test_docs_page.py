@@ -10,17 +10,27 @@ from llama_api.api import docs
 from llama_api.api.docs import ASSETS, INITIALIZER
 from llama_api.app import create_app
 from llama_api.settings import Settings
-from tests.support.chromium import chromium
 from tests.support.double import answer_for
 
 KEY = "a-key-of-some-length"
 PROMPT = "Why is the sky blue?"  # of the document's example
 
 
+@pytest.fixture(scope="module")
+def api(shared_double, shared_serve):
+    return shared_serve(shared_double)
+
+
+@pytest.fixture(scope="module")
+def locked(shared_double, shared_serve):
+    """A service that wants a key."""
+    return shared_serve(shared_double, api_keys=KEY)
+
+
 @pytest.fixture
-def visit(tmp_path):
+def visit(browser):
     """A factory: the page of a server, opened and rendered."""
-    with chromium(tmp_path) as page:
+    with browser.tab() as page:
         def visit(api):
             page.call("Page.navigate", url=f"{api.url}/docs")
             page.until("document.querySelectorAll('.opblock').length > 0")
@@ -60,9 +70,8 @@ def assert_untroubled(page, api):
     assert [event for event in page.told("Runtime.consoleAPICalled") if event["type"] in ("error", "warning")] == []
 
 
-def test_page_shows_and_tries_every_operation(double, serve, visit):
+def test_page_shows_and_tries_every_operation(api, visit):
     """All operations of the document are there; POST /generate and GET /livez can be tried out on the spot."""
-    api = serve(double)
     page = visit(api)
     document = api.get("/openapi.json").json
     described = sorted((method.upper(), path) for path, item in document["paths"].items() for method in item)
@@ -76,10 +85,9 @@ def test_page_shows_and_tries_every_operation(double, serve, visit):
     assert_untroubled(page, api)
 
 
-def test_page_tries_with_a_key(double, serve, visit):
+def test_page_tries_with_a_key(locked, visit):
     """The page itself wants no key; what is tried from it carries the one given to its Authorize button."""
-    api = serve(double, api_keys=KEY)
-    page = visit(api)
+    page = visit(locked)
     click(page, ".btn.authorize")
     page.until("!!document.querySelector('.auth-container input')")
     page.evaluate("document.querySelector('.auth-container input').focus()")
@@ -89,29 +97,28 @@ def test_page_tries_with_a_key(double, serve, visit):
     click(page, ".dialog-ux .close-modal")
     status, body = execute(page, "generation-generate")
     assert status == 200 and body["response"] == answer_for(PROMPT)
-    assert_untroubled(page, api)
+    assert_untroubled(page, locked)
 
 
-def test_assets_are_a_closed_list_with_types_and_caching(double, serve):
+def test_assets_are_a_closed_list_with_types_and_caching(locked):
     """Each asset has its type and lasts; no other file of the package or the machine can be had."""
-    api = serve(double, api_keys=KEY)
     for asset in (*ASSETS, INITIALIZER):
         kind = {".js": "text/javascript", ".css": "text/css", ".png": "image/png"}[Path(asset).suffix]
-        found = api.get(f"/docs/{asset}")
+        found = locked.get(f"/docs/{asset}")
         assert found.status == 200 and found.headers["Content-Type"].partition(";")[0] == kind
         assert "max-age=3600" in found.headers["Cache-Control"]
-        again = api.get(f"/docs/{asset}", headers={"If-None-Match": found.headers["ETag"]})
+        again = locked.get(f"/docs/{asset}", headers={"If-None-Match": found.headers["ETag"]})
         assert (again.status, again.body) == (304, b"")
-        part = api.get(f"/docs/{asset}", headers={"Range": "bytes=9999999-"})
+        part = locked.get(f"/docs/{asset}", headers={"Range": "bytes=9999999-"})
         assert (part.status, part.body) == (200, found.body)  # no parts, so no error about them either
     for path in ("LICENSE", "swagger-ui.js", "../static/LICENSE", "..%2f__init__.py", "%2e%2e/%2e%2e/flask/app.py",
                  "/etc/passwd", "%2fetc%2fpasswd", "swagger-ui.css/", "swagger-ui.css%00"):
-        assert api.get(f"/docs/{path}").slug == "not-found", path
+        assert locked.get(f"/docs/{path}").slug == "not-found", path
 
 
-def test_page_has_a_strict_policy(double, serve):
+def test_page_has_a_strict_policy(api):
     """Scripts come from files of this service only, nobody may frame the page, and nothing stands in line."""
-    page = serve(double).get("/docs")
+    page = api.get("/docs")
     policy = dict(part.strip().split(" ", 1) for part in page.headers["Content-Security-Policy"].split(";"))
     assert policy["default-src"] == "'none'" and policy["script-src"] == policy["connect-src"] == "'self'"
     assert policy["frame-ancestors"] == "'none'"

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.support.chromium import chromium
+from tests.support.gunicorn_server import until
 
 # Answers in place of the service's: path -> [status, headers, chunks of the body]; `down` lets every call fail.
 PLAYED = """
@@ -25,9 +25,9 @@ window.fetch = (path, options) => {
 
 
 @pytest.fixture
-def visit(tmp_path):
+def visit(browser):
     """A factory: the page of a server, opened; ``played`` has the bodies that stand in for answers of its paths."""
-    with chromium(tmp_path) as tab:
+    with browser.tab() as tab:
         def visit(api, **played):
             answers = {path: [200, {}, [json.dumps(body)]] for path, body in played.items()}
             tab.call("Page.addScriptToEvaluateOnNewDocument", source=PLAYED % json.dumps(answers))
@@ -40,10 +40,30 @@ def visit(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def tab(serve, tmp_path_factory):
+def shared_api(shared_double, shared_serve):
+    return shared_serve(shared_double)
+
+
+@pytest.fixture
+def double(shared_double):
+    """The double behind the shared service, as it was in the beginning."""
+    shared_double.reset()
+    return shared_double
+
+
+@pytest.fixture
+def api(shared_api, double):
+    """One service for the tests that leave its settings alone: well, and with nothing stored."""
+    until(lambda: shared_api.health()["status"] == "healthy")
+    assert shared_api.request("DELETE", "/cache").status == 204
+    return shared_api
+
+
+@pytest.fixture(scope="module")
+def tab(serve, browser):
     """A tab at the page of a service without an Ollama, for tests that change nothing there."""
     api = serve(ollama_url="http://127.0.0.1:9")
-    with chromium(tmp_path_factory.mktemp("browser")) as tab:
+    with browser.tab() as tab:
         tab.call("Page.navigate", url=f"{api.url}/")
         tab.until("document.body?.dataset.state")
         tab.evaluate("window.use = (name) => import(new URL(name, document.querySelector('script').src).href)")

@@ -40,7 +40,7 @@ def main():
         time.sleep(seconds * (OUTAGE[1] - OUTAGE[0]))
         with _model(port):
             time.sleep(seconds * (1 - OUTAGE[1]))
-            with chromium(Path(name)) as tab:
+            with chromium(Path(name)) as browser, browser.tab() as tab:
                 _picture(tab, api, options.path)
 
 

@@ -14,9 +14,8 @@ TROUBLE = "document.getElementById('trouble').innerText"
 STATE = "document.getElementById('state').innerText"
 
 
-def test_ask_and_ask_again(double, serve, visit, tmp_path):
+def test_ask_and_ask_again(api, double, visit, tmp_path):
     """The answer comes as it is generated, the second one from the cache; the curl line gets the same."""
-    api = serve(double)
     tab = visit(api)
     assert ask(tab) == answer_for(PROMPT)
     assert text(tab, "#progress") == "generated"
@@ -31,20 +30,19 @@ def test_ask_and_ask_again(double, serve, visit, tmp_path):
     assert_untroubled(tab, api)
 
 
-def test_the_line_is_copied(double, serve, visit):
+def test_the_line_is_copied(api, visit):
     """The Copy button puts the line shown into the clipboard, and says so."""
-    api = serve(double)
     tab = visit(api)
-    tab.call("Browser.grantPermissions", origin=api.url, permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
+    tab.call("Browser.grantPermissions", origin=api.url, browserContextId=tab.context,
+             permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
     ask(tab)
     tab.evaluate("document.getElementById('copy').click()")
     tab.until("document.getElementById('copy').textContent === 'Copied'")
     assert tab.evaluate("navigator.clipboard.readText()") == text(tab, "#call")
 
 
-def test_the_wait_and_the_pieces_are_shown(double, serve, visit):
+def test_the_wait_and_the_pieces_are_shown(api, double, visit):
     """Before the first piece the page waits, then the answer grows; Stop ends the generation and keeps the pieces."""
-    api = serve(double)
     tab = visit(api)
     tab.evaluate("document.getElementById('prompt').focus()")
     tab.type("Tell me much. [[tokens=400]] [[gap=0.05]]")
@@ -59,9 +57,9 @@ def test_the_wait_and_the_pieces_are_shown(double, serve, visit):
     double.wait(running=0)
 
 
-def test_position_and_estimate_are_shown(double, serve, visit):
+def test_position_and_estimate_are_shown(api, visit):
     """What the service says of the wait is on the page, in place of the answer."""
-    tab = visit(serve(double))
+    tab = visit(api)
     tab.evaluate("window.played.generate = [200, {}, [': waiting, 3 before you, about 8 s\\n\\n']]; window.seen = [];"
                  "new MutationObserver(() => seen.push(document.getElementById('progress').textContent))"
                  ".observe(document.getElementById('progress'), {childList: true})")
@@ -70,9 +68,9 @@ def test_position_and_estimate_are_shown(double, serve, visit):
     assert "broke off" in tab.evaluate(TROUBLE)  # for it ended before its last event
 
 
-def test_keyboard_alone(double, serve, visit):
+def test_keyboard_alone(api, visit):
     """Tab reaches everything in its order; Ctrl+Enter asks; the plots are read with the arrows."""
-    tab = visit(serve(double), stats=STATS)
+    tab = visit(api, stats=STATS)
     focused = "document.activeElement.id || document.activeElement.textContent.trim()"
     reached = []
     for _ in range(9):
@@ -96,9 +94,8 @@ def test_keyboard_alone(double, serve, visit):
     assert text(tab, "#answer") == answer_for(PROMPT)
 
 
-def test_hostile_text_is_text(double, serve, visit, tmp_path):
+def test_hostile_text_is_text(api, visit, tmp_path):
     """Markup in a prompt, an answer or a figure is shown as it is; in the curl line it stays one word of the shell."""
-    api = serve(double)
     tab = visit(api, stats=STATS)
     assert ask(tab, HOSTILE) == answer_for(HOSTILE)
     line = text(tab, "#call")
@@ -133,9 +130,9 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(double, serve, visit):
     assert ask(tab, "Another one?") == answer_for("Another one?")
 
 
-def test_trouble_is_told_in_the_words_of_the_service(double, serve, visit):
+def test_trouble_is_told_in_the_words_of_the_service(api, double, visit):
     """A missing model, a field that is wrong and an answer that breaks off each say what to do."""
-    tab = visit(serve(double))
+    tab = visit(api)
     ask(tab, "Why? [[fault=eof]] [[after=3]]")
     tab.until(FAILED)
     assert "Ollama" in tab.evaluate(TROUBLE) and text(tab, "#answer")
@@ -167,9 +164,9 @@ def test_the_service_dies_and_comes_back(double, serve, visit):
     assert text(tab, "#figures-note") == "" and ask(tab) == answer
 
 
-def test_a_proxy_that_answers_in_its_place(double, serve, visit):
+def test_a_proxy_that_answers_in_its_place(api, visit):
     """A page of HTML where the service's own answer was expected is told as what it is."""
-    tab = visit(serve(double))
+    tab = visit(api)
     tab.evaluate("for (const path of ['generate', 'health', 'stats']) "
                  "window.played[path] = [502, {'Content-Type': 'text/html'}, ['<html>']]")
     ask(tab)
@@ -178,9 +175,9 @@ def test_a_proxy_that_answers_in_its_place(double, serve, visit):
     assert tab.told("Runtime.exceptionThrown") == []
 
 
-def test_plots_are_what_stats_describes(double, serve, visit):
+def test_plots_are_what_stats_describes(api, visit):
     """Series of metrics nobody knows are drawn where they say, with their gaps; outages are bands in every plot."""
-    tab = visit(serve(double), stats=STATS)
+    tab = visit(api, stats=STATS)
     assert tab.evaluate("[...document.querySelectorAll('figure h3')].map((h) => h.innerText)") == ["Apples /s", "Wait"]
     paths = tab.evaluate("[...document.querySelectorAll('figure > svg')].map((svg) => [...svg.querySelectorAll('path')]"
                          ".map((path) => path.getAttribute('d').split('M').length - 1))")
@@ -199,9 +196,9 @@ def test_plots_are_what_stats_describes(double, serve, visit):
     assert "wait p50 –" in tab.evaluate("document.querySelectorAll('.legend')[1].innerText")
 
 
-def test_the_service_at_a_glance(double, serve, visit):
+def test_the_service_at_a_glance(api, visit):
     """Flights with their readers, Ollamas with the cure of what ails them, requests and settings."""
-    tab = visit(serve(double), stats=STATS)
+    tab = visit(api, stats=STATS)
     assert text(tab, "#flights").split("\t") == ["writing at a:11434", "3 s", "7", "41", "Cancel"]
     assert "1 of 4" in text(tab, "#hosts") and "72 %" in text(tab, "#hosts") and "8,192" in text(tab, "#hosts")
     assert "run ollama serve there" in text(tab, "#hosts") and "504" in text(tab, "#requests")
@@ -214,18 +211,18 @@ def test_the_service_at_a_glance(double, serve, visit):
     assert tab.evaluate("document.activeElement.id") == "flights-title"
 
 
-def test_one_call_brings_figures_and_state(double, serve, visit):
+def test_one_call_brings_figures_and_state(api, visit):
     """Where /stats tells the health as well, the page says it and does not ask for it."""
     ailing = {"status": "degraded", "reason": "the queue is full", "model": "llama3:8b"}
-    tab = visit(serve(double), stats={**STATS, "health": ailing})
+    tab = visit(api, stats={**STATS, "health": ailing})
     assert tab.evaluate(STATE) == "Degraded: the queue is full"
     asked = [event["request"]["url"] for event in tab.told("Network.requestWillBeSent")]
     assert asked and not any(url.endswith("/health") for url in asked)
 
 
-def test_without_figures_the_page_still_asks(double, serve, visit):
+def test_without_figures_the_page_still_asks(api, visit):
     """A service that has none is said to have none, once; the rest works."""
-    tab = visit(serve(double))
+    tab = visit(api)
     tab.evaluate("window.played.stats = [404, {}, ['{}']]; document.dispatchEvent(new Event('key-given'))")
     tab.until("document.getElementById('figures-note').innerText.startsWith('Figures are not available')")
     assert ask(tab) == answer_for(PROMPT)

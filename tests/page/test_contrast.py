@@ -35,9 +35,9 @@ CONTRAST = """
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_contrast_and_sizes(double, serve, visit, scheme):
+def test_contrast_and_sizes(api, visit, scheme):
     """All text stands out at least 4.5 to 1 in every state; nothing runs over the side down to a phone's width."""
-    tab = visit(serve(double), stats=STATS)
+    tab = visit(api, stats=STATS)
     tab.resize(1280, 800, scheme)
     assert tab.evaluate("document.querySelector('figure').getBoundingClientRect().bottom") <= 800
     tab.evaluate("for (const id of ['options', 'table']) document.getElementById(id).open = true")

@@ -16,7 +16,7 @@ GROWN = [("Requests", "hit"), ("Requests", "generated"), ("Requests", "failed"),
 
 
 @pytest.fixture
-def api(double, serve, tmp_path):
+def pair(double, serve, tmp_path):
     """Two workers with four slots between them."""
     double.set(slots=4)
     return serve(double, workers=2, parallel=4, cache_url=f"sqlite:///{tmp_path}/answers.db")
@@ -29,13 +29,13 @@ def figures(tab):
     return {(plot, name): rest for plot, name, *rest in rows} or dict.fromkeys(GROWN, ["–"])
 
 
-def test_a_busy_run_is_seen(api, visit):
+def test_a_busy_run_is_seen(pair, visit):
     """Six plots draw what happened, of metrics that /metrics has; below are the requests, the Ollama, the settings."""
-    tab = visit(api)
+    tab = visit(pair)
     prompts = [new_prompt() for _ in range(5)]
-    together(10, lambda n: api.ask(prompts[n // 2]))
-    together(15, lambda n: api.ask(prompts[n % 5]))
-    api.ask(new_prompt("[[fault=oom]]"))
+    together(10, lambda n: pair.ask(prompts[n // 2]))
+    together(15, lambda n: pair.ask(prompts[n % 5]))
+    pair.ask(new_prompt("[[fault=oom]]"))
     assert ask(tab)
     until(lambda: all(figures(tab)[series][-1] not in ("–", "0", "0 B") for series in GROWN), 30)
     tab.until("document.querySelectorAll('#requests tr').length >= 27")
@@ -43,25 +43,25 @@ def test_a_busy_run_is_seen(api, visit):
     drawn = tab.evaluate("[...document.querySelectorAll('figure > svg')].map((svg) => [...svg.querySelectorAll('path')]"
                          ".filter((path) => path.getAttribute('d')).length)")
     assert all(drawn), drawn
-    found, metrics = figures(tab), api.get("/metrics").body.decode()
+    found, metrics = figures(tab), pair.get("/metrics").body.decode()
     assert all(re.search(rf"^{metric}(_bucket)?[ {{]", metrics, re.M) for metric, *_ in found.values())
     assert found[("Queue", "slots")][-1] == "4"
     assert "500" not in text(tab, "#requests") and "502" in text(tab, "#requests") and "hit" in text(tab, "#requests")
     assert "in use" in text(tab, "#hosts") and "WEB_CONCURRENCY\t2" in text(tab, "#settings")
     assert text(tab, "#flights-note") == "Nothing is being generated."
-    assert_untroubled(tab, api)
+    assert_untroubled(tab, pair)
     before = found["Requests", "hit"][-1]
     tab.call("Page.reload")
     tab.until("document.querySelectorAll('#figures tr').length")
     assert figures(tab)["Requests", "hit"][-1] == before
 
 
-def test_flights_are_seen_and_ended(api, double, visit):
+def test_flights_are_seen_and_ended(pair, double, visit):
     """Each flight of both workers is there with its readers; Cancel ends it for all, also for who asks on the page."""
-    tab = visit(api)
+    tab = visit(pair)
     shared, mine = new_prompt("[[ttft=60]]"), "Mine? [[tokens=400]] [[gap=0.2]]"
     with ExitStack() as stack:
-        readers = [stack.enter_context(api.open_ask(shared)) for _ in range(5)]
+        readers = [stack.enter_context(pair.open_ask(shared)) for _ in range(5)]
         double.wait(running=1)
         tab.evaluate("document.getElementById('prompt').focus()")
         tab.type(mine)
@@ -78,7 +78,7 @@ def test_flights_are_seen_and_ended(api, double, visit):
     double.wait(running=0)
     tab.evaluate("document.querySelector('#trouble a').click()")
     tab.until("document.querySelector('h1')?.innerText === 'An operator ended the generation'")
-    assert_untroubled(tab, api)
+    assert_untroubled(tab, pair)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -28,29 +28,34 @@ LAUNCHER = ("import fcntl, os, sys; ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD,
             "os.dup2(ends[0], 3); os.dup2(ends[1], 4); os.execv(sys.argv[3], sys.argv[3:])")
 
 
-class Page:
-    """A tab. ``events`` are all that the browser has told, oldest first."""
+class Browser:
+    """A running browser, by the two ends of its pipes."""
 
     def __init__(self, to_browser, from_browser):
         self._to, self._from = to_browser, from_browser
-        self._buffer, self._last, self._session = b"", 0, None
+        self._buffer, self._last = b"", 0
         self._readable = select.poll()
         self._readable.register(from_browser, select.POLLIN)
-        self.events = []
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Network", "Runtime", "Log"):
-            self.call(f"{domain}.enable")
 
-    def call(self, method, **parameters):
-        """Call a method of the protocol and return its result."""
+    @contextmanager
+    def tab(self):
+        """A tab that shares nothing with those before it: no storage, no cache, no permission."""
+        context = self.call("Target.createBrowserContext")["browserContextId"]
+        try:
+            yield Page(self, context)
+        finally:
+            self.call("Target.disposeBrowserContext", browserContextId=context)
+
+    def call(self, method, session=None, events=None, **parameters):
+        """Call a method of the protocol and return its result; what else is told of the session goes to ``events``."""
         self._last += 1
         message = {"id": self._last, "method": method, "params": parameters}
-        if self._session:
-            message["sessionId"] = self._session
+        if session:
+            message["sessionId"] = session
         os.write(self._to, json.dumps(message).encode() + b"\0")
         while (answer := self._receive()).get("id") != self._last:
-            self.events.append(answer)
+            if session and answer.get("sessionId") == session:
+                events.append(answer)
         assert "error" not in answer, f"{method}: {answer['error']}"
         return answer["result"]
 
@@ -63,6 +68,22 @@ class Page:
             self._buffer += received
         message, _, self._buffer = self._buffer.partition(b"\0")
         return json.loads(message)
+
+
+class Page:
+    """A tab. ``events`` are all that the browser has told of it, oldest first; ``context`` is what it has to itself."""
+
+    def __init__(self, browser, context):
+        self._browser, self.context = browser, context
+        self.events = []
+        target = browser.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
+        self._session = browser.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Network", "Runtime", "Log"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method, **parameters):
+        """Call a method of the protocol for this tab and return its result."""
+        return self._browser.call(method, self._session, self.events, **parameters)
 
     def evaluate(self, script):
         """The value of a JavaScript expression in the page; promises are awaited."""
@@ -106,7 +127,7 @@ class Page:
 
 @contextmanager
 def chromium(directory):
-    """A tab of a browser of its own, which keeps its files in ``directory``."""
+    """A browser that keeps its files in ``directory``."""
     program = needed("chromium", *NAMES)
     (browser_reads, to_browser), (from_browser, browser_writes) = os.pipe(), os.pipe()
     with open(directory / "chromium.log", "wb") as log:
@@ -118,7 +139,7 @@ def chromium(directory):
     os.close(browser_reads)
     os.close(browser_writes)
     try:
-        yield Page(to_browser, from_browser)
+        yield Browser(to_browser, from_browser)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
