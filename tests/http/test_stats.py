@@ -12,11 +12,36 @@ KEY = "a-key-of-some-length"
 GENERATED = {"miss", "refresh", "bypass"}
 
 
+@pytest.fixture(scope="module")
+def new_api(shared_double, serve, tmp_path_factory):
+    """A function that starts two workers that share their answers."""
+    def start():
+        path = tmp_path_factory.mktemp("store") / "answers.db"
+        return serve(shared_double, workers=2, parallel=4, timeout=20, cache_url=f"sqlite:///{path}")
+    return start
+
+
+@pytest.fixture(scope="module")
+def server(new_api):
+    return new_api()
+
+
 @pytest.fixture
-def api(double, serve, tmp_path):
-    """Two workers that share their answers."""
-    double.set(slots=8)
-    return serve(double, workers=2, parallel=4, timeout=20, cache_url=f"sqlite:///{tmp_path}/answers.db")
+def double(shared_double):
+    shared_double.reset()
+    shared_double.set(slots=8)
+    return shared_double
+
+
+@pytest.fixture
+def api(server, double):
+    return server
+
+
+@pytest.fixture
+def fresh(new_api, double):
+    """A service to which nothing has happened yet."""
+    return new_api()
 
 
 def stats(api):
@@ -69,18 +94,18 @@ def wanted(api, replies):
         ("Seconds saved and spent", "saved"): added("saved_ms", lambda record: True) / 1000}
 
 
-def test_figures_equal_metrics_and_log_while_workers_die(api):
+def test_figures_equal_metrics_and_log_while_workers_die(fresh):
     """Over a mixed run in which each worker is killed, the one that samples among them, no event is lost or made up."""
     replies = []
-    for victim in (*api.workers, None):
-        replies += traffic(api)
-        asked = wanted(api, replies)
-        until(lambda: told(api, asked))
+    for victim in (*fresh.workers, None):
+        replies += traffic(fresh)
+        asked = wanted(fresh, replies)
+        until(lambda: told(fresh, asked))
         if victim is not None:
             os.kill(victim, signal.SIGKILL)
-            until(lambda: victim not in api.workers and len(api.workers) == 2)
+            until(lambda: victim not in fresh.workers and len(fresh.workers) == 2)
     assert asked[("Requests", "joined")] and asked[("Requests", "failed")] == 12
-    found, metrics = stats(api), api.metrics()
+    found, metrics = stats(fresh), fresh.metrics()
     counted = {("Requests", "failed"): sum(value for key, value in metrics.items() if key[0] == "errors_total"),
                ("Tokens", "generated"): metrics["generated_tokens_total",],
                ("Tokens", "saved"): metrics["saved_tokens_total",],
@@ -89,27 +114,28 @@ def test_figures_equal_metrics_and_log_while_workers_die(api):
     for one in found["series"]:
         assert one["metric"].removeprefix("llama_api_") in {key[0].removesuffix("_bucket") for key in metrics}
         assert all(point is None or point >= 0 for point in one["points"]), one
-    listed, logged = found["requests"], {record["request_id"]: record for record in map(api.record_of, replies)}
+    listed, logged = found["requests"], {record["request_id"]: record for record in map(fresh.record_of, replies)}
     assert [request["time"] for request in listed] == sorted((request["time"] for request in listed), reverse=True)
     assert {request["duration_ms"] for request in listed} <= {record["duration_ms"] for record in logged.values()}
     assert len(listed) == 50 and {request["endpoint"] for request in listed} >= {"/generate", "(unknown)"}
 
 
-def test_the_past_survives_a_reload(api):
+def test_the_past_survives_a_reload(fresh):
     """After SIGHUP the new workers know what the old ones did."""
-    replies = traffic(api)
-    until(lambda: told(api, {("Requests", "failed"): 4}))
-    before = set(api.workers)
-    api.signal(signal.SIGHUP)
-    until(lambda: len(api.workers) == 2 and not before & set(api.workers))
-    found = stats(api)
+    replies = traffic(fresh)
+    until(lambda: told(fresh, {("Requests", "failed"): 4}))
+    before = set(fresh.workers)
+    fresh.signal(signal.SIGHUP)
+    until(lambda: len(fresh.workers) == 2 and not before & set(fresh.workers))
+    found = stats(fresh)
     assert sums(found)[("Requests", "failed")] == pytest.approx(4)
-    known = {record["duration_ms"] for record in map(api.record_of, replies)}
+    known = {record["duration_ms"] for record in map(fresh.record_of, replies)}
     assert {request["duration_ms"] for request in found["requests"]} <= known
 
 
 def test_flights_of_all_workers_are_listed_and_ended(api, double):
     """Whichever worker is asked lists each once, with all its readers, and ends it; its readers are told so."""
+    before = api.metrics()["generations_total", "cancelled"]
     shared, alone = new_prompt("[[ttft=60]]"), [new_prompt("[[ttft=60]]") for _ in range(3)]
     with ExitStack() as stack:
         readers = [stack.enter_context(api.open_ask(shared)) for _ in range(6)]
@@ -136,7 +162,7 @@ def test_flights_of_all_workers_are_listed_and_ended(api, double):
         double.wait(running=0)
     gone = api.request("DELETE", f"/flights/{flights[0]['id']}")
     assert (gone.status, gone.slug) == (404, "not-found")
-    assert until(lambda: api.metrics()["generations_total", "cancelled"] == 4)
+    assert until(lambda: api.metrics()["generations_total", "cancelled"] == before + 4)
 
 
 def test_flights_of_a_killed_worker_are_gone(api, double):
@@ -175,12 +201,12 @@ def test_a_copy_is_good_until_something_happens(api):
     assert api.request("HEAD", "/stats").status == 200
 
 
-def test_what_only_looks_is_not_listed(api):
+def test_what_only_looks_is_not_listed(fresh):
     """The page and probes ask every few seconds; the list is of those who want something."""
-    api.ask(new_prompt())
+    fresh.ask(new_prompt())
     for path in "/livez /readyz /health /metrics /stats / /docs /problems/overloaded /page/x/y".split():
-        api.get(path)
-    until(lambda: [request["endpoint"] for request in stats(api)["requests"]] == ["/generate"])
+        fresh.get(path)
+    until(lambda: [request["endpoint"] for request in stats(fresh)["requests"]] == ["/generate"])
 
 
 def test_keys_and_limits(double, serve):
