@@ -72,10 +72,13 @@ class UntrustedHost(LlamaApiError):
 
 
 class Unauthorized(LlamaApiError):
-    """The API key is missing or wrong."""
+    """The API key is missing or wrong; ``bearer_only`` where X-API-Key is not looked at."""
+
+    def __init__(self, bearer_only: bool = False):
+        super().__init__(bearer_only)
 
     def __str__(self) -> str:
-        return "Send a valid API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`."
+        return f"Send a valid API key as `Authorization: Bearer KEY`{'' if self.args[0] else ' or `X-API-Key: KEY`'}."
 
 
 class BodyTooLarge(LlamaApiError):

@@ -12,7 +12,7 @@ from marshmallow import Schema, fields, validate
 
 from .. import __version__
 from ..faults import INTERNAL_ERROR, PROBLEMS
-from ..http import HEALTH_PATHS, OPEN_PATHS, PAGE_FILES, UNLIMITED
+from ..http import BEARER_ONLY, HEALTH_PATHS, OPEN_PATHS, PAGE_FILES, UNLIMITED
 from . import openapi_ollama, openapi_page, openapi_v1
 from .openapi_operations import DETAILS, FIELD_FAULTS, HEADERS, INFO, PARAMETERS, TAGS, Json, headers, operations, ref
 from .schemas import (MAX_STOPS, Alive, CacheStats, GenerateRequest, GenerateResponse, Health, Metrics, OllamaHealth,
@@ -125,7 +125,8 @@ def _operation(spec: APISpec, text: Json, path: str, method: str, view: Any, key
     return {"operationId": f"{view.__name__}_head" if head else view.__name__,
             "summary": f"{summary} (without a body)" if head else summary, **text,
             "parameters": [*text.get("parameters", ()), "X-Request-ID"],
-            **({"security": [{"bearer": []}, {"apiKey": []}]} if keyed and guarded else {}),
+            **({"security": [{"bearer": []}, *([] if path.startswith(BEARER_ONLY) else [{"apiKey": []}])]}
+               if keyed and guarded else {}),
             "responses": dict(sorted({**(
                 _foreign_responses(spec, foreign, path, limit_headers) if foreign is not None
                 else _problem_responses(spec, slugs, limit_headers)), **answers}.items()))}

@@ -6,8 +6,8 @@ from .files import TYPES, kept, type_of
 from .flask_app import Application
 from .problems import note, problem_of
 from .record import Recorder
-from .security import HEALTH_PATHS, OPEN_PATHS, PAGE_FILES, PAGE_POLICY, UNLIMITED, only_looks
+from .security import BEARER_ONLY, HEALTH_PATHS, OPEN_PATHS, PAGE_FILES, PAGE_POLICY, UNLIMITED, only_looks
 
-__all__ = ["HEALTH_PATHS", "OPEN_PATHS", "PAGE_FILES", "PAGE_POLICY", "TYPES", "UNLIMITED", "Application", "Recorder",
-           "gone_check", "kept", "note", "only_looks", "problem_of", "problems", "read_json_body", "security",
-           "type_of"]
+__all__ = ["BEARER_ONLY", "HEALTH_PATHS", "OPEN_PATHS", "PAGE_FILES", "PAGE_POLICY", "TYPES", "UNLIMITED",
+           "Application", "Recorder", "gone_check", "kept", "note", "only_looks", "problem_of", "problems",
+           "read_json_body", "security", "type_of"]

@@ -20,6 +20,7 @@ from ..settings import Settings
 
 HEALTH_PATHS = frozenset({"/livez", "/readyz", "/health"})
 OPEN_PATHS = HEALTH_PATHS | {"/", "/docs", "/openapi.json"}  # an unknown URL wants a key as well
+BEARER_ONLY = "/v1/"  # where OpenAI's API is: its clients send their key in no other header
 PAGE_FILES = ("/docs/", "/page/", "/problems/")  # what pages load or link to: open to all and never limited
 UNLIMITED = HEALTH_PATHS | {"/metrics", "/stats"}  # what asks again and again
 RESET = "RateLimit-Reset"
@@ -74,13 +75,14 @@ def _check_key(keys: list[bytes]) -> None:
     if request.path in OPEN_PATHS or request.path.startswith(PAGE_FILES):
         return
     if _key_used(keys) is None:
-        raise Unauthorized
+        raise Unauthorized(request.path.startswith(BEARER_ONLY))
 
 
 def _key_used(keys: list[bytes]) -> bytes | None:
     """The digest of the valid key that the request carries. Takes the same time whichever key it is, or none."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    sent = _digest(token.strip() if scheme.lower() == "bearer" else request.headers.get("X-API-Key", ""))
+    other = "" if request.path.startswith(BEARER_ONLY) else request.headers.get("X-API-Key", "")
+    sent = _digest(token.strip() if scheme.lower() == "bearer" else other)
     found = None
     for key in keys:
         if hmac.compare_digest(sent, key):

@@ -98,7 +98,8 @@ ADVICE = {
         "Let the proxy in front read requests before it passes them on."),
     "unauthorized": Advice(
         "The service wants an API key, and the request has none or a wrong one.",
-        "Send a valid key as `Authorization: Bearer KEY` or `X-API-Key: KEY`. The page asks for one by itself.",
+        "Send a valid key as `Authorization: Bearer KEY`; outside of `/v1/`, `X-API-Key: KEY` works too. The page asks"
+        " for one by itself.",
         "Keys are in `LLAMA_API_API_KEYS` and in the file `LLAMA_API_API_KEYS_FILE`, which SIGHUP has read anew."),
     "unsupported-media-type": Advice(
         "The body was not declared to be JSON.",

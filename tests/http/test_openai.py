@@ -299,9 +299,10 @@ def test_urls_that_clients_get_wrong(api):
 def test_keys_and_limits(double, serve):
     """401 and 429 in OpenAI's words, for unknown URLs too; the wait of a long window is told as under a minute."""
     api = serve(double, api_keys="first-key", rate_limit="4/hour")
-    for path in (CHAT, "/v1/nothing"):
-        reply = post(api, path, {})
+    for path, headers in ((CHAT, {}), ("/v1/nothing", {}), (CHAT, {"X-API-Key": "first-key"})):
+        reply = post(api, path, {}, headers)
         assert code_of(reply) == (401, "invalid_api_key") and reply.headers["WWW-Authenticate"] == "Bearer"
+        assert "X-API-Key" not in reply.json["error"]["message"]
     assert chat(api, "Hi", KEY).status == 200
     limited = until(lambda: reply if (reply := api.get(MODELS, headers=KEY)).status != 200 else None)
     assert code_of(limited) == (429, "rate_limit_exceeded") and limited.json["error"]["type"] == "rate_limit_error"
