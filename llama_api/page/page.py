@@ -31,7 +31,7 @@ def blueprint(files: PageFiles) -> Blueprint:
     def page() -> Response:
         """Show the page to a browser, and say to other clients that the service runs."""
         # Whoever names HTML is a browser; */* says nothing, and is what Ollama's clients send.
-        named = any(kind == "text/html" and quality > 0 for kind, quality in request.accept_mimetypes)
+        named = any(kind.lower() == "text/html" and quality > 0 for kind, quality in request.accept_mimetypes)
         response = kept(html, "text/html", files.checksum) if named else kept(GREETING, "text/plain", "greeting")
         response.cache_control.no_cache = True
         response.vary.add("Accept")

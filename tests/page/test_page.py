@@ -20,7 +20,7 @@ def files_of(api):
     return re.search(r'href="(page/\w+)/style.css"', api.get("/", headers=HTML).body.decode())[1]
 
 
-@pytest.mark.parametrize("accept", ["text/html", HTML["Accept"], "application/json, text/html;q=0.1"])
+@pytest.mark.parametrize("accept", ["text/html", HTML["Accept"], "application/json, text/html;q=0.1", "TEXT/HTML"])
 def test_a_browser_gets_the_page(api, accept):
     """Who names text/html gets it, and its copy is good until the page changes."""
     page = api.get("/", headers={"Accept": accept})
