@@ -92,7 +92,7 @@ _http_url = _url(("http", "https"))
 def ollamas(text: str) -> tuple[OllamaHost, ...]:
     """The Ollamas, of which none appears twice."""
     hosts = []
-    for item in _items(text):
+    for item in _items(text, complete=True):
         url, star, slots = item.partition("*")
         if star and not (re.fullmatch(r"[0-9]{1,6}", slots) and int(slots)):
             raise ValueError("one URL or several, separated by commas, each with its own number of slots or none, as in"
@@ -140,13 +140,13 @@ def model(text: str) -> str:
 
 def models(text: str) -> tuple[str, ...]:
     """Names of models, and ``*`` for all that Ollama has."""
-    return tuple(name if name == "*" else model(name) for name in _items(text))
+    return tuple(name if name == "*" else model(name) for name in _items(text, complete=True))
 
 
 def aliases(text: str) -> tuple[tuple[str, str], ...]:
     """Pairs of another name and the model that it means."""
     found = []
-    for item in _items(text):
+    for item in _items(text, complete=True):
         alias, equals, target = (part.strip() for part in item.partition("="))
         if not equals:
             raise ValueError("a list of NAME=MODEL, separated by commas")
@@ -165,11 +165,13 @@ def keep_alive(text: str) -> str | int | float:
     return text
 
 
-def _items(text: str) -> tuple[str, ...]:
-    items = tuple(item.strip() for item in text.split(",") if item.strip())
-    if not items:
-        raise ValueError("a list, its items separated by commas")
-    return items
+def _items(text: str, complete: bool = False) -> tuple[str, ...]:
+    """The items of a comma list; an empty one is nothing, or a fault where the list must be ``complete``."""
+    items = tuple(item.strip() for item in text.split(","))
+    found = tuple(filter(None, items))
+    if not found or complete and found != items:
+        raise ValueError("a list, its items separated by commas, none of them empty")
+    return found
 
 
 def api_keys(text: str) -> tuple[str, ...]:

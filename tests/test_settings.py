@@ -31,7 +31,7 @@ GOOD = [
         ("http://gpu:11434/", [("http://gpu:11434",)]), ("https://h/ollama/", [("https://h/ollama",)]),
         ("http://[::1]:11434", [("http://[::1]:11434",)]), ("https://me:pw@h", [("https://me:pw@h",)]),
         ("http://a:11434*4,http://b:11434", [("http://a:11434", 4), ("http://b:11434",)]),
-        (" http://a*1 , http://a:81/ ,", [("http://a", 1), ("http://a:81",)]))],
+        (" http://a*1 , http://a:81/ ", [("http://a", 1), ("http://a:81",)]))],
     ("MODELS", "mistral, phi3:mini", ("mistral", "phi3:mini")), ("MODELS", "*", ("*",)),
     ("MODEL_ALIASES", "gpt-4o-mini=llama3:8b, x = LLAMA3:8b", (("gpt-4o-mini", "llama3:8b"), ("x", "LLAMA3:8b"))),
     ("PRELOAD", "yes", True), ("PRELOAD", "0", False),
@@ -68,16 +68,16 @@ BAD = [
     *[("BIND", text) for text in ("8000", ":8000", "host", "host:", "host:http", "host:65536", "unix:", "h:١")],
     *[("OLLAMA_URL", text) for text in (
         "http://a*0", "http://a*", "http://a*-1", "http://a*x", "http://a,http://a", "http://a:80,HTTP://A/",
-        "http://a*2,http://a*3", ",",
+        "http://a*2,http://a*3", ",", "http://a,,http://b", "http://a,", ", http://a",
         "127.0.0.1:11434", "ftp://h", "http://", "http://h:0", "http://h:99999", "http://h:x", "http://h?a=b",
         "http://h#a", "http://a b", "http://h\\x", "http://[::1", "//h", "h")],
     *[("MODEL", text) for text in (
         "llama3:", ":8b", "a b", "llama3:8b/x/y/z", "-llama", "../x", "x" * 81, "gpt-oss:120b-cloud", "glm:cloud",
         "glm:CLOUD", "llama3\n:8b", "lläma")],
-    *[("MODELS", text) for text in (",", "a b", "llama3,glm:cloud", "**")],
+    *[("MODELS", text) for text in (",", "a b", "llama3,glm:cloud", "**", "a,,b", "*,")],
     *[("MODEL_ALIASES", text) for text in (
         "gpt-4o", "=llama3:8b", "gpt-4o=", "gpt-4o=mistral", "llama3:8b=llama3:8b", "Llama3:8B=llama3:8b",
-        "*=llama3:8b", "a=llama3:8b,A:latest=llama3:8b", "x:cloud=llama3:8b")],
+        "*=llama3:8b", "a=llama3:8b,A:latest=llama3:8b", "x:cloud=llama3:8b", "x=llama3:8b,")],
     *[("PRELOAD", text) for text in ("2", "maybe")],
     *[("KEEP_ALIVE", text) for text in ("10 m", "soon", "m", "10x", "--1", "1e3", "5m3")],
     *[("CACHE_URL", text) for text in (
