@@ -13,17 +13,20 @@ from .client import INTERRUPTED, SHORT_SECONDS, Server, object_of, settings
 
 
 @click.command()
-@click.argument("prompt")
+@click.argument("prompt", required=False)
 @click.option("--model", help="One of the models that are served.")
 @click.option("--system", help="Replaces the model's system message.")
 @click.option("--max-tokens", type=int, help="The most tokens that the answer may have.")
 @click.option("--temperature", type=float, help="0 always takes the likeliest token, 2 is wild.")
 @click.option("--seed", type=int, help="Repeats the same random choices.")
-def ask(prompt: str, **fields: Any) -> None:
+def ask(prompt: str | None, **fields: Any) -> None:
     """Ask PROMPT (- for standard input) and print the answer while it is written.
 
     Nothing but the answer goes to standard output. Ctrl-C ends the generation too.
     """
+    if prompt is None:
+        raise click.ClickException('Give a prompt, as in `llama-api ask "Why is the sky blue?"`, or - to read one from'
+                                   " standard input.")
     server = Server(settings())
     given = {name: value for name, value in fields.items() if value is not None}
     try:

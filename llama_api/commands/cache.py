@@ -38,16 +38,16 @@ def clear() -> None:
 
 
 @cache.command()
-@click.argument("file", type=click.File("rb"))
-def warm(file: Any) -> None:
+@click.argument("file")
+def warm(file: str) -> None:
     """Generate the answers to FILE (- for standard input) ahead of need.
 
     A line is a prompt, or a JSON object: the body of a request. A line that fails is reported and skipped. Run it again
     to go on after an interruption: what the cache holds already costs nothing.
     """
+    lines = _lines(file)
     server = _server()
     room = server.call("GET", "/cache")["max_entries"]
-    lines = [(number, line.strip()) for number, line in enumerate(file, 1) if line.strip()]
     if len(lines) > room:
         tell(f"The cache has room for {room} answers, and these are {len(lines)} lines: raise the server's"
              f" {PREFIX}CACHE_MAX_ENTRIES.")
@@ -67,6 +67,15 @@ def warm(file: Any) -> None:
     if end:
         click.echo(end, err=True)
     sys.exit(status or int(pace.counts["failed"] > 0))
+
+
+def _lines(path: str) -> list[tuple[int, bytes]]:
+    """The lines of a file that are not blank, with their numbers. Raises ClickException."""
+    try:
+        with click.open_file(path, "rb") as file:
+            return [(number, line.strip()) for number, line in enumerate(file, 1) if line.strip()]
+    except OSError as error:
+        raise click.ClickException(f"The file {path} cannot be read: {error.strerror}.") from None
 
 
 def _server() -> Server:

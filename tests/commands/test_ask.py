@@ -38,6 +38,12 @@ def test_the_options_are_fields_of_the_request(api, double):
     assert {"num_predict": 3, "temperature": 0, "seed": 7}.items() <= sent["options"].items()
 
 
+def test_without_a_prompt_it_asks_for_one(api):
+    """In one sentence."""
+    status, out, err = run(api.settings["bind"], "ask", "--seed", 7)
+    assert (status, out) == (1, "") and err.startswith("Error: Give a prompt, ") and err.count("\n") == 1
+
+
 def test_a_dash_reads_standard_input(api, double):
     """All of it, as it is; what is not UTF-8 is a sentence, and an output that is ASCII gets UTF-8 all the same."""
     prompt = new_prompt("ünd\n漢字")

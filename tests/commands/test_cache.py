@@ -219,10 +219,12 @@ def test_workers_without_a_shared_cache_are_warned_of(api, prompts):
     assert (status, out) == (0, "The cache is empty.\n") and "set LLAMA_API_CACHE_URL" in err
 
 
-def test_a_file_that_is_not_there_is_a_sentence(api):
-    """As click tells it."""
-    status, _, err = run_here(api.settings["bind"], "warm", "nowhere.txt")
-    assert status == 2 and "No such file" in err
+@pytest.mark.parametrize("name, why", [("nowhere.txt", "No such file or directory"), ("", "Is a directory")])
+def test_a_file_that_cannot_be_read_is_a_sentence(api, tmp_path, name, why):
+    """And nothing but that, whether it is not there or is no file."""
+    path = tmp_path / name
+    status, out, err = run_here(api.settings["bind"], "warm", path)
+    assert (status, out, err) == (1, "", f"Error: The file {path} cannot be read: {why}.\n")
 
 
 class Impostor:
