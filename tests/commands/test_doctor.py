@@ -1,5 +1,6 @@
 """``llama-api doctor`` in healthy and broken set-ups: what each line says, and that nothing is changed."""
 
+import json
 import os
 import re
 import signal
@@ -113,6 +114,16 @@ def test_each_of_several_ollamas_is_looked_at(double):
     assert status == 1 and told(found, OLLAMA(away), "nobody accepts connections") == "fault"
     assert told(found, "builds", "not the same everywhere", OLLAMA(double.port), OLLAMA(other.port), "pull") == "fault"
     assert told(found, OLLAMA(other.port), "runs 2 generations at once") in ("ok", "warning")
+
+
+def test_what_all_generations_wait_for_is_none_of_them(answering):
+    """A wait that is the same for all, and longer than the generation, hides no slot."""
+    second, model = 10 ** 9, {"name": "llama3:8b", "digest": "ab" * 32}
+    url = answering(json.dumps({
+        "version": "0.33.0", "models": [model], "response": "Hi", "done": True, "done_reason": "stop",
+        "total_duration": 3 * second, "eval_count": 8, "eval_duration": second}).encode())
+    _, found = doctor(ollama_url=url, parallel=4)
+    assert told(found, url.removeprefix("http://"), "runs 4 generations at once") == "ok"
 
 
 def test_wrong_settings_are_all_told():
