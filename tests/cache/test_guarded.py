@@ -95,6 +95,7 @@ def test_it_knows_whether_a_store_counts_leases(guard):
 
 def test_it_is_used_again_when_it_is_back(guard, fragile):
     """A thread looks until it is, and ends then."""
+    before = set(threading.enumerate())
     fragile.fault = "away"
     guard.get("k")
     until(lambda: fragile.calls.count("ping") > 2)
@@ -102,7 +103,7 @@ def test_it_is_used_again_when_it_is_back(guard, fragile):
     fragile.fault = None
     until(lambda: guard.available)
     assert guard.get("k").value == b"there"
-    until(lambda: not [thread for thread in threading.enumerate() if thread.name == "store-probe"])
+    until(lambda: "store-probe" not in {thread.name for thread in set(threading.enumerate()) - before})
 
 
 def test_a_purge_is_made_up_for(guard, fragile):

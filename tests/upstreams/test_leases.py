@@ -1,6 +1,5 @@
 """Slots counted over machines by a real Redis: their number, their order, and what is left when one dies or leaves."""
 
-import random
 import threading
 import time
 from collections import Counter
@@ -12,14 +11,16 @@ from llama_api.cache.epochs import Epochs
 from llama_api.errors import QueueFull, QueueTimeout
 from llama_api.upstreams.leases import Leases
 from llama_api.upstreams.queue import Queue
-from llama_api.waiting import Cancellation, Cancelled
-from tests.support.fakes import in_threads, until
-from tests.upstreams.test_queue import LONG, Choice, Holder, Ollama, holding, queue_up, waiter
+from llama_api.waiting import Cancellation
+from tests.support.fakes import until
+from tests.upstreams.test_queue import LONG, Choice, Holder, Ollama, holding, queue_up, storm, waiter
 
 
 @pytest.fixture
 def machine(redis_server, tmp_path, monkeypatch):
     """A factory: the queue of a machine of its own, before Ollamas of these names with so many slots."""
+    stores = []
+
     def make(limit=64, seconds=LONG, **slots):
         base = tmp_path / f"machine{len(list(tmp_path.iterdir()))}"
         base.mkdir()
@@ -27,40 +28,20 @@ def machine(redis_server, tmp_path, monkeypatch):
         ollamas = [Ollama(name, number) for name, number in slots.items()]
         for ollama in ollamas:
             assert ollama.slots.share == 0.0  # opens the folder of this machine
-        store = GuardedStore(open_store(redis_server.url, 100, 1 << 20))
-        return Queue(Choice(*ollamas), limit, seconds, Leases(Keeper(store, Epochs(lambda: None)), store))
-    return make
+        stores.append(GuardedStore(open_store(redis_server.url, 100, 1 << 20)))
+        leases = Leases(Keeper(stores[-1], Epochs(lambda: None)), stores[-1])
+        return Queue(Choice(*ollamas), limit, seconds, leases)
+
+    yield make
+    for store in stores:
+        store.close()
 
 
 def test_machines_share_the_slots(machine):
     """Storms on three machines: never more at an Ollama than its slots, none lost, no place left behind."""
     queues = [machine(a=2, b=1, limit=10, seconds=0.5) for _ in range(3)]
-    inside, most, served, lock = Counter(), Counter(), [], threading.Lock()
-
-    def work(number):
-        chance = random.Random(number)
-        for _ in range(6):
-            cancellation = Cancellation()
-            timer = threading.Timer(chance.uniform(0, 0.3), cancellation.request)
-            timer.start()
-            try:
-                slot = queues[number % 3].take(waiter(), cancellation)
-            except (Cancelled, QueueFull, QueueTimeout):
-                timer.join()
-                continue
-            where = slot.upstream.name
-            with lock:
-                inside[where] += 1
-                most[where] = max(most[where], inside[where])
-            time.sleep(chance.uniform(0, 0.02))
-            with lock:
-                inside[where] -= 1
-            queues[number % 3].give_back(slot)
-            served.append(where)
-            timer.join()
-
-    assert in_threads(12, work) == [None] * 12
-    assert len(served) > 10 and most["a"] <= 2 and most["b"] <= 1
+    most, served = storm(queues, rounds=6, patience=0.3, stay=0.02)
+    assert served.total() > 10 and most["a"] <= 2 and most["b"] <= 1
     assert all(queue.running == queue.waiting == 0 for queue in queues)
     slots = [queues[1].take(waiter(), Cancellation(), seconds=5) for _ in range(3)]
     assert Counter(slot.upstream.name for slot in slots) == {"a": 2, "b": 1}

@@ -98,6 +98,39 @@ def holding(queue, **wanted):
     return holder
 
 
+def storm(queues, rounds, patience, stay, seed=0):
+    """Come and go in twelve threads that give up within ``patience`` seconds and hold a slot for ``stay`` at most.
+
+    Returns, by Ollama, how many had a slot at the same time, and how many were served in all.
+    """
+    inside, most, served, lock = Counter(), Counter(), Counter(), threading.Lock()
+
+    def work(number):
+        chance = random.Random(seed + number)
+        for _ in range(rounds):
+            queue, cancellation = chance.choice(queues), Cancellation()
+            timer = threading.Timer(chance.uniform(0, patience), cancellation.request)
+            timer.start()
+            try:
+                slot = queue.take(waiter(), cancellation)
+            except (Cancelled, QueueFull, QueueTimeout):
+                timer.join()
+                continue
+            where = slot.upstream.name
+            with lock:
+                inside[where] += 1
+                most[where] = max(most[where], inside[where])
+            time.sleep(chance.uniform(0, stay))
+            with lock:
+                inside[where] -= 1
+                served[where] += 1
+            queue.give_back(slot)
+            timer.join()
+
+    assert in_threads(12, work) == [None] * 12
+    return most, served
+
+
 def make(*ollamas, limit=64, seconds=LONG):
     """A queue before ``ollamas``, one with one slot by default."""
     return Queue(Choice(*(ollamas or [Ollama()])), limit, seconds)
@@ -393,31 +426,7 @@ def test_a_storm_of_comers_and_leavers_leaves_nothing(seed, processes, slots):
     """Threads that queue, are cancelled at any moment, or run out of time: no slot and no place is lost."""
     name = f"storm{seed}-{processes}-{slots}"
     queues = [make(Ollama(name, slots), Ollama(f"{name}x", 1), limit=10, seconds=0.03) for _ in range(processes)]
-    inside, most, served, lock = Counter(), Counter(), [], threading.Lock()
-
-    def work(number):
-        chance = random.Random(seed + number)
-        for _ in range(8):
-            queue, cancellation = chance.choice(queues), Cancellation()
-            timer = threading.Timer(chance.uniform(0, 0.01), cancellation.request)
-            timer.start()
-            try:
-                slot = queue.take(waiter(), cancellation)
-            except (Cancelled, QueueFull, QueueTimeout):
-                timer.join()
-                continue
-            where = slot.upstream.name
-            with lock:
-                inside[where] += 1
-                most[where] = max(most[where], inside[where])
-            time.sleep(chance.uniform(0, 0.003))
-            with lock:
-                inside[where] -= 1
-            queue.give_back(slot)
-            served.append(where)
-            timer.join()
-
-    assert in_threads(12, work) == [None] * 12
+    most, served = storm(queues, rounds=8, patience=0.01, stay=0.003, seed=seed)
     assert served and most[name] <= slots and most[f"{name}x"] <= 1
     assert all(queue.running == queue.waiting == 0 for queue in queues)
     again = queues[-1].take(waiter(), Cancellation())
