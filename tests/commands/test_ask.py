@@ -12,13 +12,6 @@ from tests.support.double import answer_for
 from tests.support.gunicorn_server import free_port, new_prompt, until
 
 
-@pytest.fixture
-def double(shared_double):
-    """The double behind the shared server, with nothing to tell of."""
-    shared_double.reset()
-    return shared_double
-
-
 @pytest.mark.parametrize("program", [("llama_api",), ("flask", "--app", "wsgi")], ids=["llama-api", "flask"])
 def test_the_answer_alone_is_printed(api, double, program):
     """Byte for byte, and nothing beside it; the second time it is the stored one."""
@@ -191,25 +184,28 @@ def test_a_unix_socket_and_several_workers_are_called_as_any(serve, double, tmp_
     assert (status, out) == (1, "") and f"No server answers at {path}.not" in err
 
 
-@pytest.mark.parametrize("told", [True, False], ids=["told by GUNICORN_CMD_ARGS", "found out"])
-def test_tls_is_spoken_where_the_server_does(serve, double, tmp_path, told):
-    """With a certificate that it has signed itself, as on loopback nobody stands between."""
-    certificate, key = certify(tmp_path)
-    api, prompt = serve(double, start=False), new_prompt()
+@pytest.fixture(scope="module")
+def secure(shared_double, shared_serve, tmp_path_factory):
+    """A server that speaks TLS, its certificate and its key."""
+    certificate, key = certify(tmp_path_factory.mktemp("tls"))
+    api = shared_serve(shared_double, start=False)
     api.arguments = ["--certfile", certificate, "--keyfile", key]
     api.spawn()
     until(lambda: "Booting worker" in api.stderr, PATIENCE)
+    return api, certificate, key
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["told by GUNICORN_CMD_ARGS", "found out"])
+def test_tls_is_spoken_where_the_server_does(secure, told):
+    """With a certificate that it has signed itself, as on loopback nobody stands between."""
+    (api, certificate, key), prompt = secure, new_prompt()
     settings = {"GUNICORN_CMD_ARGS": f"--certfile {certificate} --keyfile {key}"} if told else {}
     assert run(api.settings["bind"], "ask", prompt, **settings) == (0, answer_for(prompt), "")
 
 
-def test_a_certificate_of_another_host_must_be_trusted(serve, double, tmp_path):
+def test_a_certificate_of_another_host_must_be_trusted(secure, tmp_path):
     """REQUESTS_CA_BUNDLE names who is; without it, or with a file that is not there, that is told."""
-    certificate, key = certify(tmp_path)
-    api, prompt = serve(double, start=False), new_prompt()
-    api.arguments = ["--certfile", certificate, "--keyfile", key]
-    api.spawn()
-    until(lambda: "Booting worker" in api.stderr, PATIENCE)
+    (api, certificate, _), prompt = secure, new_prompt()
     bind = f"LOCALHOST:{api.port}"  # in capitals it is a name like any other
     status, out, err = run(bind, "ask", prompt)
     assert (status, out) == (1, "") and "is not trusted; set REQUESTS_CA_BUNDLE" in err

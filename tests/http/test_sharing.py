@@ -61,15 +61,9 @@ def patient(serve, double, **settings):
 
 
 @pytest.fixture
-def double(shared_double):
-    shared_double.reset()
-    shared_double.set(slots=8)
-    return shared_double
-
-
-@pytest.fixture
-def api(server, double):
-    return server
+def double(double):
+    double.set(slots=8)
+    return double
 
 
 @pytest.fixture(params=STORES)
@@ -481,12 +475,11 @@ def test_a_store_that_is_down_at_the_start_is_used_when_it_comes(serve, double, 
     assert api.get("/cache").json["entries"] >= 1
 
 
-def test_no_prompt_reaches_a_store_as_a_key(serve, double, redis_server):
+def test_no_prompt_reaches_a_store_as_a_key(pair_of, double, shared_redis):
     """Keys are digests under a prefix of ours."""
-    api = serve(double, cache_url=redis_server.url)
     prompt = "Confidential" + new_prompt()
-    api.ask(prompt)
-    with redis_server.client() as client:
+    pair_of("redis")[0].ask(prompt)
+    with shared_redis.client() as client:
         keys = [key.decode() for key in client.keys()]
         values = b" ".join(client.dump(key) or b"" for key in keys)
     assert keys and all(key.startswith("llama_api:") for key in keys)
