@@ -43,12 +43,6 @@ def own_double():
         yield double
 
 
-@pytest.fixture
-def double(own_double):
-    """A fresh double of Ollama; modules whose tests share one give it this name."""
-    return own_double
-
-
 @pytest.fixture(scope="module")
 def serve(tmp_path_factory):
     """A factory: ``serve(double, **settings)`` starts gunicorn, see gunicorn_server.Server.
@@ -61,9 +55,17 @@ def serve(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def shared_double():
-    """A double for all tests of a module; the fixture of its server resets it."""
+    """A double for all tests of a module."""
     with OllamaDouble() as double:
         yield double
+
+
+@pytest.fixture
+def double(shared_double):
+    """The double of the module, as it was in the beginning."""
+    shared_double.start()
+    shared_double.reset()
+    return shared_double
 
 
 @pytest.fixture(scope="module")

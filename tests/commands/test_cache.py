@@ -18,9 +18,8 @@ from tests.support.gunicorn_server import free_port, new_prompt, until
 
 
 @pytest.fixture
-def prompts(shared_double, api):
+def prompts(double, api):
     """Three prompts that nobody has asked; the cache is empty and the double has nothing to tell of."""
-    shared_double.reset()
     assert api.request("DELETE", "/cache").status == 204
     return [new_prompt() for _ in range(3)]
 

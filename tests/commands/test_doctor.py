@@ -18,13 +18,6 @@ from tests.support.gunicorn_server import free_port, new_prompt, until
 OLLAMA, LOG = "127.0.0.1:{}".format, "log file"
 
 
-@pytest.fixture
-def double(shared_double):
-    """The double behind the shared server, as it was in the beginning."""
-    shared_double.reset()
-    return shared_double
-
-
 def doctor(bind=None, **settings):
     """Run it, by default where no service runs; its exit status, and the level, subject and text of each line."""
     status, out, err = run(bind or f"127.0.0.1:{free_port()}", "doctor", **settings)

@@ -18,11 +18,10 @@ def services(shared_double, shared_serve):
 
 
 @pytest.fixture
-def double(shared_double):
+def double(double):
     """Their Ollama as it was at first, for this test."""
-    shared_double.reset()
-    shared_double.set(slots=32, ttft=0.02)
-    return shared_double
+    double.set(slots=32, ttft=0.02)
+    return double
 
 
 @pytest.fixture

@@ -30,17 +30,6 @@ def dated_server(shared_double, shared_serve):
 
 
 @pytest.fixture
-def double(shared_double):
-    shared_double.reset()
-    return shared_double
-
-
-@pytest.fixture
-def api(server, double):
-    return server
-
-
-@pytest.fixture
 def small(small_server, double):
     small_server.request("DELETE", "/cache")
     return small_server

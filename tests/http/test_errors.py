@@ -30,15 +30,9 @@ def server(shared_double, shared_serve):
 
 
 @pytest.fixture
-def double(shared_double):
-    shared_double.reset()
-    shared_double.set(slots=16, slow=0.2)
-    return shared_double
-
-
-@pytest.fixture
-def api(server, double):
-    return server
+def double(double):
+    double.set(slots=16, slow=0.2)
+    return double
 
 
 def test_every_fault_of_the_double_has_its_outcome():

@@ -37,15 +37,9 @@ def two_workers(shared_double, shared_serve, tmp_path_factory):
 
 
 @pytest.fixture
-def double(shared_double):
-    shared_double.reset()
-    shared_double.set(slots=100)
-    return shared_double
-
-
-@pytest.fixture
-def api(server, double):
-    return server
+def double(double):
+    double.set(slots=100)
+    return double
 
 
 @pytest.fixture

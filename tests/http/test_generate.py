@@ -24,17 +24,6 @@ def tuned_server(shared_double, shared_serve):
 
 
 @pytest.fixture
-def double(shared_double):
-    shared_double.reset()
-    return shared_double
-
-
-@pytest.fixture
-def api(server, double):
-    return server
-
-
-@pytest.fixture
 def tuned(tuned_server, double):
     return tuned_server
 

@@ -17,12 +17,6 @@ def server(shared_double, shared_serve):
 
 
 @pytest.fixture
-def double(shared_double):
-    shared_double.reset()
-    return shared_double
-
-
-@pytest.fixture
 def api(server, double):
     until(lambda: server.health()["status"] == "healthy", 5)
     return server

@@ -25,15 +25,9 @@ def server(shared_double, shared_serve):
 
 
 @pytest.fixture
-def double(shared_double):
-    shared_double.reset()
-    shared_double.set_model(EMBEDDER, capabilities=["embedding"])
-    return shared_double
-
-
-@pytest.fixture
-def api(server, double):
-    return server
+def double(double):
+    double.set_model(EMBEDDER, capabilities=["embedding"])
+    return double
 
 
 def test_a_line_has_the_fields_of_the_contract(api):

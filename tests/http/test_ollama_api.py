@@ -20,18 +20,12 @@ def server(shared_double, shared_serve):
 
 
 @pytest.fixture
-def double(shared_double):
-    shared_double.reset()
-    shared_double.set(slots=8)
-    shared_double.set_model("helper:1b", digest="b" * 64, capabilities=[
+def double(double):
+    double.set(slots=8)
+    double.set_model("helper:1b", digest="b" * 64, capabilities=[
         "completion", "tools", "thinking", "insert", "vision"])
-    shared_double.set_model("private:1b", digest="b" * 64)
-    return shared_double
-
-
-@pytest.fixture
-def api(server, double):
-    return server
+    double.set_model("private:1b", digest="b" * 64)
+    return double
 
 
 def post(api, name, body, headers=None):

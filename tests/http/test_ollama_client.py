@@ -31,10 +31,9 @@ def server(shared_double, shared_serve):
 
 
 @pytest.fixture
-def double(shared_double):
-    shared_double.reset()
-    shared_double.set_model(HELPER, digest="b" * 64, capabilities=["completion", "tools", "thinking"])
-    return shared_double
+def double(double):
+    double.set_model(HELPER, digest="b" * 64, capabilities=["completion", "tools", "thinking"])
+    return double
 
 
 @pytest.fixture

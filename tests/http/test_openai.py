@@ -23,11 +23,10 @@ def server(shared_double, shared_serve):
 
 
 @pytest.fixture
-def double(shared_double):
-    shared_double.reset()
-    shared_double.set(slots=16)
-    shared_double.add_model(ABLE, capabilities=ABILITIES)
-    return shared_double
+def double(double):
+    double.set(slots=16)
+    double.add_model(ABLE, capabilities=ABILITIES)
+    return double
 
 
 @pytest.fixture

@@ -27,15 +27,9 @@ def server(new_api):
 
 
 @pytest.fixture
-def double(shared_double):
-    shared_double.reset()
-    shared_double.set(slots=8)
-    return shared_double
-
-
-@pytest.fixture
-def api(server, double):
-    return server
+def double(double):
+    double.set(slots=8)
+    return double
 
 
 @pytest.fixture

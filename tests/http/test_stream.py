@@ -15,15 +15,9 @@ def server(shared_double, shared_serve):
 
 
 @pytest.fixture
-def double(shared_double):
-    shared_double.reset()
-    shared_double.set(slots=8)
-    return shared_double
-
-
-@pytest.fixture
-def api(server, double):
-    return server
+def double(double):
+    double.set(slots=8)
+    return double
 
 
 def pieces_of(reply):

@@ -20,15 +20,9 @@ def server(shared_double, shared_serve):
 
 
 @pytest.fixture
-def double(shared_double):
-    shared_double.reset()
-    shared_double.set_model(EMBEDDER, capabilities=["embedding"])
-    return shared_double
-
-
-@pytest.fixture
-def api(server, double):
-    return server
+def double(double):
+    double.set_model(EMBEDDER, capabilities=["embedding"])
+    return double
 
 
 @pytest.mark.parametrize(("path", "body", "upstream"), [

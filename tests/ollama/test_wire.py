@@ -25,12 +25,11 @@ VECTORS = ModelCall.of(EMBED, "embedder", input=["sky"] * 20)
 
 
 @pytest.fixture
-def double(shared_double):
+def double(double):
     """A double as new, with a slot for everybody."""
-    shared_double.reset()
-    shared_double.set(slots=64)
-    shared_double.add_model("embedder", capabilities=["embedding"])
-    return shared_double
+    double.set(slots=64)
+    double.add_model("embedder", capabilities=["embedding"])
+    return double
 
 
 def test_many_threads_share_one_client(double):

@@ -45,13 +45,6 @@ def shared_api(shared_double, shared_serve):
 
 
 @pytest.fixture
-def double(shared_double):
-    """The double behind the shared service, as it was in the beginning."""
-    shared_double.reset()
-    return shared_double
-
-
-@pytest.fixture
 def api(shared_api, double):
     """One service for the tests that leave its settings alone: well, and with nothing stored."""
     until(lambda: shared_api.health()["status"] == "healthy")

@@ -21,12 +21,6 @@ def api(shared_double, shared_serve, tmp_path_factory):
     return server.start()
 
 
-@pytest.fixture
-def double(shared_double):
-    shared_double.reset()
-    return shared_double
-
-
 def test_every_kind_of_answer_comes_over_tls(api, double):
     """Health, an answer, the same one from the cache, and a stream."""
     assert api.get("/livez").status == 200
