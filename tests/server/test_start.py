@@ -67,12 +67,13 @@ def test_odd_settings_are_warned_of(double, serve):
     assert until(lambda: len(warnings()) == 3)
 
 
-def test_a_base_url_may_have_a_path(double, serve):
+def test_a_base_url_may_have_a_path(own_double, serve):
     """The prefix stands before Ollama's own paths; here there is nothing, which is no reason to fall."""
-    api = serve(ollama_url=f"{double.url}/ollama/")
+    api = serve(ollama_url=f"{own_double.url}/ollama/")
     assert api.ask(new_prompt()).slug == "ollama-error"
-    assert {call.path for call in double.calls()} <= {"/ollama/api/generate", "/ollama/api/tags", "/ollama/api/version"}
-    assert double.calls("/ollama/api/generate")
+    called = {call.path for call in own_double.calls()}
+    assert called <= {"/ollama/api/generate", "/ollama/api/tags", "/ollama/api/version"}
+    assert own_double.calls("/ollama/api/generate")
 
 
 def test_a_connection_that_is_not_taken_ends_in_time(serve):
