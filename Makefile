@@ -39,9 +39,9 @@ install:
 		echo "The commands could not be installed: is the network there? Run make again."; exit 1; }
 	@cat $(REQUIREMENTS) | cksum > $(STAMP)
 
-# Four at a time, a file each: the tests mostly wait for processes of their own.
+# Five at a time, a file each: the tests mostly wait for processes of their own.
 test: setup
-	$(BIN)/python -m pytest -n 4 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 5 --dist loadfile $(ARGS)
 
 # Apart from the tests, because to trace every process of theirs takes half as long again.
 coverage:
