@@ -182,7 +182,7 @@ class Service:
     def load(self, model: str, gone: Callable[[], bool]) -> None:
         """Have ``model`` loaded, and wait until it is. Raises OllamaError, or ClientGone."""
         def produce(flight: Flight) -> Landing:
-            self._fleet.load(model, flight.cancellation)
+            self._fleet.load(model, flight.cancellation, flight.progress)
             return Landing(Answer(model), "generated", False, time.monotonic())
 
         reader, _ = self._flights.board(None, produce, gone, model)

@@ -13,7 +13,7 @@ from ..errors import (OllamaBrokeOff, OllamaBusy, OllamaError, OllamaHangs, Olla
                       OllamaUnavailable, QueueTimeout)
 from ..model_call import ModelCall
 from ..model_names import normal
-from ..waiting import Cancellation, Cancelled, Wait
+from ..waiting import Cancellation, Cancelled, Progress, Wait
 from .affinity import Affinity, chain_of
 from .attempts import Attempts
 from .journey import Journey
@@ -111,9 +111,11 @@ class Fleet:
         """What /api/show tells of ``model``; ``fields`` are further ones of its request. Raises OllamaError."""
         return self._any_for(model).client.show(model, **fields)
 
-    def load(self, model: str, cancellation: Cancellation) -> None:
+    def load(self, model: str, cancellation: Cancellation, progress: Progress) -> None:
         """Have ``model`` loaded and wait until it is; who leaves does not end it. Raises OllamaError or Cancelled."""
-        self._loads.load(self._any_for(model), model, cancellation)
+        upstream = self._any_for(model)
+        progress.host, progress.state = upstream.host, "loading"
+        self._loads.load(upstream, model, cancellation)
 
     # Generating
 

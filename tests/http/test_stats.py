@@ -1,7 +1,9 @@
 """GET /stats over all workers and their deaths: equal to /metrics and to the log; flights listed and ended anywhere."""
 
+import json
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
@@ -157,6 +159,20 @@ def test_flights_of_all_workers_are_listed_and_ended(api, double):
     gone = api.request("DELETE", f"/flights/{flights[0]['id']}")
     assert (gone.status, gone.slug) == (404, "not-found")
     assert until(lambda: api.metrics()["generations_total", "cancelled"] == before + 4)
+
+
+@pytest.mark.parametrize("path, nothing", [("/api/generate", {}), ("/api/chat", {"messages": []})])
+def test_a_load_is_told_as_one(api, double, path, nothing):
+    """Who wants nothing but the model is loading from the start, at its host."""
+    double.set(load=60)
+    with ThreadPoolExecutor(1) as pool:
+        reply = pool.submit(api.request, "POST", path, json.dumps({"model": "llama3:8b", **nothing}), JSON)
+        flight, = until(lambda: stats(api)["flights"])
+        assert (flight["state"], flight["host"]) == ("loading", double.url.removeprefix("http://"))
+        assert api.request("DELETE", f"/flights/{flight['id']}").status == 204
+        assert reply.result().status == 503
+    double.reset()
+    assert until(lambda: all(stats(api)["flights"] == [] for _ in range(8)))
 
 
 def test_flights_of_a_killed_worker_are_gone(api, double):

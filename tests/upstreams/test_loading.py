@@ -7,7 +7,7 @@ import pytest
 
 from llama_api.errors import OllamaError, OllamaRefused
 from llama_api.upstreams import loading
-from llama_api.waiting import Cancellation, Cancelled
+from llama_api.waiting import Cancellation, Cancelled, Progress
 from tests.support.fakes import in_threads, until
 from tests.upstreams.test_fleet import LONG, Client, Scene
 
@@ -39,9 +39,9 @@ def test_all_who_want_a_model_share_its_load(client):
     """Twenty callers, one load; who comes later begins another."""
     scene = Scene(client)
     threading.Timer(0.2, client.go.set).start()
-    assert in_threads(20, lambda number: scene.fleet.load(MODEL, Cancellation())) == [None] * 20
+    assert in_threads(20, lambda number: scene.fleet.load(MODEL, Cancellation(), Progress())) == [None] * 20
     assert client.loads == 1
-    scene.fleet.load(MODEL, Cancellation())
+    scene.fleet.load(MODEL, Cancellation(), Progress())
     assert client.loads == 2
 
 
@@ -50,9 +50,9 @@ def test_who_leaves_ends_only_his_own_wait(client):
     scene, cancellation = Scene(client), Cancellation()
     threading.Timer(0.05, cancellation.request).start()
     with pytest.raises(Cancelled):
-        scene.fleet.load(MODEL, cancellation)
+        scene.fleet.load(MODEL, cancellation, Progress())
     threading.Timer(0.05, client.go.set).start()
-    scene.fleet.load(MODEL, Cancellation())
+    scene.fleet.load(MODEL, Cancellation(), Progress())
     assert client.loads == 1
 
 
@@ -61,9 +61,9 @@ def test_a_load_that_fails_is_told_to_all(client):
     scene = Scene(client)
     client.errors = [OllamaRefused(500, "out of memory")]
     threading.Timer(0.1, client.go.set).start()
-    outcomes = in_threads(5, lambda number: scene.fleet.load(MODEL, Cancellation()))
+    outcomes = in_threads(5, lambda number: scene.fleet.load(MODEL, Cancellation(), Progress()))
     assert all(isinstance(outcome, OllamaError) for outcome in outcomes) and client.loads == 1
-    scene.fleet.load(MODEL, Cancellation())
+    scene.fleet.load(MODEL, Cancellation(), Progress())
 
 
 # A generation whose model has to be loaded
