@@ -14,6 +14,7 @@ from ..faults import Fault
 from ..http import problem_of, problems
 from .exchange import Exchanges, Json
 from .openai_answers import ChatGrammar, CompletionGrammar, Identity, OpenAIGrammar
+from .openai_embeddings import AskedVectors
 from .openai_errors import error_object, headers_of, refusal, status_of
 from .openai_requests import OpenAIRequests
 
@@ -43,8 +44,7 @@ def blueprint(exchanges: Exchanges, requests: OpenAIRequests, models: Models) ->
     @bp.post("/v1/embeddings")
     def embeddings() -> Response:
         """Embed texts, each of which is cached by itself."""
-        asked = requests.embeddings(exchanges.body())
-        return exchanges.embed(asked.calls(), asked.body)
+        return _embed(exchanges, requests.embeddings(exchanges.body()))
 
     @bp.get("/v1/models")
     def list_models() -> Response:
@@ -85,6 +85,14 @@ def _respond(exchanges: Exchanges, grammar: OpenAIGrammar) -> Response:
         return exchanges.respond(asked.call, grammar, asked.streamed)
     except OllamaRefused as error:
         raise refusal(error, asked.call, asked.needs) or error from error
+
+
+def _embed(exchanges: Exchanges, asked: AskedVectors) -> Response:
+    calls = asked.calls()
+    try:
+        return exchanges.embed(calls, asked.body)
+    except OllamaRefused as error:
+        raise refusal(error, calls[0], {}) or error from error
 
 
 def _model(name: str, entry: Json, started: int) -> Json:

@@ -48,11 +48,13 @@ def refusal(error: Exception, call: ModelCall, needs: Mapping[str, str]) -> Fiel
 
     ``needs`` maps what the model must be able to do to the path of the field that asks for it.
     """
-    if not isinstance(error, OllamaRefused) or error.status != 400:
+    if not isinstance(error, OllamaRefused) or error.status not in (400, 501):
         return None
     if (lacking := re.search(r"does not support (\w+)", error.text)) is not None:
-        ability = lacking[1]
-        return NotSupported(needs.get(ability) or _ASKED_BY.get(ability, "model"), call.model, ability)
+        if (param := needs.get(lacking[1]) or _ASKED_BY.get(lacking[1])) is None:
+            rule = f"cannot be {call.model}, which does not support {lacking[1]}"
+            return FieldError("model", "unsupported_value", rule)
+        return NotSupported(param, call.model, lacking[1])
     used = {name for name in ("think", "tools", "format") if call.body.get(name)} | {
         "images" for message in call.body.get("messages", ()) if message.get("images")}
     told = [row for row in _BLAME if row[0] in used and re.search(row[1], error.text, re.I)]

@@ -13,7 +13,7 @@ EVERYTHING = "*"
 class _Shown(NamedTuple):
     """What is remembered of a build: what it can do, and the longest context window that it can have."""
 
-    capabilities: frozenset[str]
+    capabilities: frozenset[str] | None  # None from an Ollama that does not tell (before 0.6.4)
     window: int | None
 
     @classmethod
@@ -21,7 +21,8 @@ class _Shown(NamedTuple):
         info = shown.get("model_info")
         sizes = [size for name, size in info.items() if name.endswith(".context_length")
                  and type(size) is int and size > 0] if isinstance(info, dict) else []
-        return cls(frozenset(str(one) for one in shown.get("capabilities") or ()), min(sizes, default=None))
+        told = shown.get("capabilities")
+        return cls(frozenset(map(str, told)) if isinstance(told, list) else None, min(sizes, default=None))
 
 
 class Models:
@@ -63,16 +64,16 @@ class Models:
             wanted = normal(self._aliases[wanted][1])
         return self._named(wanted)
 
-    def capabilities(self, model: str) -> frozenset[str]:
-        """What a served ``model`` can do (``completion``, ``tools``, ...): one look a build. Raises OllamaError."""
-        return self._look(model).capabilities
-
     def can(self, model: str, ability: str) -> bool:
-        """Whether ``model`` has the ``ability``; True while Ollama cannot tell: then it will speak for itself."""
+        """Whether ``model`` has the ``ability`` (``tools``, ``embedding``, ...), by one look a build.
+
+        True where Ollama does not tell: then it will speak for itself.
+        """
         try:
-            return ability in self.capabilities(model)
+            known = self._look(model).capabilities
         except OllamaError:
             return True
+        return known is None or ability in known
 
     def digest(self, model: str) -> str | None:
         """The build of ``model`` as of the newest probe, None where it is not seen."""

@@ -45,7 +45,7 @@ class PlayedFleet:
         self.looks += 1
         if self.down:
             raise OllamaUnavailable
-        return {"capabilities": self.capabilities}
+        return {"capabilities": list(self.capabilities)}
 
 
 def requests(capabilities=ALL, **options):

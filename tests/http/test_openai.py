@@ -9,6 +9,7 @@ from tests.support.double import OllamaDouble, answer_for, pieces_for
 from tests.support.gunicorn_server import JSON, new_prompt, together, until
 
 CHAT, COMPLETIONS, MODELS = "/v1/chat/completions", "/v1/completions", "/v1/models"
+EMBEDDINGS = "/v1/embeddings"
 MODEL, ABLE = "llama3:8b", "able:1b"
 ABILITIES = ("completion", "tools", "vision", "thinking", "insert")
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {
@@ -214,6 +215,26 @@ def test_what_the_model_cannot_do_is_refused_at_once(api, double):
     assert error_of(post(api, COMPLETIONS, {"model": MODEL, "prompt": "x", "suffix": "y"}))[1]["param"] == "suffix"
     assert len(double.calls("/api/show")) <= looks + 1
     assert not double.calls("/api/chat") and not double.calls("/api/generate") and double.loads == 0
+
+
+def test_what_ollama_does_not_tell_is_left_to_it(api, double):
+    """Unknown is not "no": an old Ollama is asked, and what it refuses is told of the field."""
+    double.set_digest(MODEL, tells=False)
+    double.set_digest(ABLE, tells=False, capabilities=(*ABILITIES, "embedding"))
+    until(lambda: api.get(f"{MODELS}/{MODEL}").status == api.get(f"{MODELS}/{ABLE}").status == 200)
+    prompt = {"model": MODEL, "prompt": new_prompt()}
+    able = [chat(api, new_prompt(), model=ABLE, tools=[TOOL]),
+            chat(api, new_prompt(), model=ABLE, reasoning_effort="low"),
+            post(api, COMPLETIONS, {**prompt, "model": ABLE, "suffix": "y"}),
+            post(api, EMBEDDINGS, {"model": ABLE, "input": new_prompt()})]
+    assert [reply.status for reply in able] == [200] * 4
+    for reply, param, code in (
+            (chat(api, new_prompt(), tools=[TOOL]), "tools", "unsupported_parameter"),
+            (chat(api, new_prompt(), reasoning_effort="low"), "reasoning_effort", "unsupported_parameter"),
+            (post(api, COMPLETIONS, {**prompt, "suffix": "y"}), "suffix", "unsupported_parameter"),
+            (post(api, EMBEDDINGS, {"model": MODEL, "input": new_prompt()}), "model", "unsupported_value")):
+        status, error = error_of(reply)
+        assert (status, error["param"], error["code"]) == (400, param, code) and "does not support" in error["message"]
 
 
 @pytest.mark.parametrize("fault, status, code, retried", [

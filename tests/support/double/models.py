@@ -27,6 +27,8 @@ class Model:
     size: int = 4661224676
     family: str = 'llama'
     stops: tuple = STOPS
+    tells: bool = True          # what it can do; Ollama before 0.6.4 does not
+    remote_host: str = ''       # where a cloud model runs, of which only a stub is here
     voice: str = ''             # makes its answers differ from those of other models
 
 
@@ -126,7 +128,8 @@ class Models:
         """Return the body of /api/tags, newest first."""
         newest = sorted(self.all.items(), key=lambda item: -item[1].born)
         return {'models': [self.entry(name, version) | {'modified_at': timestamp(model.born)}
-                           | ({'capabilities': model.capabilities} if release(version) >= ENGINE else {})
+                           | ({'capabilities': model.capabilities}
+                              if model.tells and release(version) >= ENGINE else {})
                            for name, model in newest]}
 
     def ps(self, version):
@@ -141,7 +144,11 @@ class Models:
         """Return what /api/tags and /api/ps have in common."""
         model = self.all[name]
         return {'name': name, 'model': name, 'size': model.size, 'digest': model.digest,
-                'details': self.details(model, version)}
+                'details': self.details(model, version)} | self.remote(name, model)
+
+    def remote(self, name, model):
+        """Return what is told besides of a cloud model."""
+        return {'remote_model': name, 'remote_host': model.remote_host} if model.remote_host else {}
 
     def details(self, model, version):
         """Return the `details` of MODEL, as they are in three places."""
@@ -164,7 +171,8 @@ class Models:
         parameters = [('num_keep', '24'), *(('stop', f'"{text}"') for text in model.stops)]
         return {'license': 'META LLAMA 3 COMMUNITY LICENSE AGREEMENT', 'modelfile': f'FROM {name}\n',
                 'parameters': '\n'.join(f'{key:<30} {value}' for key, value in parameters), 'template': '{{ .Prompt }}',
-                'details': self.details(model, version), 'capabilities': model.capabilities,
+                'details': self.details(model, version), **self.remote(name, model),
+                **({'capabilities': model.capabilities} if model.tells else {}),
                 'model_info': {'general.architecture': family, f'{family}.context_length': model.context_length,
                                f'{family}.embedding_length': model.embedding_length},
                 'modified_at': timestamp(model.born)}
