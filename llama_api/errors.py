@@ -12,6 +12,7 @@
         ├── OllamaBusy               it stayed busy over a few tries
         ├── OllamaTimeout            the deadline passed
         ├── ModelNotFound            it lacks the model
+        │   └── RemoteModel          what it has of that name runs on a foreign host
         └── PromptTooLong            the prompt does not fit the context window
 """
 
@@ -55,6 +56,18 @@ class ModelNotServed(LlamaApiError):
 
     def __str__(self) -> str:
         return f"The model `{self.name[:100]}` is not served here; these are: {', '.join(self.served)}."
+
+
+class ModelMissing(ModelNotServed):
+    """The model is one of those served, but not there; the arguments are its name and ``why``, a sentence."""
+
+    def __init__(self, name: str, why: str):
+        super().__init__(name, [])
+        self.args = (name, why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return self.why
 
 
 class UnknownFlight(LlamaApiError):
@@ -254,6 +267,15 @@ class ModelNotFound(OllamaError):
     def __str__(self) -> str:
         model = self.model
         return f"Ollama does not have the model {model}; run `ollama pull {model}` on its host."
+
+
+class RemoteModel(ModelNotFound):
+    """What Ollama has under the name of ``model`` runs on a foreign host: nothing is sent to it."""
+
+    def __str__(self) -> str:
+        model = self.model
+        return (f"Ollama has {model} as a cloud model alone, which would send the prompts to another host; run"
+                f" `ollama rm {model}` and `ollama pull {model}` on its host.")
 
 
 class PromptTooLong(OllamaError):

@@ -8,7 +8,8 @@ import orjson
 
 from ..answer import Answer, Piece
 from ..core import EmbeddingReply, Models, Reply
-from ..errors import InvalidRequest, MalformedJSON, ModelNotFound, ModelNotServed, OllamaRefused, PromptTooLong
+from ..errors import (InvalidRequest, MalformedJSON, ModelNotFound, ModelNotServed, OllamaRefused, PromptTooLong,
+                      RemoteModel)
 from ..faults import Fault
 from ..model_call import CHAT, EMBED, EMBEDDINGS, GENERATE, ModelCall
 from ..model_names import normal
@@ -227,6 +228,8 @@ def status_and_text(fault: Fault, error: Exception) -> tuple[int, str]:
             return status, text
         case PromptTooLong(text=text):
             return 400, text or fault.detail
+        case RemoteModel():
+            return 404, fault.detail
         case ModelNotFound(model=model, text=text):
             return 404, text or f"model '{model}' not found"
         case ModelNotServed(name=name):

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-from ..errors import OllamaError, OllamaTimeout, OllamaUnavailable
+from ..errors import OllamaError, OllamaTimeout, OllamaUnavailable, RemoteModel
 from ..model_call import GENERATE, ModelCall
-from ..model_names import normal
+from ..model_names import is_stub, normal
 from ..ollama import OllamaClient
 from ..settings import PREFIX, OllamaHost, Settings
 from ..upstreams import Probe
@@ -43,14 +43,20 @@ class Look:
                                        " Ollama to 0.12.6 or newer")
         else:
             yield self._found(OK, f"answers; version {version or 'unknown'}")
-        digests = {normal(str(entry.get("name"))): str(entry.get("digest", "")) for entry in models}
+        digests = {normal(str(entry.get("name"))): str(entry.get("digest", "")) for entry in models
+                   if not is_stub(entry)}
+        stubs = {normal(str(entry.get("name"))) for entry in models if is_stub(entry)}
         self.present, self.digest = normal(model) in digests, digests.get(normal(model), "")
         if self.present:
             yield self._found(OK, f"has {model}, build {self.digest[:12]}")
+        elif normal(model) in stubs:
+            yield self._found(FAULT, str(RemoteModel(model)))
         else:
             yield self._found(FAULT, f"does not have {model}: run `llama-api pull`, or `ollama pull {model}` there")
         for other in self._settings.models:
-            if other != "*" and normal(other) not in digests:
+            if normal(other) in stubs:
+                yield self._found(WARNING, str(RemoteModel(other)))
+            elif other != "*" and normal(other) not in digests:
                 yield self._found(WARNING, f"does not have {other} of {PREFIX}MODELS: run `ollama pull {other}` there")
         if self.present:
             yield from self._loaded()

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ..errors import ModelNotServed, OllamaError
+from ..errors import ModelMissing, ModelNotServed, OllamaError
 from ..model_names import is_cloud, normal
 from ..upstreams import Fleet
 
@@ -113,10 +113,12 @@ class Models:
         return [model for model in self._fleet.inventory() if self._named(normal(str(model["name"])))]
 
     def listed(self, name: str) -> tuple[str, dict[str, Any]]:
-        """The item of the listing that ``name`` means. Raises ModelNotServed."""
+        """The item of the listing that ``name`` means. Raises ModelNotServed or ModelMissing."""
         for item in self.listing():
             if normal(item[0]) == normal(name):
                 return item
+        if (model := self.resolve(name)) is not None:
+            raise ModelMissing(name, str(self._fleet.lack(model)))
         raise ModelNotServed(name, self.served)
 
     def _look(self, model: str) -> "_Shown":

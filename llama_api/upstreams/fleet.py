@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from ..errors import (OllamaBrokeOff, OllamaBusy, OllamaError, OllamaHangs, OllamaReset, OllamaTimeout,
-                      OllamaUnavailable, QueueTimeout)
+from ..errors import (ModelNotFound, OllamaBrokeOff, OllamaBusy, OllamaError, OllamaHangs, OllamaReset, OllamaTimeout,
+                      OllamaUnavailable, QueueTimeout, RemoteModel)
 from ..model_call import ModelCall
-from ..model_names import normal
+from ..model_names import is_stub, normal
 from ..waiting import Cancellation, Cancelled, Progress, Wait
 from .affinity import Affinity, chain_of
 from .attempts import Attempts
@@ -92,7 +92,8 @@ class Fleet:
         failure: OllamaError = OllamaUnavailable()
         for upstream in [one for one in self.upstreams if one.reached] or self.upstreams[:1]:
             try:
-                models = upstream.client.loaded(PS_SECONDS)
+                models = [model for model in upstream.client.loaded(PS_SECONDS)
+                          if not is_stub(model) and not upstream.has_stub(str(model.get("name")))]
             except OllamaError as error:
                 failure = error
             else:
@@ -106,6 +107,10 @@ class Fleet:
         known = [upstream.monitor.latest.loaded or {} for upstream in self.upstreams]
         sizes = [loaded[normal(model)].context_length for loaded in known if normal(model) in loaded]
         return min((size for size in sizes if size is not None), default=None)
+
+    def lack(self, model: str) -> ModelNotFound:
+        """What to say of a ``model`` that no Ollama has."""
+        return self._roster.lack(model)
 
     def show(self, model: str, **fields: Any) -> dict[str, Any]:
         """What /api/show tells of ``model``; ``fields`` are further ones of its request. Raises OllamaError."""
@@ -127,7 +132,7 @@ class Fleet:
         if self._single or not self._roster.hosts(call.model):
             self._wait_fresh()
         if self._single:
-            self.upstreams[0].breaker.check()
+            self._any_for(call.model).breaker.check()
         journey = Journey(call, run, self._timeout)
         if not self._single and not call.embeds:
             journey.chain = chain_of(call)
@@ -261,8 +266,11 @@ class Fleet:
             self._preload.look(upstream)
 
     def _any_for(self, model: str) -> Upstream:
-        """One that can tell of ``model``, the first one when none is usable."""
-        return next(iter(self._roster.hosts(model)), self.upstreams[0])
+        """One that can tell of ``model``, the first one when none is usable. Raises RemoteModel."""
+        upstream = next(iter(self._roster.hosts(model)), self.upstreams[0])
+        if upstream.has_stub(model):
+            raise RemoteModel(model)
+        return upstream
 
     def _start(self) -> None:
         for upstream in self.upstreams:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from ..errors import OllamaError, OllamaTimeout
+from ..model_names import is_stub, normal
 from ..ollama import OllamaClient
 from .probe import Loaded, Probe, builds_of, loaded_of
 
@@ -73,13 +74,15 @@ class Monitor:
             models = [model for model in self._client.inventory(PROBE_SECONDS) if isinstance(model.get("name"), str)]
         except OllamaError as error:
             reason = "Ollama does not answer; restart it" if isinstance(error, OllamaTimeout) else str(error)
-            return self._note(Probe(started, False, reason, models=self._latest.models))
+            return self._note(Probe(started, False, reason, models=self._latest.models, stubs=self._latest.stubs))
         loaded = self._loaded(min(PS_SECONDS, self._left(started)))
         try:
             version = self._client.version(self._left(started))
         except OllamaError:
             version = None
-        return self._note(Probe(started, True, None, version, tuple(models), builds_of(models), loaded))
+        own = tuple(model for model in models if not is_stub(model))
+        stubs = frozenset(normal(model["name"]) for model in models if is_stub(model))
+        return self._note(Probe(started, True, None, version, own, stubs, builds_of(models), loaded))
 
     def _loaded(self, seconds: float) -> dict[str, Loaded] | None:
         try:

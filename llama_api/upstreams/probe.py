@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from ..model_names import normal
+from ..model_names import is_stub, normal
 
 CUTS_BEFORE = (0, 12, 6)  # the first version that does not cut an over-long prompt in silence
 
@@ -26,8 +26,9 @@ class Loaded:
 class Probe:
     """One look at an Ollama, begun ``at`` (monotonic): whether it answers, what it has and what is in memory.
 
-    ``builds`` are the digests by the models' normal names, None where an older Ollama tells none. ``loaded`` is None
-    when it did not tell. ``reason`` says why it does not answer.
+    ``models`` and ``builds`` are of those that run there; ``stubs`` are the normal names of others, which it would have
+    a foreign host answer for. ``builds`` are the digests by the models' normal names, None where an older Ollama tells
+    none. ``loaded`` is None when it did not tell. ``reason`` says why it does not answer.
     """
 
     at: float
@@ -35,6 +36,7 @@ class Probe:
     reason: str | None = None
     version: str | None = None
     models: tuple[dict[str, Any], ...] = ()  # as /api/tags told them last
+    stubs: frozenset[str] = frozenset()
     builds: dict[str, str | None] = field(default_factory=dict)
     loaded: dict[str, Loaded] | None = None
 
@@ -47,9 +49,9 @@ class Probe:
 
 
 def builds_of(models: list[dict[str, Any]]) -> dict[str, str | None]:
-    """The digests in the entries of /api/tags, by the models' normal names."""
+    """The digests in the entries of /api/tags, by the models' normal names; stubs have none."""
     return {normal(name): digest if isinstance(digest := model.get("digest"), str) and digest else None
-            for model in models if isinstance(name := model.get("name"), str)}
+            for model in models if isinstance(name := model.get("name"), str) and not is_stub(model)}
 
 
 def loaded_of(models: list[dict[str, Any]]) -> dict[str, Loaded]:

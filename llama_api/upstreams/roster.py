@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-from ..errors import ModelNotFound, OllamaError, OllamaHangs, OllamaUnavailable
+from ..errors import ModelNotFound, OllamaError, OllamaHangs, OllamaUnavailable, RemoteModel
 from ..model_names import normal
 from .monitor import FRESH_SECONDS
 from .upstream import Upstream
@@ -85,4 +85,8 @@ class Roster:
         reached = [upstream for upstream in self.upstreams if upstream.reached]
         if hanging := [upstream.breaker for upstream in reached if not upstream.breaker.admits]:
             return OllamaHangs(max(breaker.timeouts for breaker in hanging))
-        return ModelNotFound(model) if reached else OllamaUnavailable()
+        return self.lack(model) if reached else OllamaUnavailable()
+
+    def lack(self, model: str) -> ModelNotFound:
+        """What to say of a ``model`` that none has: there may be a stub of it."""
+        return RemoteModel(model) if any(one.has_stub(model) for one in self.upstreams) else ModelNotFound(model)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from ..errors import OllamaError
+from ..errors import OllamaError, RemoteModel
 from ..model_names import normal
 from ..ollama import OllamaClient
 from .breaker import Breaker
@@ -55,6 +55,10 @@ class Upstream:
         """Whether it has ``model``, as of the newest probe."""
         return normal(model) in self.monitor.latest.builds
 
+    def has_stub(self, model: str) -> bool:
+        """Whether it would have a foreign host answer for ``model``, as of the newest probe."""
+        return normal(model) in self.monitor.latest.stubs
+
     def still_has(self, model: str, build: str | None) -> bool:
         """Ask it whether it has ``model`` in ``build`` at this moment; False when it does not say."""
         try:
@@ -104,6 +108,8 @@ class Upstream:
             return probe.reason
         if not self.reached:
             return "it failed, or does not answer in time; it is left alone until a probe finds it well"
+        if self.has_stub(model):
+            return str(RemoteModel(model)).removesuffix(".")
         if normal(model) not in probe.builds:
             return f"Ollama does not have the model; run `ollama pull {model}`"
         if (own := probe.builds[normal(model)]) != build:

@@ -91,6 +91,15 @@ def test_what_is_wrong_with_an_ollama_is_told(double, break_it, level, words):
     assert len(troubles(found)) == 1 and status == (level == "fault")
 
 
+def test_a_stub_of_a_cloud_model_is_a_fault(double):
+    """For MODEL; and what further models there are of that kind is a warning."""
+    for name in ("llama3:8b", "more:1b"):
+        double.set_model(name, remote_host="https://ollama.example")
+    status, found = doctor(ollama_url=double.url, models="more:1b")
+    assert told(found, OLLAMA(double.port), "llama3:8b as a cloud model", "`ollama pull llama3:8b`") == "fault"
+    assert told(found, OLLAMA(double.port), "more:1b as a cloud model") == "warning" and status == 1
+
+
 def test_a_further_model_that_is_missing_is_a_warning(double):
     """The service goes on with the others."""
     status, found = doctor(ollama_url=double.url, models="mistral,*")

@@ -353,3 +353,47 @@ def test_without_an_ollama_it_says_so(shared_serve):
     for status, text in (refused(generate(api, "Hi")), refused(api.get("/api/ps")), refused(
             generate(api, "")), refused(post(api, "show", {"model": MODEL}))):
         assert status == 503 and "ollama serve" in text
+
+
+# Cloud models
+
+STUB = {"remote_host": "https://ollama.example", "size": 384}
+
+
+def test_a_stub_of_a_cloud_model_is_no_model(own_double, serve):
+    """With all models served it is listed nowhere, nor known by its name or an alias: its prompts would leave."""
+    own_double.set_model("stub:1b", loaded=True, **STUB)
+    api = serve(own_double, models="*", model_aliases="alias=stub:1b")
+    until(lambda: api.get("/readyz").status == 200)
+    for path, members in (("/v1/models", "data"), ("/api/tags", "models"), ("/api/ps", "models")):
+        listed = api.get(path)
+        assert listed.status == 200 and "stub" not in listed.body.decode() and "alias" not in listed.body.decode()
+    for name in ("stub:1b", "alias"):
+        body = {"model": name, "prompt": "Hi", "messages": [{"role": "user", "content": "Hi"}], "input": "Hi"}
+        assert api.request("POST", "/generate", json.dumps({"model": name, "prompt": "Hi"}), JSON).status == 422
+        for path in ("/api/generate", "/api/chat", "/api/embed", "/api/embeddings", "/api/show"):
+            assert api.request("POST", path, json.dumps(body)).status == 404, path
+        assert api.get(f"/v1/models/{name}").status == 404
+    assert not own_double.generations and not own_double.embedded and not own_double.calls("/api/show")
+
+
+def test_a_stub_in_place_of_a_configured_model_is_as_good_as_none(own_double, serve):
+    """The service says why it is not well, and sends nothing: no prompt, no text to embed, no load."""
+    own_double.set_digest("llama3:8b", **STUB)
+    own_double.set_digest("other:1b", **STUB)
+    api = serve(own_double, models="other:1b", model_aliases="alias=other:1b", preload=True)
+    told = until(lambda: "cloud model" in (told := api.health()).get("reason", "") and told)
+    assert told["status"] == "unhealthy" and "`ollama pull llama3:8b`" in told["reason"]
+    assert (told["hosts"][0]["usable"], told["hosts"][0]["model_present"]) == (False, False)
+    assert "cloud model" in api.get("/readyz").json["reason"]
+    refused = api.ask(new_prompt())
+    assert (refused.status, refused.slug) == (503, "model-not-found") and "cloud model" in refused.json["detail"]
+    for path, body in (("/api/generate", {}), ("/api/generate", {"prompt": "Hi"}), ("/api/embed", {"input": "Hi"}),
+                       ("/api/show", {})):
+        reply = api.request("POST", path, json.dumps({"model": "alias", **body}))
+        assert reply.status == 404 and "cloud model" in reply.json["error"], path
+    assert api.get("/v1/models").json["data"] == [] and "cloud model" in api.get("/v1/models/alias").body.decode()
+    assert not any(own_double.calls(path) for path in ("/api/generate", "/api/chat", "/api/embed", "/api/show"))
+    own_double.set_digest("llama3:8b", remote_host="")
+    until(lambda: api.ask(new_prompt()).status == 200)
+    assert "other:1b as a cloud model" in until(lambda: api.health().get("reason"))

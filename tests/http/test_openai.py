@@ -194,7 +194,9 @@ def test_no_model_is_an_empty_list(serve):
         double.remove_model(MODEL)
         api = serve(double)
         until(lambda: api.get(MODELS).json == {"object": "list", "data": []})
-        assert code_of(api.get(f"{MODELS}/{MODEL}")) == (404, "model_not_found")
+        status, error = error_of(api.get(f"{MODELS}/{MODEL}"))
+        assert (status, error["code"], error["message"]) == (
+            404, "model_not_found", f"Ollama does not have the model {MODEL}; run `ollama pull {MODEL}` on its host.")
     until(lambda: [model["id"] for model in api.get(MODELS).json["data"]] == [MODEL])
 
 

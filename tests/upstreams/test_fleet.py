@@ -9,7 +9,7 @@ import pytest
 from llama_api.answer import Completion, Piece
 from llama_api.errors import (GenerationCancelled, ModelNotFound, OllamaBrokeOff, OllamaBusy, OllamaError,
                               OllamaGarbled, OllamaHangs, OllamaRefused, OllamaReported, OllamaReset, OllamaTimeout,
-                              OllamaUnavailable, PromptTooLong, QueueTimeout)
+                              OllamaUnavailable, PromptTooLong, QueueTimeout, RemoteModel)
 from llama_api.upstreams import Breaker, Fleet, Monitor, Slots, Upstream
 from llama_api.upstreams import fleet as module
 from llama_api.waiting import Cancellation, Cancelled, Progress
@@ -507,6 +507,25 @@ def test_what_is_amiss_is_told_with_its_cure(change, words):
     state = scene.fleet.state()
     assert state.hosts[0]["usable"] and state.degraded == state.hosts[0]["reason"]
     assert state.degraded is None if words is None else words in state.degraded
+
+
+def test_a_stub_of_a_cloud_model_is_left_alone():
+    """Where another Ollama has the model that one answers; where none has, nothing is sent."""
+    scene = two()
+    stub = {"name": "llama3:8b", "digest": "build-1", "remote_host": "https://ollama.example"}
+    scene.clients[0].inventory = lambda seconds: [stub]
+    scene.probed()
+    for _ in range(3):
+        scene.ask()
+    assert [len(client.calls) for client in scene.clients] == [0, 3]
+    assert "cloud model" in scene.fleet.state().hosts[0]["reason"]
+    scene.clients[1].inventory = lambda seconds: [stub]
+    scene.probed()
+    for ask in (scene.ask, lambda: scene.fleet.show("llama3:8b"),
+                lambda: scene.fleet.load("llama3:8b", Cancellation(), Progress())):
+        with pytest.raises(RemoteModel, match="ollama pull llama3:8b"):
+            ask()
+    assert len(scene.clients[1].calls) == 3 and scene.fleet.inventory() == scene.fleet.loaded() == []
 
 
 def test_the_inventory_is_that_of_all():
