@@ -79,9 +79,13 @@ class Preload:
         """Why ``upstream`` is not ready yet, a sentence; None when it has loaded the model."""
         if upstream in self._done:
             return None
-        if (failure := self._failure.get(upstream)) is not None:
-            return f"it could not load the model {self._model}, and will be asked again: {failure}"
-        return f"it is loading the model {self._model}"
+        return self.failure(upstream) or f"it is loading the model {self._model}"
+
+    def failure(self, upstream: Upstream) -> str | None:
+        """How the last load at ``upstream`` failed, a sentence; None when none has, or the model is loaded since."""
+        if upstream in self._done or (failure := self._failure.get(upstream)) is None:
+            return None
+        return f"it could not load the model {self._model}, and will be asked again: {str(failure).removesuffix('.')}"
 
     def look(self, upstream: Upstream) -> None:
         """See, after a probe of ``upstream``, whether it has to load the model."""

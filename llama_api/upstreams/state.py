@@ -31,7 +31,8 @@ class State:
 
 def state_of(roster: Roster, queue: Queue, models: Sequence[str], preload: Preload | None = None) -> State:
     """The state as of the newest probes. ``models`` are those that are served, the default one first."""
-    hosts = [_host(upstream, models[0], roster.build(models[0])) for upstream in roster.upstreams]
+    hosts = [_host(upstream, models[0], roster.build(models[0]), preload.failure(upstream) if preload else None)
+             for upstream in roster.upstreams]
     named = [(f"{host['host']}: " if len(hosts) > 1 else "", host) for host in hosts]
     reasons = [f"{name}{host['reason']}" for name, host in named if host["reason"]]
     unusable = None if any(host["usable"] for host in hosts) else "; ".join(reasons)
@@ -51,8 +52,8 @@ def state_of(roster: Roster, queue: Queue, models: Sequence[str], preload: Prelo
          "slots": sum(host["slots"] for host in hosts), "limit": queue.limit}, hosts)
 
 
-def _host(upstream: Upstream, model: str, build: str | None) -> dict[str, Any]:
-    """One object of ``hosts`` in GET /health."""
+def _host(upstream: Upstream, model: str, build: str | None, failed: str | None) -> dict[str, Any]:
+    """One object of ``hosts`` in GET /health; ``failed`` is how its load at the start did, where it did."""
     probe, name = upstream.monitor.latest, normal(model)
     out_of_use, digest = upstream.out_of_use(model, build), probe.builds.get(name)
     loaded = probe.loaded.get(name) if probe.loaded is not None else None
@@ -62,11 +63,11 @@ def _host(upstream: Upstream, model: str, build: str | None) -> dict[str, Any]:
             "gpu_percent": loaded.gpu_percent if loaded else None,
             "context_length": loaded.context_length if loaded else None,
             "digest": digest[:SHOWN_DIGITS] if digest else None, "running": upstream.slots.held,
-            "slots": upstream.slots.number, "reason": out_of_use or upstream.complaint(model)}
+            "slots": upstream.slots.number,
+            "reason": out_of_use or "; ".join(filter(None, (failed, upstream.complaint(model)))) or None}
 
 
 def _missing(roster: Roster, models: Sequence[str]) -> list[str]:
     """What to say of those ``models`` that no Ollama has."""
     there = {name for upstream in roster.upstreams for name in upstream.monitor.latest.builds}
-    return [f"Ollama does not have the model {model}; run `ollama pull {model}`" for model in models
-            if normal(model) not in there]
+    return [str(roster.lack(model)).removesuffix(".") for model in models if normal(model) not in there]

@@ -143,6 +143,23 @@ def test_a_load_at_the_start_is_tried_again(client, monkeypatch):
     assert client.loads == 2
 
 
+def test_a_load_that_failed_is_told_of_its_host(monkeypatch):
+    """The others serve; that one is told of until it has the model."""
+    monkeypatch.setattr(loading, "RETRY_SECONDS", 0.1)
+    clients = [Loading("a"), Loading("b")]
+    clients[0].errors = [OllamaRefused(500, "/secret/path")] * 1000
+    for client in clients:
+        client.go.set()
+    scene = Scene(*clients, preload=True)
+    state = until(lambda: (state := scene.fleet.state()).degraded and state.unready is None and state)
+    assert state.unusable is None and [host["usable"] for host in state.hosts] == [True, True]
+    reason = state.hosts[0]["reason"]
+    assert "could not load the model llama3:8b" in reason and "status 500" in reason and "secret" not in reason
+    assert state.hosts[1]["reason"] is None and state.degraded == f"a: {reason}"
+    clients[0].errors.clear()
+    until(lambda: scene.fleet.state().degraded is None)
+
+
 @pytest.mark.parametrize("lost, again", [
     ([], True), ([{"name": "other"}], False), ([{"name": MODEL}], False)], ids=["restarted", "replaced", "kept"])
 def test_it_is_loaded_again_where_ollama_has_started_anew(client, lost, again):
