@@ -37,12 +37,12 @@ class AskedVectors:
                              dimensions=self.dimensions) for text in self.texts]
 
     def body(self, answer: Answer, reply: EmbeddingReply) -> bytes:
-        """The body of the answer; how many tokens were read is null where it is not known exactly."""
-        tokens = answer.completion.input_tokens
+        """The body of the answer. Its usage has the tokens that are known: clients do arithmetic with it, unasked."""
+        tokens = reply.known_tokens
         return orjson.dumps({"object": "list", "data": [
             {"object": "embedding", "index": index, "embedding": self._written(vector)}
             for index, vector in enumerate(reply.vectors)], "model": self.model,
-            "usage": None if tokens is None else {"prompt_tokens": tokens, "total_tokens": tokens}})
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens}})
 
     def _written(self, vector: bytes) -> str | list[float]:
         return b64encode(vector).decode() if self.base64 else numbers_of(vector)

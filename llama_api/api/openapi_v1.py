@@ -24,8 +24,8 @@ mean the same. With `"stream": true` they come as server-sent events: `data: <JS
 `data: {"error": …}`, and then there is no `[DONE]`."""
 EMBEDDED = """\
 Each text has an entry of the cache of its own: a list is answered from what is stored and one call to Ollama for the
-rest. `Cache-Status` is `hit` when all were stored. `usage` is null where it is not known exactly: Ollama tells but the
-sum of the texts of one call."""
+rest. `Cache-Status` is `hit` when all were stored. `usage` counts the tokens that are known, so it may be too low: of
+the texts of one call Ollama tells but the sum, which counts only where all of them are asked for together."""
 _EXAMPLES = (
     errors.MalformedJSON("Expecting value at line 1, column 1"), errors.PromptTooLong(9001, 8192),
     FieldError("messages[0].role", "invalid_value", f"must be one of {', '.join(ROLES)}"), errors.UntrustedHost(),
@@ -110,7 +110,7 @@ def _embeddings() -> dict[str, Json]:
         "EmbeddingList": _object(
             "object data model usage", object={"const": "list"}, model=TEXT, data=_list(_object(
                 "object index embedding", object={"const": "embedding"}, index=COUNT, embedding=vector)),
-            usage=_null(_object("prompt_tokens total_tokens", prompt_tokens=COUNT, total_tokens=COUNT)))}
+            usage=_object("prompt_tokens total_tokens", prompt_tokens=COUNT, total_tokens=COUNT))}
 
 
 def _requests(limit: int) -> dict[str, Json]:

@@ -110,7 +110,10 @@ class Embeddings:
 
 
 class EmbeddingReply(Reply):
-    """The vectors on their way to one client; ``answer`` gives what is told of them all together."""
+    """The vectors on their way to one client; ``answer`` gives what is told of them all together.
+
+    ``known_tokens`` is how many tokens of theirs are known, which are all of them where the answer has a count.
+    """
 
     def __init__(self, asked_at: float, calls: Sequence[ModelCall], found: Mapping[str, Entry],
                  spares: Mapping[str, Entry]):
@@ -119,6 +122,7 @@ class EmbeddingReply(Reply):
         self._asked_at, self._calls, self._spares = asked_at, calls, spares
         self._answers = {key: entry.answer for key, entry in found.items()}
         self._boarded: list[Boarded] = []
+        self.known_tokens = 0
 
     @property
     def vectors(self) -> list[bytes]:
@@ -191,8 +195,9 @@ class EmbeddingReply(Reply):
         return self._whole(Completion("stop"))
 
     def _whole(self, completion: Completion) -> Answer:
-        tokens = tokens_of([(call.key, self._answers[call.key]) for call in self._calls])
-        return Answer(self._calls[0].model, completion=completion._replace(input_tokens=tokens))
+        self.known_tokens, exact = tokens_of([(call.key, self._answers[call.key]) for call in self._calls])
+        return Answer(self._calls[0].model, completion=completion._replace(
+            input_tokens=self.known_tokens if exact else None))
 
 
 class _Run:
@@ -207,19 +212,18 @@ class _Run:
         self.vectors = pieces[0].vectors
 
 
-def tokens_of(embedded: Sequence[tuple[str, Answer]]) -> int | None:
-    """The tokens of these texts, pairs of key and answer, or None: a call of several texts is told but their sum.
+def tokens_of(embedded: Sequence[tuple[str, Answer]]) -> tuple[int, bool]:
+    """How many tokens of these texts, pairs of key and answer, are known, and whether these are all of them.
 
-    So the sum is known when each text of each call is there, equally often.
+    A call of several texts is told but their sum: that is known as often as all of its texts are there.
     """
-    calls: dict[tuple[str, int, int | None], Counter[str]] = {}
+    calls: dict[tuple[str, int, int | None] | None, Counter[str]] = {}
     for key, answer in embedded:
-        if answer.batch is None:
-            return None
         calls.setdefault(answer.batch, Counter())[key] += 1
-    total = 0
-    for (_, size, tokens), texts in calls.items():
-        if tokens is None or len(texts) != size or len(set(texts.values())) != 1:
-            return None
-        total += tokens * next(iter(texts.values()))
-    return total
+    known, exact = 0, True
+    for batch, texts in calls.items():
+        _, size, tokens = batch or ("", 0, None)
+        times = min(texts.values()) if tokens is not None and len(texts) == size else 0
+        known += (tokens or 0) * times
+        exact = exact and times == max(texts.values())
+    return known, exact

@@ -198,17 +198,20 @@ def create(api, texts, headers=None, **fields):
 
 
 def test_the_answer_in_openais_form(api):
-    """A list in the order of the texts; what Ollama does not tell exactly is null."""
-    one, two = new_prompt(), new_prompt()
+    """A list in the order of the texts; its usage counts what Ollama has told, which is the sum of a call."""
+    one, two, three = new_prompt(), new_prompt(), new_prompt()
+    tokens = text_tokens(one) + text_tokens(two)
     miss = create(api, [one, two, one])
     assert (miss.status, miss.cache) == (200, MISS) and miss.json == {
-        "object": "list", "model": MODEL, "usage": None, "data": [
+        "object": "list", "model": MODEL, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}, "data": [
             {"object": "embedding", "index": index, "embedding": vector}
             for index, vector in enumerate(vectors(one, two, one))]}
     hit = create(api, [two, one])
-    tokens = text_tokens(one) + text_tokens(two)
     assert hit.cache == HIT and hit.json["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
     assert api.record_of(hit)["input_tokens"] == tokens
+    mixed = create(api, [three, one])
+    assert mixed.json["usage"] == dict.fromkeys(("prompt_tokens", "total_tokens"), text_tokens(three))
+    assert api.record_of(mixed)["input_tokens"] is None, "not all of them"
 
 
 def test_both_forms_of_a_vector_are_the_same_entry(api, double):
@@ -249,4 +252,5 @@ def test_the_official_package_gets_exact_vectors(api, double):
             client.embeddings.create(model=MODEL, input=[[1, 2, 3]])
     assert [one.embedding for one in first.data] == vectors(*texts)
     assert [one.embedding for one in second.data] == vectors(*texts[:2]) and sent(double) == [texts]
-    assert first.usage.prompt_tokens == sum(map(text_tokens, texts)) and second.usage is None
+    assert first.usage.prompt_tokens == sum(map(text_tokens, texts))
+    assert second.usage.prompt_tokens == second.usage.total_tokens == 0, "a part of the sum is not known"
