@@ -1,6 +1,7 @@
 """The fixtures of the tests that need the service as it is run: a double of Ollama, a gunicorn, a Redis."""
 
 import os
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -10,6 +11,9 @@ from tests.support.chromium import chromium
 from tests.support.double import OllamaDouble
 from tests.support.gunicorn_server import servers
 from tests.support.redis_server import RedisServer
+
+# A shell that runs the tests in the background has them ignore Ctrl-C, and so would all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Time is no measure of an example on a machine that does other things as well.
 hypothesis.settings.register_profile("any machine", deadline=None,
