@@ -31,7 +31,7 @@ def server(shared_double, shared_serve):
 
 @pytest.fixture
 def double(double):
-    double.set(slots=16, slow=0.2)
+    double.set(slots=16, slow=0.2, size=500_000)  # read well within the deadline on a busy machine, too
     return double
 
 
