@@ -32,7 +32,7 @@ class Grammar(Protocol):
     def whole(self, answer: Answer, reply: Reply, figures: Json) -> bytes:
         """The body of a plain answer; ``figures`` is what POST /generate tells as ``metrics``."""
 
-    def pieces(self, pieces: list[Piece]) -> bytes:
+    def pieces(self, pieces: list[Piece], reply: Reply) -> bytes:
         """The pieces that came together, as a part of a stream."""
 
     def waiting(self, wait: Wait) -> bytes:
@@ -129,7 +129,7 @@ class Exchanges:
     def _parts(self, reply: Reply, grammar: Grammar) -> Iterator[bytes]:
         try:
             for event in reply.events(self._silence):
-                yield grammar.waiting(event) if isinstance(event, Wait) else grammar.pieces(event)
+                yield grammar.waiting(event) if isinstance(event, Wait) else grammar.pieces(event, reply)
             answer = reply.answer()
             end = grammar.end(answer, reply, self._ended(reply, answer))
         except Exception as error:

@@ -21,7 +21,7 @@ class GenerateGrammar:
     def whole(self, answer: Answer, reply: Reply, figures: Json) -> bytes:
         return orjson.dumps({"response": answer.text, **_ending(answer, reply, figures)})
 
-    def pieces(self, pieces: list[Piece]) -> bytes:
+    def pieces(self, pieces: list[Piece], reply: Reply) -> bytes:
         return b"".join([event({"response": piece.text, "done": False}) for piece in pieces if piece.text])
 
     def waiting(self, wait: Wait) -> bytes:

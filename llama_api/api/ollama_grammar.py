@@ -167,11 +167,11 @@ class OllamaGrammar:
         piece = Piece(answer.text, answer.thinking, answer.tool_calls, answer.logprobs)
         return orjson.dumps(self._record(piece, True) | _ending(answer, reply))
 
-    def pieces(self, pieces: list[Piece]) -> bytes:
-        return b"".join([orjson.dumps(self._record(piece, False)) + b"\n" for piece in pieces])
+    def pieces(self, pieces: list[Piece], reply: Reply) -> bytes:
+        return b"".join([self._line(piece) for piece in pieces])
 
     def waiting(self, wait: Wait) -> bytes:
-        return self.pieces([Piece()])
+        return self._line(Piece())
 
     def end(self, answer: Answer, reply: Reply, figures: Json) -> bytes:
         return orjson.dumps(self._record(Piece(), True) | _ending(answer, reply)) + b"\n"
@@ -182,6 +182,9 @@ class OllamaGrammar:
     def loaded(self) -> bytes:
         """The answer to who only wanted the model loaded."""
         return orjson.dumps(self._record(Piece(), True) | {"done_reason": "load"})
+
+    def _line(self, piece: Piece) -> bytes:
+        return orjson.dumps(self._record(piece, False)) + b"\n"
 
     def _record(self, piece: Piece, done: bool) -> Json:
         created = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -21,7 +21,10 @@ DONE = b"data: [DONE]\n\n"
 
 
 class Identity(NamedTuple):
-    """What every chunk of an answer repeats: its id, its time, and the model's build, which a stream asks for once."""
+    """What every chunk of an answer repeats: its id, its time, and the model's build.
+
+    ``digest`` tells the build of now, which a stream that is being generated asks for once.
+    """
 
     id: str
     created: int  # seconds since the epoch
@@ -42,6 +45,7 @@ class OpenAIGrammar:
     def __init__(self, asked: Asked, identity: Identity):
         self.asked, self._identity = asked, identity
         self._head = b""  # of every chunk; made with the first
+        self._begun = False
 
     def choice(self, answer: Answer) -> Json:
         """The one choice of a plain answer, without its index and reason."""
@@ -65,14 +69,18 @@ class OpenAIGrammar:
             "choices": [{"index": 0, **self.choice(answer), "finish_reason": _reason(answer)}],
             "usage": _usage(answer.completion)})
 
-    def pieces(self, pieces: list[Piece]) -> bytes:
+    def pieces(self, pieces: list[Piece], reply: Reply) -> bytes:
+        if not self._head:
+            self._open(self._identity.digest() if reply.entry is None else reply.entry.answer.digest)
         return b"".join([self._chunk(choice) for piece in pieces for choice in self._choices(piece)])
 
     def waiting(self, wait: Wait) -> bytes:
         return comment(wait)
 
     def end(self, answer: Answer, reply: Reply, figures: Json) -> bytes:
-        parts = [self._chunk(choice) for choice in (() if self._head else self.beginning(Piece()))]
+        if not self._head:
+            self._open(answer.digest)
+        parts = [self._chunk(choice) for choice in (() if self._begun else self.beginning(Piece()))]
         parts.append(self._chunk(self.finish(), _reason(answer)))
         usage = _usage(answer.completion) if self.asked.usage else None
         if usage is not None:
@@ -87,14 +95,16 @@ class OpenAIGrammar:
     def _choices(self, piece: Piece) -> Iterable[Json]:
         if not any(piece):
             return
-        if not self._head:
+        if not self._begun:
+            self._begun = True
             yield from self.beginning(piece)
         yield from self.chunks(piece)
 
+    def _open(self, digest: str | None) -> None:
+        members = self._members(self.chunk_object, digest)
+        self._head = orjson.dumps(members)[:-1]  # the brace is closed after the choices
+
     def _chunk(self, choice: Json, reason: str | None = None) -> bytes:
-        if not self._head:
-            members = self._members(self.chunk_object, self._identity.digest())
-            self._head = orjson.dumps(members)[:-1]  # the brace is closed after the choices
         usage = b',"usage":null' if self.asked.usage else b""
         body = orjson.dumps({"index": 0, **choice, "finish_reason": reason})
         return b'data: %b,"choices":[%b]%b}\n\n' % (self._head, body, usage)

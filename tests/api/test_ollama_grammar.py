@@ -431,7 +431,7 @@ def test_a_stream_is_a_record_a_line(endpoint):
     """Pieces one by one, an empty record while there is silence, and the ending with an empty text."""
     pieces = [Piece("Hel"), Piece("lo"), Piece("", "Hm", (CALL,), ({"token": "x", "logprob": -1.0},))]
     writer = grammar(endpoint)
-    text = writer.pieces(pieces) + writer.waiting(Wait(3, 1.0)) + writer.end(ANSWER, generated(), {})
+    text = writer.pieces(pieces, generated()) + writer.waiting(Wait(3, 1.0)) + writer.end(ANSWER, generated(), {})
     assert text.endswith(b"\n") and writer.content_type == "application/x-ndjson"
     records = [json.loads(line) for line in text.splitlines()]
     assert [record["done"] for record in records] == [False] * 4 + [True]

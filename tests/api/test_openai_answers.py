@@ -10,6 +10,8 @@ from llama_api.answer import Answer, Completion, Piece
 from llama_api.api.openai_answers import ChatGrammar, CompletionGrammar, Identity
 from llama_api.api.openai_errors import FieldError, error_object, headers_of, status_of
 from llama_api.api.openai_requests import Asked
+from llama_api.cache import Entry
+from llama_api.core import Reply
 from llama_api.errors import (MalformedJSON, ModelNotFound, ModelNotServed, NotCached, OllamaBrokeOff, OllamaBusy,
                               OllamaRefused, OllamaTimeout, OllamaUnavailable, PromptTooLong, QueueFull, Unauthorized)
 from llama_api.faults import fault_of
@@ -36,11 +38,11 @@ def grammar(kind=ChatGrammar, **asked):
     return kind(Asked(CALL, {}, **asked), Identity("id-1", 1763900000, lambda: DIGEST))
 
 
-def streamed(found, kind=ChatGrammar, pieces=None, **asked):
+def streamed(found, kind=ChatGrammar, pieces=None, reply=Reply(0.0, "miss", "miss", None), **asked):
     """The text of a stream."""
     writer = grammar(kind, **asked)
-    parts = [writer.pieces([piece]) for piece in (found.pieces if pieces is None else pieces)]
-    return b"".join([*parts, writer.end(found, None, {})]).decode()
+    parts = [writer.pieces([piece], reply) for piece in (found.pieces if pieces is None else pieces)]
+    return b"".join([*parts, writer.end(found, reply, {})]).decode()
 
 
 def whole(found, kind=ChatGrammar, **asked):
@@ -101,6 +103,14 @@ def test_a_streamed_chat():
         + CHUNK + '"delta":{"content":"Hel"},"logprobs":null,"finish_reason":null}]}\n\n'
         + CHUNK + '"delta":{"content":"lo"},"logprobs":null,"finish_reason":null}]}\n\n'
         + CHUNK + '"delta":{},"logprobs":null,"finish_reason":"stop"}]}\n\n' + DONE)
+
+
+def test_a_stored_answer_has_the_fingerprint_of_its_own_build():
+    """Streamed and plain alike, though the model was built anew since."""
+    stored = Answer("llama3:8b", "Hello", completion=Completion("stop"), digest="0" * 64)
+    stale = streamed(stored, reply=Reply(0.0, "stale", "stale", Entry(stored, 0.0, 0.0)))
+    assert whole(stored)["system_fingerprint"] == "fp_000000000000"
+    assert stale.count("fp_000000000000") == stale.count("data: {") and DIGEST[:12] not in stale
 
 
 def test_an_empty_stream():
