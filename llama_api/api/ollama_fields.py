@@ -6,6 +6,7 @@ Names match in any case and unknown ones are ignored; null, and what Go cannot t
 import base64
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -32,6 +33,8 @@ _GO: dict[type, str] = {str: "string", bool: "bool", dict: "object", list: "arra
                         type(None): "null"}
 THINK = ("high", "medium", "low", "max")
 _THINK = '"high", "medium", "low", "max", true, or false'
+# A duration of Go (time.ParseDuration), or none
+_DURATION = r"^([-+]?(0|(([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h))+))?$"
 
 
 def parse(body: bytes) -> Json:
@@ -111,7 +114,10 @@ WORDS, FLAG = filled(TEXT), filled(BOOLEAN)
 
 def _keep_alive(path: str, value: Any) -> None:
     """It is the operator's, so it is not sent on."""
-    typed("Duration", "", str, int, float).read(path, value)
+    given = typed("Duration", "", str, int, float).read(path, value)
+    if isinstance(given, str) and not re.fullmatch(_DURATION, given):
+        fault = "missing unit in" if re.fullmatch(r"[-+]?[0-9.]+", given) else "invalid"
+        refuse(path, f"time: {fault} duration {json.dumps(given[:100], ensure_ascii=False)}")
 
 
 def _image(path: str, value: Any) -> str:
@@ -180,7 +186,7 @@ def _function(**members: Json) -> Json:
         "name": {"type": "string"}, **members}}}}
 
 
-KEEP_ALIVE = Kind({"type": ["string", "number"]}, _keep_alive)
+KEEP_ALIVE = Kind({"anyOf": [{"type": "number"}, {"type": "string", "pattern": _DURATION}]}, _keep_alive)
 IMAGE = Kind({"type": "string", "pattern": "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"}, _image)
 INPUT = Kind({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string", "minLength": 1}}]}, _input)
 FORMAT = Kind({"anyOf": [{"enum": ["", "json"]}, {"type": "object"}]}, _format)

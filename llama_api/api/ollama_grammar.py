@@ -79,14 +79,12 @@ class Requests:
 
     def _chat(self, body: bytes) -> Asked:
         fields = read("ChatRequest", CHAT_FIELDS, parse(body))
-        if "model" not in fields:
-            refuse(".model", "model is required")
-        return self._asked(CHAT, self._model(fields), fields, "messages" in fields)
+        return self._asked(CHAT, self._required_model(fields), fields, "messages" in fields)
 
     def embed(self, body: bytes) -> tuple[str, list[ModelCall]]:
         """Read the body of POST /api/embed: the model's name as it was sent, and a call for each text."""
         fields = read("EmbedRequest", EMBED_FIELDS, parse(body))
-        model, name = self._model(fields), fields.pop("model")
+        model, name = self._required_model(fields), fields.pop("model")
         options, texts = self._options_of(model, fields), fields.pop("input", ())
         return name, [ModelCall.of(EMBED, model, options, input=text, **fields) for text in texts]
 
@@ -96,21 +94,23 @@ class Requests:
         None when there is no text.
         """
         fields = read("EmbeddingRequest", EMBEDDINGS_FIELDS, parse(body))
-        if "model" not in fields:
-            refuse(".model", "model is required")
-        model = self._model(fields)
+        model = self._required_model(fields)
         options = self._options_of(model, fields)
         return ModelCall.of(EMBEDDINGS, model, options, prompt=fields["prompt"]) if "prompt" in fields else None
 
     def show(self, body: bytes) -> tuple[str, Json]:
         """Read the body of POST /api/show: the configured name of the model, and the other fields."""
         fields = read("ShowRequest", SHOW_FIELDS, parse(body))
-        name = fields.pop("name", None)
-        if not fields.setdefault("model", name):
-            refuse(".model", "model is required")
-        model = self._model(fields)
+        fields.setdefault("model", fields.pop("name", ""))
+        model = self._required_model(fields)
         del fields["model"]
         return model, fields
+
+    def _required_model(self, fields: Json) -> str:
+        """As ``_model``, for the routes that miss a name; POST /api/generate does not find a model without one."""
+        if not fields.get("model", "").strip():
+            refuse(".model", "model is required")
+        return self._model(fields)
 
     def _model(self, fields: Json) -> str:
         """The configured name of the model that ``fields`` name."""

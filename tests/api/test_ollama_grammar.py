@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from llama_api.answer import Answer, Completion, Piece
 from llama_api.api.ollama_grammar import (CHAT_FIELDS, EMBED_FIELDS, GENERATE_FIELDS, OllamaGrammar, Requests,
                                           status_and_text, tags_of)
-from llama_api.api.ollama_options import LOAD_TIME
 from llama_api.api.parsed_bodies import ParsedBodies
 from llama_api.cache import Entry
 from llama_api.core import Models, Reply
@@ -81,26 +80,31 @@ def test_a_prompt_alone_is_sent_with_a_bound():
     assert asked.call.body == {"model": MODEL, "prompt": "Hi", "options": {"num_predict": LIMIT}}
 
 
-@pytest.mark.parametrize("field, value, sent", [
-    ("system", "Be kind.", ...), ("system", "", None), ("template", "{{ .Prompt }}", ...), ("template", "", None),
-    ("suffix", "end", ...), ("suffix", "", None), ("raw", True, ...), ("raw", False, None),
+BOTH = [
     ("format", "json", ...), ("format", {"type": "object"}, ...), ("format", "", None), ("format", None, None),
     ("think", True, ...), ("think", False, ...), ("think", "high", ...), ("think", None, None),
     ("truncate", False, ...), ("truncate", True, ...), ("shift", False, ...), ("shift", None, None),
     ("logprobs", True, ...), ("logprobs", False, None), ("top_logprobs", 5, ...), ("top_logprobs", 0, None),
+    ("_debug_render_only", True, ...), ("_debug_render_only", False, None), ("no_such_field", 1, None),
+    *(("keep_alive", given, None) for given in ("5m", "1h30m", "1.5s", "-1m", "0", "", -1, 0, 0.5, None))]
+OF_GENERATE = [
+    ("system", "Be kind.", ...), ("system", "", None), ("template", "{{ .Prompt }}", ...), ("template", "", None),
+    ("suffix", "end", ...), ("suffix", "", None), ("raw", True, ...), ("raw", False, None),
     ("images", ["aGk="], ...), ("images", [], None), ("context", [1, 2], ...), ("context", [], None),
-    ("context", [1.0], [1]), ("_debug_render_only", True, ...), ("_debug_render_only", False, None),
-    ("keep_alive", "5m", None), ("keep_alive", -1, None), ("keep_alive", 0, None), ("no_such_field", 1, None),
-    ("system", "lone \ud83d", "lone \ufffd"), ("system", "whole \U0001f600", ...)])
-def test_a_field_of_generate_is_sent_as_it_is_given(field, value, sent):
+    ("context", [1.0], [1]), ("system", "lone \ud83d", "lone \ufffd"), ("system", "whole \U0001f600", ...)]
+
+
+@pytest.mark.parametrize("ask, field, value, sent", [
+    *((ask, *row) for ask in (generate, chat) for row in BOTH), *((generate, *row) for row in OF_GENERATE)])
+def test_a_field_is_sent_as_it_is_given(ask, field, value, sent):
     """What Go cannot tell from absent is absent, and what is the operator's is not sent."""
-    body = generate(**{field: value}).call.body
+    body = ask(**{field: value}).call.body
     assert body.get(field) == (value if sent is ... else sent)
-    assert body.keys() - {field} == {"model", "prompt", "options"}
+    assert body.keys() - {field} == ask().call.body.keys()
 
 
 @pytest.mark.parametrize("field, value, sent", [
-    ("tools", [TOOL], ...), ("tools", [], None), ("format", {"b": 1, "a": 2}, ...), ("think", "low", ...),
+    ("tools", [TOOL], ...), ("tools", [], None), ("format", {"b": 1, "a": 2}, ...),
     ("messages", [{"role": "SYSTEM", "content": "x"}], [{"role": "system", "content": "x"}]),
     ("messages", [{"role": "user"}], [{"role": "user", "content": ""}]),
     ("messages", [{"Role": "user", "CONTENT": "x", "name": "Jo", "thinking": "", "images": None}],
@@ -126,11 +130,14 @@ def test_an_option_is_sent_as_it_is_given(option):
     assert generate(options={option: SENT[option]}).call.options == {option: SENT[option], "num_predict": LIMIT}
 
 
-@pytest.mark.parametrize("option", [*sorted(LOAD_TIME), "colour"])
-def test_an_option_of_the_load_or_an_unknown_one_is_ignored(option):
+@pytest.mark.parametrize("option, value", [
+    *dict.fromkeys(("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "draft_num_predict"), 2).items(),
+    *dict.fromkeys(("use_mmap", "use_mlock", "numa", "low_vram", "f16_kv", "logits_all", "vocab_only"), True).items(),
+    ("rope_frequency_base", 2.5), ("rope_frequency_scale", 0.5), ("colour", "red"), ("num_Keep", 5)])
+def test_an_option_of_the_load_or_an_unknown_one_is_ignored(option, value):
     """It changes neither what is sent nor the key."""
-    value = True if option in {"use_mmap", "use_mlock", "numa", "low_vram", "f16_kv", "logits_all", "vocab_only"} else 2
-    assert generate(options={option: value}).call == generate().call
+    for ask in (generate, chat):
+        assert ask(options={option: value}).call == ask().call
 
 
 @pytest.mark.parametrize("given, sent", [
@@ -148,6 +155,9 @@ def test_the_operators_window_is_sent_and_part_of_the_key():
     requests = Requests(MODELS, LIMIT, 2048)
     assert generate(requests).call.options == {"num_predict": LIMIT, "num_ctx": 2048}
     assert generate(requests, options={"num_ctx": 2048}).call.key == generate(requests).call.key
+    body = json.dumps({"model": MODEL, "input": "a", "prompt": "a"}).encode()
+    for embedding in (*requests.embed(body)[1], requests.embeddings(body)):
+        assert embedding.options == {"num_ctx": 2048}
 
 
 @pytest.mark.parametrize("num_ctx, loaded, window", [(2048, None, 2048), (None, None, 8192), (None, 4096, 4096)])
@@ -243,6 +253,8 @@ BAD_GENERATE = [
     ({"top_logprobs": 1.5}, unmarshal("number 1.5", "GenerateRequest.top_logprobs", "int")),
     ({"context": [1, "x"]}, unmarshal("string", "GenerateRequest.context[1]", "int")),
     ({"keep_alive": {}}, unmarshal("object", "GenerateRequest.keep_alive", "Duration")),
+    ({"keep_alive": "soon"}, 'time: invalid duration "soon"'), ({"keep_alive": "5x"}, 'time: invalid duration "5x"'),
+    ({"keep_alive": "10"}, 'time: missing unit in duration "10"'),
     ({"options": [1]}, "options"),
     ({"top_logprobs": 21}, "top_logprobs must be between 0 and 20"),
     ({"top_logprobs": -1}, "top_logprobs must be between 0 and 20"),
@@ -260,6 +272,7 @@ BAD_GENERATE = [
     ({"options": {"stop": [5]}}, 'option "stop" must be of an array of strings'),
     ({"options": {"num_predict": LIMIT + 1}}, f"limit of this server, {LIMIT}"),
     ({"raw": True, "system": "x"}, "raw mode does not support template, system, or context"),
+    ({"raw": True, "template": "x"}, "raw mode does not support template, system, or context"),
     ({"raw": True, "context": [1]}, "raw mode does not support template, system, or context"),
     ({"model": "bad name"}, "invalid model name"), ({"model": "a/b/c/d"}, "invalid model name"),
     ({"model": "x" * 81}, "invalid model name")]
@@ -285,7 +298,8 @@ def test_a_wrong_field_of_generate_is_400(fields, text):
     ({"tools": [5]}, unmarshal("number", "ChatRequest.tools[0]", "object")),
     ({"tools": [{"function": "f"}]}, unmarshal("string", "ChatRequest.tools[0].function", "object")),
     ({"tools": [{"function": {"name": 5}}]}, unmarshal("number", "ChatRequest.tools[0].function.name", "string")),
-    ({"model": ""}, "model is required"), ({"model": None}, "model is required")])
+    ({"shift": 1}, unmarshal("number", "ChatRequest.shift", "bool")),
+    ({"keep_alive": "10"}, 'time: missing unit in duration "10"')])
 def test_a_wrong_field_of_chat_is_400(fields, text):
     """With its path down to the member that is wrong."""
     status, found = told(REQUESTS.chat, {"model": MODEL, "messages": MESSAGES, **fields})
@@ -299,11 +313,13 @@ def test_a_wrong_field_of_chat_is_400(fields, text):
     (REQUESTS.generate, {"model": "llama3", "prompt": "Hi"}, 404, "model 'llama3' not found"),
     (REQUESTS.chat, {"model": "nope:1b", "messages": MESSAGES}, 404, "model 'nope:1b' not found"),
     (REQUESTS.embed, {"model": "nope", "input": "a"}, 404, "model 'nope' not found"),
-    (REQUESTS.embed, {"input": "a"}, 404, "model '' not found"),
+    (REQUESTS.embeddings, {"model": "nope", "prompt": "a"}, 404, "model 'nope' not found"),
     (REQUESTS.show, {"model": "nope"}, 404, "model 'nope' not found"),
-    (REQUESTS.show, {}, 400, "model is required"), (REQUESTS.show, {"name": ""}, 400, "model is required")])
+    (REQUESTS.show, {"name": ""}, 400, "model is required"),
+    *((read, body, 400, "model is required") for body in ({}, {"model": None}, {"model": ""}, {"model": " "})
+      for read in (REQUESTS.chat, REQUESTS.embed, REQUESTS.embeddings, REQUESTS.show))])
 def test_a_model_that_is_not_served_is_not_found(read, body, status, text):
-    """Whether Ollama has it or not."""
+    """Whether Ollama has it or not; who names none is told so, by all routes but that of generate."""
     assert told(read, body) == (status, text)
 
 
@@ -317,8 +333,9 @@ def test_each_text_is_a_call_of_its_own(given, texts):
 
 @pytest.mark.parametrize("field, value, sent", [
     ("truncate", False, {"truncate": False}), ("dimensions", 5, {"dimensions": 5}), ("dimensions", 0, {}),
-    ("keep_alive", "5m", {}), ("other", 1, {}), ("options", {"num_gpu": 1, "num_ctx": 8192, "num_predict": 9999}, {
-        "options": {"num_predict": 9999}}), ("options", {"temperature": 1}, {"options": {"temperature": 1.0}})])
+    ("truncate", True, {"truncate": True}), ("keep_alive", "5m", {}), ("other", 1, {}),
+    ("options", {"num_gpu": 1, "num_ctx": 8192, "num_predict": 9999}, {"options": {"num_predict": 9999}}),
+    ("options", {"temperature": 1}, {"options": {"temperature": 1.0}})])
 def test_a_field_of_embed_is_sent_as_it_is_given(field, value, sent):
     """Options of the load are the operator's; those of a generation are sent, though they change nothing."""
     _, (embedding,) = REQUESTS.embed(json.dumps({"model": MODEL, "input": "a", field: value}).encode())
@@ -327,11 +344,14 @@ def test_a_field_of_embed_is_sent_as_it_is_given(field, value, sent):
 
 def test_the_old_form_is_a_call_of_its_own():
     """Ollama does not normalise what it gives there."""
-    read = REQUESTS.embeddings
-    assert read(json.dumps({"model": MODEL, "prompt": "a", "options": {"num_gpu": 1}}).encode()) == ModelCall.of(
-        EMBEDDINGS, MODEL, prompt="a")
-    assert read(json.dumps({"model": MODEL, "prompt": ""}).encode()) is None
-    assert told(read, {"prompt": "a"}) == (400, "model is required")
+    def read(**fields):
+        return REQUESTS.embeddings(json.dumps({"model": MODEL, "prompt": "a", **fields}).encode())
+
+    assert read(keep_alive="5m", options={"num_gpu": 1}) == ModelCall.of(EMBEDDINGS, MODEL, prompt="a")
+    assert read(options={"seed": 1}).body == {"model": MODEL, "prompt": "a", "options": {"seed": 1}}
+    assert read(prompt="") is None
+    status, text = told(REQUESTS.embeddings, {"model": MODEL, "prompt": "a", "options": {"num_ctx": 9000}})
+    assert status == 400 and "8192 tokens" in text
 
 
 @pytest.mark.parametrize("fields, text", [
@@ -349,7 +369,8 @@ def test_a_wrong_field_of_embed_is_400(fields, text):
 @pytest.mark.parametrize("body, shown", [
     ({"model": MODEL}, (MODEL, {})), ({"model": "", "name": "gpt-4o-mini", "options": None}, (MODEL, {})),
     ({"name": "other:1b", "verbose": True}, ("other:1b", {"verbose": True})),
-    ({"model": MODEL, "name": "nope", "verbose": False, "system": "s"}, (MODEL, {"system": "s"}))])
+    ({"model": MODEL, "name": "nope", "verbose": False, "system": "s"}, (MODEL, {"system": "s"})),
+    ({"model": MODEL, "template": "t", "options": {"seed": 1}}, (MODEL, {"template": "t", "options": {"seed": 1}}))])
 def test_what_to_show(body, shown):
     """The old name of the field counts where the new one is empty."""
     assert REQUESTS.show(json.dumps(body).encode()) == shown

@@ -128,7 +128,7 @@ def test_the_old_form_gives_one_vector(api, double):
     ({"input": [1, 2]}, 400, "invalid input type"), ({"input": [["a"]]}, 400, "invalid input type"),
     ({"dimensions": "x"}, 400, "EmbedRequest.dimensions of type int"),
     ({"model": "nope"}, 404, "model 'nope' not found"),
-    ({"model": ""}, 404, "model '' not found"), ({"model": "llama3:8b"}, 501, "does not support embeddings"),
+    ({"model": ""}, 400, "model is required"), ({"model": "llama3:8b"}, 501, "does not support embeddings"),
     ({"input": "word " * 9000, "truncate": False}, 400, "the input length exceeds the context length"),
     ({"input": "[[fault=oom]]"}, 502, "its log and ours")])
 def test_what_is_wrong_is_refused(api, fields, status, text):

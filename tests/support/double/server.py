@@ -170,6 +170,8 @@ class Server:
         fault = self.drawn(getattr(self.knobs, f'{name}_fault', ''), call)
         if fault in REPLIES:
             return await give(Answer(connection, self.knobs), fault)
+        if name == 'show':
+            call.json = parsed(body, 'ShowRequest')
         if name == 'pull':
             return await give(pulled(self, connection, body), fault)
         await give(Given(connection, self.knobs, getattr(self, name)(body)), fault)

@@ -49,7 +49,7 @@ class Call:
     path: str
     headers: dict               # names in lower case
     started: float
-    json: object = None         # the body of a generate, chat, embed
+    json: object = None         # the body of a generate, chat, embed, show, pull
     granted: float = 0.0        # when it got its slot
     beside: int = 0             # calls that had one then, this one too, whose clients had not left; seen or not by then
     ended: float = 0.0
