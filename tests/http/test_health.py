@@ -1,7 +1,10 @@
 """Health from outside: what each endpoint looks at, how soon it knows, that it never waits."""
 
+import fcntl
 import hashlib
+import sqlite3
 import time
+from contextlib import closing, contextmanager
 
 import pytest
 
@@ -97,6 +100,38 @@ def test_health_never_waits_behind_a_generation(api, double):
     for client in clients:
         client.close()
     double.wait(running=0)
+
+
+@contextmanager
+def locked(path):
+    """Hold the lock that every write to the store needs."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+
+
+@contextmanager
+def stalled(path):
+    """Have the disk of the store not come to an end."""
+    with open(f"{path}.stalled", "a") as disk:
+        fcntl.flock(disk, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.mark.parametrize("trouble", [locked, stalled])
+def test_livez_answers_many_times_while_the_store_waits(double, serve, tmp_path, trouble):
+    """For another process's write, or for the disk; what waits there goes on afterwards as if nothing had been."""
+    api = serve(double, start=False, cache_url=f"sqlite:///{tmp_path}/answers.db")
+    api.application = "tests.support.slow_disk:app"
+    api.start().ask(new_prompt())
+    prompt = new_prompt()
+    with trouble(tmp_path / "answers.db"):
+        asked = api.open_ask(prompt)
+        for _ in range(50):
+            assert api.get("/livez").json == {"status": "alive"}
+        assert double.generations[prompt] == 0
+    with asked:
+        assert (asked.head.status, asked.head.headers["Cache-Status"]) == (200, "llama-api; fwd=miss; stored")
 
 
 def test_the_first_probe_of_a_hanging_ollama_blocks_nobody(double, serve):
