@@ -220,13 +220,15 @@ def test_any_text_comes_through_whole(api):
     assert reply.status == 422 or reply.text == answer_for(prompt)
 
 
-def test_a_prompt_that_does_not_fit_is_refused_with_its_size(api, double):
-    """422 prompt-too-long, with the tokens it has and those there is room for; nothing is cut or stored."""
-    double.set(num_ctx=20)
+@pytest.mark.parametrize("version, told", [
+    ("0.12.6", "window; shorten"), ("0.29.0", "window; shorten"), ("0.30.0", "61 tokens, room for 20"),
+    ("0.33.0", "61 tokens, room for 20")])
+def test_a_prompt_that_does_not_fit_is_refused(api, double, version, told):
+    """422 prompt-too-long by each Ollama that tells, with its size where that is told; nothing is cut or stored."""
+    double.set(num_ctx=20, version=version)
     for stream in (False, True):
         reply = api.ask("word " * 50, stream=stream)
-        assert (reply.status, reply.slug) == (422, "prompt-too-long")
-        assert "61" in reply.json["detail"] and "20" in reply.json["detail"]
+        assert (reply.status, reply.slug) == (422, "prompt-too-long") and told in reply.json["detail"]
     assert double.calls("/api/generate")[-1].json["truncate"] is False
 
 

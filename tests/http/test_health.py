@@ -80,6 +80,21 @@ def test_trouble_with_ollama_is_told_with_its_reason(api, double, trouble):
     assert api.get("/health").status == 200
 
 
+def test_an_ollama_that_cuts_prompts_is_told_of_with_its_cure(api, double):
+    """Degraded, for it serves: by /health, and once by the log, until Ollama has been updated."""
+    double.set(version="0.12.5")
+    until(lambda: api.health()["ollama"]["version"] == "0.12.5")
+    reply = api.get("/health")
+    assert (reply.status, reply.json["status"], reply.json["hosts"][0]["usable"]) == (200, "degraded", True)
+    assert reply.json["reason"] == reply.json["hosts"][0]["reason"]
+    assert "cuts prompts" in reply.json["reason"] and "update it to 0.12.6 or later" in reply.json["reason"]
+    assert api.get("/readyz").status == 200
+    double.set(version="0.12.6")
+    until(lambda: api.health()["status"] == "healthy")
+    warned, = [record for record in api.records if "0.12.5" in record["message"]]
+    assert warned["level"] == "WARNING" and "update it to 0.12.6 or later" in warned["message"]
+
+
 def test_all_callers_share_a_probe(api, double):
     """However many ask, Ollama is asked at most about once a second, and never to generate."""
     before, started = len(double.calls("/api/tags")), time.monotonic()
