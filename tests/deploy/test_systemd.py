@@ -1,5 +1,6 @@
 """The unit, by systemd's own checks, and the rotation of its log, by logrotate itself."""
 
+import configparser
 import getpass
 import grp
 import os
@@ -9,11 +10,21 @@ import sys
 
 import pytest
 
+from llama_api.upstreams import Slots
 from tests.support.gunicorn_server import ROOT
 from tests.support.programs import needed
 
 UNIT = ROOT / "deploy" / "systemd" / "llama-api@.service"
 ROTATION = ROOT / "deploy" / "systemd" / "llama-api.logrotate"
+
+
+@pytest.fixture(scope="module")
+def service():
+    """The options of the unit's service by their names; of one that is given twice the last."""
+    unit = configparser.RawConfigParser(strict=False)
+    unit.optionxform = str
+    unit.read(UNIT)
+    return unit["Service"]
 
 
 @pytest.fixture
@@ -42,21 +53,32 @@ def test_the_unit_is_as_closed_as_it_says(analyze):
     assert done.returncode == 0, done.stdout
 
 
-def test_the_port_is_the_instances_own():
+def test_the_port_is_the_instances_own(service):
     """Whatever the file of settings says: two instances cannot be sent to one port."""
-    environment, command = re.search(r"^ExecStart=(.*?) (/opt/.*)$", UNIT.read_text(), re.MULTILINE).groups()
+    environment, command = re.fullmatch("(.*?) (/opt/.*)", service["ExecStart"]).groups()
     assert command.endswith("gunicorn wsgi:app")
     done = subprocess.run([*environment.replace("%i", "8001").split(), "printenv", "LLAMA_API_BIND"],
                           env={**os.environ, "LLAMA_API_BIND": "127.0.0.1:9"}, capture_output=True, text=True)
     assert done.stdout == "127.0.0.1:8001\n"
 
 
-def test_there_are_descriptors_for_all_callers():
+def test_there_are_descriptors_for_all_callers(service):
     """As many as a worker takes connections by default, and one more for the generation of each."""
-    limit = int(re.search(r"^LimitNOFILE=(\d+)$", UNIT.read_text(), re.MULTILINE).group(1))
     printed = subprocess.run([sys.executable, "-m", "gunicorn", "--print-config", "wsgi:app"], cwd=ROOT,
                              env={**os.environ, "LLAMA_API_LOG_FILE": ""}, capture_output=True, text=True).stdout
-    assert limit > 2 * int(re.search(r"^worker_connections += (\d+)$", printed, re.MULTILINE).group(1))
+    connections = int(re.search(r"^worker_connections += (\d+)$", printed, re.MULTILINE).group(1))
+    assert int(service["LimitNOFILE"]) > 2 * connections
+
+
+def test_all_instances_count_slots_in_one_place(service, tmp_path, monkeypatch):
+    """In a directory of the unit, not of an instance, that stays when one stops; each has a /tmp of its own."""
+    assert service["PrivateTmp"] == service["RuntimeDirectoryPreserve"] == "yes"
+    assert re.fullmatch("[a-z-]+", service["RuntimeDirectory"])
+    run = tmp_path / service["RuntimeDirectory"]
+    run.mkdir()
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(run))
+    Slots("http://a:11434", 1).take(0.0)
+    assert [path.name for path in run.rglob("slot-*")] == ["slot-0"]
 
 
 def test_the_log_is_rotated_and_the_last_one_compressed_later(tmp_path):

@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from llama_api.upstreams.slot_files import FOLDER, identity, open_folder
 from tests.support.fakes import Clock, until
 
 URL = "http://a:11434"
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
 
 def ticking():
@@ -55,7 +57,28 @@ def test_a_folder_is_for_everybody(slots_base):
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder_of(slots_base).iterdir()} == {0o666}
 
 
-@pytest.mark.parametrize("plant", ["link", "file", "open"])
+@as_root
+def test_services_of_two_users_count_together(monkeypatch):
+    """Though each makes files that the other finds."""
+    with tempfile.TemporaryDirectory() as base:  # pytest's own can be entered by its owner alone
+        os.chmod(base, 0o1777)
+        monkeypatch.setenv("RUNTIME_DIRECTORY", base)
+        ours = Slots(URL, 3, ticking())
+        ours.take(1.0)
+        child = os.fork()
+        if child == 0:
+            failed = True
+            try:
+                os.setuid(12345)
+                theirs = Slots(URL, 3, ticking())
+                failed = [theirs.take(1.0), theirs.take(1.0), theirs.take(1.0), theirs.held] != [1, 2, None, 3]
+            finally:
+                os._exit(failed)
+        assert os.waitpid(child, 0)[1] == 0
+        assert [ours.take(1.0), ours.take(1.0), ours.take(1.0)] == [1, 2, None]
+
+
+@pytest.mark.parametrize("plant", ["link", "file", pytest.param("open", marks=as_root)])
 def test_a_planted_folder_is_not_used(slots_base, tmp_path_factory, monkeypatch, plant):
     """A link, a file or another user's open folder in its place: the next base is taken, and nothing is followed."""
     other, fallback = tmp_path_factory.mktemp("other"), tmp_path_factory.mktemp("fallback")
