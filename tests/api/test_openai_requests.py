@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_api.api.openai_errors import FieldError, NotSupported, error_object, refusal
-from llama_api.api.openai_requests import CHAT_FIELDS, COMPLETION_FIELDS, EFFORTS, IGNORED, REFUSED, OpenAIRequests
+from llama_api.api.openai_requests import CHAT_FIELDS, COMPLETION_FIELDS, OpenAIRequests
 from llama_api.core import Models
 from llama_api.errors import LlamaApiError, ModelNotServed, OllamaRefused, OllamaUnavailable
 from llama_api.faults import fault_of
@@ -27,6 +27,15 @@ ASKED = {"role": "assistant", "content": None, "tool_calls": [CALL]}
 RESULT = {"role": "tool", "tool_call_id": "call_1", "content": "Rain"}
 SCHEMA = {"type": "object", "properties": {"b": {"type": "string"}, "a": {"type": "integer"}}}
 STRUCTURED = {"type": "json_schema", "json_schema": {"name": "n", "strict": True, "schema": SCHEMA}}
+EFFORTS = {"none": False, "minimal": "low", "low": "low", "medium": "medium", "high": "high", "max": "max",
+           "xhigh": "max", "ultra": "max"}
+IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
+           "prompt_cache_retention", "prompt_cache_options", "prediction")
+REFUSED = ("functions", "function_call", "audio", "web_search_options", "moderation", "num_ctx", "keep_alive",
+           "options", "think", "raw", "template")
+SAMPLING = [
+    {"temperature": 0, "top_p": 0.5, "seed": 3}, {"top_p": 0, "frequency_penalty": -2, "presence_penalty": 2},
+    {"top_k": 5, "min_p": 0.1, "repeat_penalty": 1.1, "temperature": 2, "seed": 0}]
 
 
 class PlayedFleet:
@@ -71,10 +80,7 @@ def completion(reader=READER, **fields):
     ({"model": "other:1b"}, {"model": "other:1b"}, {}),
     ({"max_tokens": 7}, {}, {"num_predict": 7}), ({"max_completion_tokens": 7}, {}, {"num_predict": 7}),
     ({"max_tokens": 9, "max_completion_tokens": 7}, {}, {"num_predict": 7}),
-    ({"temperature": 0, "top_p": 0.5, "seed": 3}, {}, {"temperature": 0.0, "top_p": 0.5, "seed": 3}),
-    ({"top_p": 0}, {}, {"top_p": 0.0}),
-    ({"frequency_penalty": -2, "presence_penalty": 2}, {}, {"frequency_penalty": -2.0, "presence_penalty": 2.0}),
-    ({"top_k": 5, "min_p": 0.1, "repeat_penalty": 1.1}, {}, {"top_k": 5, "min_p": 0.1, "repeat_penalty": 1.1}),
+    *((fields, {}, fields) for fields in SAMPLING),
     ({"stop": "x"}, {}, {"stop": ["x"]}), ({"stop": ["x", "y"]}, {}, {"stop": ["x", "y"]}), ({"stop": []}, {}, {}),
     ({"response_format": {"type": "text"}}, {}, {}),
     ({"response_format": {"type": "json_object"}}, {"format": "json"}, {}),
@@ -86,9 +92,7 @@ def completion(reader=READER, **fields):
     ({"logprobs": True}, {"logprobs": True}, {}), ({"logprobs": False}, {}, {}),
     ({"logprobs": True, "top_logprobs": 2}, {"logprobs": True, "top_logprobs": 2}, {}),
     ({"logprobs": True, "top_logprobs": 0}, {"logprobs": True}, {}),
-    *(({"reasoning_effort": effort}, {"think": think}, {}) for effort, think in (
-        ("none", False), ("minimal", "low"), ("low", "low"), ("medium", "medium"), ("high", "high"), ("max", "max"),
-        ("xhigh", "max"), ("ultra", "max"))),
+    *(({"reasoning_effort": effort}, {"think": think}, {}) for effort, think in EFFORTS.items()),
     ({"reasoning": {"effort": "high"}, "reasoning_effort": "low"}, {"think": "high"}, {}),
     ({"reasoning": {}, "reasoning_effort": "low"}, {"think": "low"}, {}),
     ({"reasoning": {"effort": None}, "reasoning_effort": "none"}, {"think": False}, {})])
@@ -102,6 +106,7 @@ def test_a_chat_becomes_a_call(fields, body, options):
 
 @pytest.mark.parametrize("fields, body, options", [
     ({}, {}, {}), ({"prompt": ["Hi"]}, {}, {}), ({"max_tokens": 5, "stop": "x"}, {}, {"num_predict": 5, "stop": ["x"]}),
+    *((fields, {}, fields) for fields in SAMPLING),
     ({"suffix": "end"}, {"suffix": "end"}, {}), ({"suffix": ""}, {}, {}), ({"echo": False, "best_of": 1}, {}, {}),
     ({"logprobs": 0}, {"logprobs": True}, {}), ({"logprobs": 3}, {"logprobs": True, "top_logprobs": 3}, {})])
 def test_a_completion_becomes_a_call(fields, body, options):
@@ -117,6 +122,8 @@ def test_the_operators_settings_go_with_every_call():
     reader = requests(max_tokens_limit=9, num_ctx=4096)
     for asked in (chat(reader), completion(reader)):
         assert (asked.call.options["num_predict"], asked.call.options["num_ctx"]) == (9, 4096)
+    embedding, = requests(("embedding",), num_ctx=4096).embeddings(b'{"model": "llama3:8b", "input": "Hi"}').calls()
+    assert embedding.body == {"model": "llama3:8b", "input": "Hi", "truncate": False, "options": {"num_ctx": 4096}}
 
 
 @pytest.mark.parametrize("fields, form", [
@@ -130,6 +137,9 @@ def test_the_form_of_the_answer_is_no_part_of_the_call(fields, form):
     asked = chat(**fields)
     assert (asked.streamed, asked.usage, asked.one_call) == form
     assert asked.call.key == chat().call.key
+    if "parallel_tool_calls" not in fields:
+        asked = completion(**fields)
+        assert (asked.streamed, asked.usage, asked.call.key) == (*form[:2], completion().call.key)
 
 
 def user(*parts):
@@ -141,11 +151,14 @@ def user(*parts):
     (user({"type": "text", "text": "Hi", "cache_control": {}}), HI),
     (user({"type": "text", "text": "a"}, {"type": "text", "text": "b"}), [{"role": "user", "content": "a\n\nb"}]),
     (user({"type": "text", "text": "See"}, IMAGE), [{"role": "user", "content": "See", "images": [PNG]}]),
-    (user({"type": "image_url", "image_url": f"data:;base64,{PNG}"}), [{"role": "user", "content": "",
-                                                                        "images": [PNG]}]),
+    *((user({"type": "image_url", "image_url": f"data:{kind};base64,{PNG}"}), [
+        {"role": "user", "content": "", "images": [PNG]}]) for kind in (
+            "", "image/png", "image/jpeg", "image/jpg", "image/webp")),
+    *(([{"role": role, "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, *HI],
+       [{"role": "system", "content": "a\n\nb"}, *HI]) for role in ("system", "developer")),
     ([*HI, {"role": "assistant"}, {"role": "assistant", "content": None}, {"role": "assistant", "content": []}],
      [*HI, *[{"role": "assistant", "content": ""}] * 3]),
-    ([*HI, {"role": "assistant", "content": "a", "reasoning": "b", "refusal": None, "audio": None}],
+    ([*HI, {"role": "assistant", "content": "a", "reasoning": "b", "refusal": None, "audio": {"id": "c"}}],
      [*HI, {"role": "assistant", "content": "a", "thinking": "b"}]),
     ([*HI, {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}], "reasoning_content": "b"}],
      [*HI, {"role": "assistant", "content": "no", "thinking": "b"}]),
@@ -153,6 +166,10 @@ def user(*parts):
         *HI, {"role": "assistant", "content": "", "tool_calls": [
             {"id": "call_1", "function": {"name": "weather", "arguments": {"city": "Oslo", "a": 1}}}]},
         {"role": "tool", "content": "Rain", "tool_name": "weather", "tool_call_id": "call_1"}, *HI]),
+    ([ASKED, {**RESULT, "name": "other", "content": [{"type": "text", "text": "Rain"}]}], [
+        {"role": "assistant", "content": "", "tool_calls": [
+            {"id": "call_1", "function": {"name": "weather", "arguments": {"city": "Oslo", "a": 1}}}]},
+        {"role": "tool", "content": "Rain", "tool_name": "weather", "tool_call_id": "call_1"}]),
     ([*HI, {**ASKED, "tool_calls": [{"id": "1", "index": 0, "function": {"name": "f", "arguments": ""}}]}],
      [*HI, {"role": "assistant", "content": "", "tool_calls": [
          {"id": "1", "function": {"name": "f", "arguments": {}}}]}]),
@@ -164,17 +181,29 @@ def test_messages_become_native_ones(messages, native):
 
 # What shares a key, and what never does
 
+SAME = {"temperature": 1, "top_p": 1.0, "frequency_penalty": 0, "presence_penalty": 0.0, "n": 1, "logit_bias": {},
+        "stop": [], "stream": True}
+
+
+@pytest.mark.parametrize("ask, fields", [
+    *((chat, {name: None}) for name in sorted({*CHAT_FIELDS, *REFUSED} - {"model", "messages"})),
+    *((completion, {name: None}) for name in sorted({*COMPLETION_FIELDS, *REFUSED} - {"model", "prompt"})),
+    *((ask, {name: value}) for ask in (chat, completion) for name in IGNORED
+      for value in (None, 5, {"any": ["value"]})),
+    *((ask, {name: value}) for ask in (chat, completion) for name, value in SAME.items())])
+def test_a_field_that_says_nothing_makes_no_difference(ask, fields):
+    """null, the default of a field, and what never changes an answer."""
+    assert ask(**fields).call.key == ask().call.key
+
+
 @pytest.mark.parametrize("one, other", [
-    ({}, dict.fromkeys([*CHAT_FIELDS - {"model", "messages"}, *IGNORED, *REFUSED])),
-    ({}, {name: {"any": ["value"]} for name in IGNORED}),
-    ({}, {"temperature": 1, "top_p": 1.0, "frequency_penalty": 0, "n": 1, "max_tokens": 8192, "logit_bias": {},
-          "modalities": ["text"], "verbosity": "medium", "tool_choice": "none"}),
+    ({}, {"max_tokens": 8192, "modalities": ["text"], "verbosity": "medium", "tool_choice": "none"}),
     ({"messages": user({"type": "text", "text": "Hi"})},
      {"messages": [{"content": "Hi", "name": "Jo", "role": "user"}]}),
     ({"tools": [TOOL]}, {"tools": [{"function": {**TOOL["function"], "strict": True}, "type": "function"}]}),
     ({"messages": user(IMAGE)}, {"messages": user({"type": "image_url", "image_url": IMAGE["image_url"]["url"]})})])
 def test_what_sends_the_same_shares_a_key(one, other):
-    """Defaults, null, other spellings and ignored fields make no difference."""
+    """Defaults and other spellings make no difference."""
     assert chat(**one).call.key == chat(**other).call.key
 
 

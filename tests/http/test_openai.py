@@ -127,9 +127,13 @@ def test_a_completion(api, double):
     choice = first.json["choices"][0]
     assert (choice["text"], choice["finish_reason"]) == ("".join(pieces_for(prompt, n=16)[0]), "length")
     assert first.json["object"] == "text_completion"
-    stream = post(api, COMPLETIONS, {"model": MODEL, "prompt": [prompt], "max_tokens": 16, "stream": True})
+    stream = post(api, COMPLETIONS, {"model": MODEL, "prompt": [prompt], "max_tokens": 16, "stream": True,
+                                     "stream_options": {"include_usage": True}})
     assert stream.cache == "llama-api; hit"
-    *pieces, last = [chunk["choices"][0] for chunk in chunks_of(stream)]
+    *chunks, usage = chunks_of(stream)
+    assert (usage["choices"], usage["usage"]) == ([], first.json["usage"])
+    assert all(chunk["usage"] is None for chunk in chunks)
+    *pieces, last = [chunk["choices"][0] for chunk in chunks]
     assert "".join(piece["text"] for piece in pieces) == choice["text"]
     assert (last["text"], last["finish_reason"]) == ("", "length")
     assert double.calls("/api/generate")[-1].json["options"]["num_predict"] == 16
