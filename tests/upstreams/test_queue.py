@@ -46,11 +46,22 @@ def waiter(model="m", tried=(), since=None):
     return Waiter(model, list, tried, since)
 
 
+class Watched(Cancellation):
+    """Counts how often its waiter, each time that it wakes, looks at it."""
+
+    looks = 0
+
+    def __getattribute__(self, name):
+        if name == "requested":
+            self.looks += 1
+        return super().__getattribute__(name)
+
+
 class Holder:
     """A thread that wants a slot of ``queue`` and holds it until told to let go."""
 
     def __init__(self, queue, note=lambda slot: None, **wanted):
-        self.cancellation, self.error, self.waiter, self.slot = Cancellation(), None, waiter(**wanted), None
+        self.cancellation, self.error, self.waiter, self.slot = Watched(), None, waiter(**wanted), None
         self._queue, self._note, self._go, self.holding = queue, note, threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -245,19 +256,32 @@ def test_who_is_cancelled_before_does_not_queue():
     assert queue.running == queue.waiting == 0
 
 
-def test_many_who_wait_cost_nothing_when_no_other_process_can_help(monkeypatch):
-    """Three hundred waiters behind slots of their own process sleep; who holds the slot gives it on at once."""
-    queue, looks, take = make(limit=300), [], Slots.take
-    monkeypatch.setattr(Slots, "take", lambda slots, since: looks.append(since) or take(slots, since))
-    first = holding(queue)
-    holders = queue_up(queue, 300)
-    looks.clear()
+def test_many_who_wait_cost_nothing_when_no_other_process_can_help():
+    """Three hundred waiters behind slots of their own process sleep; who holds the slot wakes the next one alone."""
+    queue = make(limit=300)
+    first, waiting = holding(queue), queue_up(queue, 300)
+    until(lambda: all(holder.cancellation.looks >= 2 for holder in waiting))  # before its sleep, and as that begins
+    before = sum(holder.cancellation.looks for holder in waiting)
     time.sleep(0.5)
-    asleep = len(looks)
-    first.end()
-    for holder in holders:
+    assert sum(holder.cancellation.looks for holder in waiting) == before
+    for holder in [first, *waiting]:
         holder.end()
-    assert asleep <= 5 and len(looks) <= 1000
+    assert max(holder.cancellation.looks for holder in waiting) <= 5
+
+
+def test_only_the_first_one_looks_for_what_another_process_gives_back():
+    """Those behind it sleep meanwhile."""
+    there, queue = Slots("http://a", 1), make()
+    slot = there.take(0.0)
+    waiting = queue_up(queue, 20)
+    head, *others = [holder.cancellation for holder in waiting]
+    until(lambda: head.looks > 20 and all(one.looks >= 2 for one in others))
+    before = [one.looks for one in others]
+    until(lambda: head.looks > 40)
+    assert [one.looks for one in others] == before
+    there.give_back(slot)
+    for holder in waiting:
+        holder.end()
 
 
 # Models and what is usable
