@@ -21,6 +21,7 @@ from ..waiting import Wait, Watchdog
 from .parsed_bodies import ParsedBodies
 
 CACHE_NAME = "llama-api"
+JSON_TYPE = "application/json"
 Json = dict[str, Any]
 
 
@@ -28,6 +29,7 @@ class Grammar(Protocol):
     """How one API writes an answer; an object of its own for each answer, so it may count what it has written."""
 
     content_type: str  # of a streamed answer
+    whole_type: str  # of a plain one
 
     def whole(self, answer: Answer, reply: Reply, figures: Json) -> bytes:
         """The body of a plain answer; ``figures`` is what POST /generate tells as ``metrics``."""
@@ -82,9 +84,10 @@ class Exchanges:
         reply = self._service.ask(call, self.directives, gone_check(request.environ), g.trace)
         g.record["cache"] = reply.result
         return self._stream(reply, grammar) if streamed else self._plain(
-            reply, lambda answer, figures: grammar.whole(answer, reply, figures))
+            reply, lambda answer, figures: grammar.whole(answer, reply, figures), grammar.whole_type)
 
-    def embed(self, calls: Sequence[ModelCall], write: Callable[[Answer, EmbeddingReply], bytes]) -> Response:
+    def embed(self, calls: Sequence[ModelCall], write: Callable[[Answer, EmbeddingReply], bytes],
+              content_type: str = JSON_TYPE) -> Response:
         """Answer the current request, which asks for the vectors of ``calls``, with the body that ``write`` makes.
 
         Raises what kept them from coming.
@@ -92,7 +95,7 @@ class Exchanges:
         self._note(calls[0].with_texts([call.text for call in calls]))
         reply = self._embeddings.ask(calls, self.directives, gone_check(request.environ), g.trace)
         g.record["cache"] = reply.result
-        return self._plain(reply, lambda answer, figures: write(answer, reply))
+        return self._plain(reply, lambda answer, figures: write(answer, reply), content_type)
 
     def load(self, model: str) -> None:
         """Have ``model`` loaded for the current request. Raises what kept it from being loaded."""
@@ -104,14 +107,14 @@ class Exchanges:
         if self._settings.log_prompts:
             g.record["prompt"] = call.question
 
-    def _plain(self, reply: Reply, write: Callable[[Answer, Json], bytes]) -> Response:
+    def _plain(self, reply: Reply, write: Callable[[Answer, Json], bytes], content_type: str) -> Response:
         try:
             answer = reply.answer()
         finally:
             reply.close()
         body = write(answer, self._ended(reply, answer))
         headers = cache_headers(reply, self._service, reply.stored)
-        return current_app.response_class(body, headers=headers, content_type="application/json")
+        return current_app.response_class(body, headers=headers, content_type=content_type)
 
     def _stream(self, reply: Reply, grammar: Grammar) -> Response:
         try:

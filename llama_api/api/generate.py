@@ -9,14 +9,14 @@ from ..faults import Fault
 from ..http import problem_of
 from ..waiting import Wait
 from .event_stream import CONTENT_TYPE, comment, event
-from .exchange import Exchanges, Json
+from .exchange import JSON_TYPE, Exchanges, Json
 from .schemas import GenerateRequest
 
 
 class GenerateGrammar:
     """The answer to POST /generate."""
 
-    content_type = CONTENT_TYPE
+    content_type, whole_type = CONTENT_TYPE, JSON_TYPE
 
     def whole(self, answer: Answer, reply: Reply, figures: Json) -> bytes:
         return orjson.dumps({"response": answer.text, **_ending(answer, reply, figures)})

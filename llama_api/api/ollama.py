@@ -10,7 +10,8 @@ from ..faults import Fault
 from ..http import problems
 from ..upstreams import Fleet
 from .exchange import Exchanges, Json
-from .ollama_grammar import Asked, OllamaGrammar, Requests, embedded, embedded_one, error_body, status_and_text, tags_of
+from .ollama_grammar import (WHOLE, Asked, OllamaGrammar, Requests, embedded, embedded_one, error_body, status_and_text,
+                             tags_of)
 
 PREFIX = "/api/"
 VERSION = "0.0.0"  # told while no Ollama tells its own
@@ -43,13 +44,15 @@ def _add_calls(bp: Blueprint, exchanges: Exchanges, requests: Requests) -> None:
     def ollama_embed() -> Response:
         """Embed texts, each of which is cached by itself."""
         name, calls = requests.embed(exchanges.body(any_type=True))
-        return exchanges.embed(calls, partial(embedded, name)) if calls else _json({"model": name, "embeddings": []})
+        if not calls:
+            return _json({"model": name, "embeddings": []})
+        return exchanges.embed(calls, partial(embedded, name), WHOLE)
 
     @bp.post("/embeddings")
     def ollama_embeddings() -> Response:
         """Embed one text, by Ollama's old form."""
         call = requests.embeddings(exchanges.body(any_type=True))
-        return exchanges.embed([call], embedded_one) if call is not None else _json({"embedding": []})
+        return exchanges.embed([call], embedded_one, WHOLE) if call is not None else _json({"embedding": []})
 
 
 def _add_facts(bp: Blueprint, exchanges: Exchanges, requests: Requests, models: Models, fleet: Fleet) -> None:
@@ -95,7 +98,7 @@ def _add_refusals(bp: Blueprint) -> None:
 def write(fault: Fault, error: Exception) -> Response:
     """The response to a failure of a URL below /api."""
     status, text = status_and_text(fault, error)
-    return Response(error_body(text), status, content_type="application/json; charset=utf-8")
+    return Response(error_body(text), status, content_type=WHOLE)
 
 
 WRITERS: dict[str, problems.Writer] = {PREFIX: write}
@@ -114,4 +117,4 @@ def _json(value: Json) -> Response:
 
 
 def _body(body: bytes) -> Response:
-    return current_app.response_class(body, content_type="application/json; charset=utf-8")
+    return current_app.response_class(body, content_type=WHOLE)

@@ -148,6 +148,8 @@ def _format(path: str, value: Any) -> Any:
 
 
 def _think(path: str, value: Any) -> Any:
+    if value == "":
+        return None
     if isinstance(value, str) and value not in THINK:
         refuse(path, f"invalid think value: {json.dumps(value[:100])} (must be {_THINK})")
     if not isinstance(value, (bool, str)):
@@ -190,7 +192,7 @@ KEEP_ALIVE = Kind({"anyOf": [{"type": "number"}, {"type": "string", "pattern": _
 IMAGE = Kind({"type": "string", "pattern": "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"}, _image)
 INPUT = Kind({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string", "minLength": 1}}]}, _input)
 FORMAT = Kind({"anyOf": [{"enum": ["", "json"]}, {"type": "object"}]}, _format)
-THINKING = Kind({"enum": [True, False, *THINK]}, _think)
+THINKING = Kind({"enum": [True, False, "", *THINK]}, _think)
 TOP_LOGPROBS = Kind({"type": "integer", "minimum": 0, "maximum": 20}, _top_logprobs)
 # As they are given, for the order inside them is printed into the prompt.
 TOOL = Kind(_function(description={"type": "string"}, parameters={"type": "object"}), _tool)

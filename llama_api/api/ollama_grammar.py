@@ -20,6 +20,7 @@ from .ollama_fields import (BOOLEAN, FLAG, FORMAT, IMAGE, INPUT, INTEGER, KEEP_A
 from .ollama_options import LOAD_TIME, OPTIONS
 from .parsed_bodies import Parser, parse_afresh
 
+WHOLE = "application/json; charset=utf-8"  # the Content-Type of whatever is not a stream
 PASSED_ON = frozenset({400, 404, 501})  # statuses of Ollama's that tell what is wrong with a request
 _NAME = re.compile(r"(\w[\w.-]{0,79}/){0,2}\w[\w.-]{0,79}(:\w[\w.-]{0,79})?", re.ASCII)
 _MODEL = {"model": WORDS, "keep_alive": KEEP_ALIVE, "options": OPTIONS}
@@ -158,7 +159,7 @@ class Requests:
 class OllamaGrammar:
     """The records of one answer to /api/generate or /api/chat."""
 
-    content_type = "application/x-ndjson"
+    content_type, whole_type = "application/x-ndjson", WHOLE
 
     def __init__(self, asked: Asked):
         self._asked = asked

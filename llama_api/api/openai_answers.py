@@ -13,7 +13,7 @@ from ..core import Reply
 from ..faults import Fault, fault_of
 from ..waiting import Wait
 from .event_stream import CONTENT_TYPE, comment, event
-from .exchange import Json
+from .exchange import JSON_TYPE, Json
 from .openai_errors import error_object, refusal
 from .openai_requests import Asked
 
@@ -39,7 +39,7 @@ class Identity(NamedTuple):
 class OpenAIGrammar:
     """What the answers of the two endpoints have in common."""
 
-    content_type = CONTENT_TYPE
+    content_type, whole_type = CONTENT_TYPE, JSON_TYPE
     whole_object = chunk_object = "text_completion"
 
     def __init__(self, asked: Asked, identity: Identity):

@@ -82,7 +82,7 @@ def test_a_prompt_alone_is_sent_with_a_bound():
 
 BOTH = [
     ("format", "json", ...), ("format", {"type": "object"}, ...), ("format", "", None), ("format", None, None),
-    ("think", True, ...), ("think", False, ...), ("think", "high", ...), ("think", None, None),
+    ("think", True, ...), ("think", False, ...), ("think", "high", ...), ("think", None, None), ("think", "", None),
     ("truncate", False, ...), ("truncate", True, ...), ("shift", False, ...), ("shift", None, None),
     ("logprobs", True, ...), ("logprobs", False, None), ("top_logprobs", 5, ...), ("top_logprobs", 0, None),
     ("_debug_render_only", True, ...), ("_debug_render_only", False, None), ("no_such_field", 1, None),

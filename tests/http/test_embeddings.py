@@ -60,6 +60,7 @@ def test_a_list_is_answered_from_what_is_stored_and_one_call_for_the_rest(api, d
     one, two, three = (new_prompt() for _ in range(3))
     first = embed(api, [one, two, one])
     assert (first.status, first.cache, first.json["model"]) == (200, MISS, MODEL)
+    assert first.headers["Content-Type"] == "application/json; charset=utf-8"
     second = embed(api, [three, two, one, three])
     assert second.cache == MISS and second.json["embeddings"] == vectors(three, two, one, three)
     hit = embed(api, [two, one])

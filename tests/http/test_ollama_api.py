@@ -67,6 +67,7 @@ def test_a_plain_answer_has_the_shape_of_ollamas(api, double):
     reply = generate(api, prompt, model="LLAMA3:8b")
     body = reply.json
     assert reply.status == 200 and reply.cache == "llama-api; fwd=miss; stored"
+    assert reply.headers["Content-Type"] == "application/json; charset=utf-8"
     assert body.keys() == {"model", "created_at", "response", "done", "done_reason", "context", "total_duration",
                            "load_duration", "prompt_eval_count", "prompt_eval_duration", "eval_count", "eval_duration"}
     assert (body["model"], body["response"], body["done"], body["done_reason"]) == (
