@@ -53,17 +53,22 @@ class Flight:
         self.landing: Landing | None = None
         self.error: BaseException | None = None
         self.landed = False
-        self._watchers: list[threading.Event] = []  # set at the landing
-        self._piece_watchers: list[threading.Event] = []  # set at each publication as well
+        self._watchers: dict[threading.Event, None] = {}  # set at the landing
+        self._piece_watchers: dict[threading.Event, None] = {}  # set at each publication as well
 
     def watch(self, event: threading.Event, pieces: bool) -> None:
         """Have ``event`` set when the flight has landed, and with ``pieces`` whenever some have come."""
-        (self._piece_watchers if pieces else self._watchers).append(event)
+        (self._piece_watchers if pieces else self._watchers)[event] = None
+
+    def unwatch(self, event: threading.Event) -> None:
+        """Have ``event`` set no more."""
+        self._piece_watchers.pop(event, None)
+        self._watchers.pop(event, None)
 
     def publish(self, pieces: Sequence[Piece]) -> None:
         """Add the pieces that came together and wake those who stream."""
         self._add(pieces)
-        for event in self._piece_watchers:
+        for event in list(self._piece_watchers):  # a copy: readers come and go meanwhile
             event.set()
 
     def land(self, landing: Landing | None = None, error: BaseException | None = None) -> None:
@@ -135,6 +140,8 @@ class Reader:
         """Leave the flight; the last one to leave cancels it."""
         if self._open:
             self._open = False
+            if self._news is not None:
+                self.flight.unwatch(self._news)
             self._flights.leave(self.flight)
 
     def _wait_piece(self, silence: float | None) -> bool:

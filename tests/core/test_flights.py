@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llama_api.answer import Piece
 from llama_api.core import flights as flights_module
-from llama_api.core.flights import Flight, Flights, Landing
+from llama_api.core.flights import Flight, Flights, Landing, Reader
 from llama_api.errors import ClientGone, GenerationCancelled
 from llama_api.waiting import Cancelled, Wait
 from tests.support.fakes import answer, in_threads, until
@@ -203,6 +203,24 @@ def test_only_the_last_leaver_cancels():
     again, started = flights.board("key", Producer(), here)
     assert started
     again.close()
+
+
+@pytest.mark.parametrize("read", [Reader.start, Reader.outcome, lambda reader: next(reader.events())],
+                         ids=["start", "outcome", "events"])
+def test_a_flight_wakes_nobody_who_has_left(read, monkeypatch):
+    """However a reader read, the flight forgets it when it closes, and wakes those who stay."""
+    monkeypatch.setattr(flights_module, "READER_TICK", 0.01)
+    flights, produce, watched = Flights(), Producer(), []
+    leaver, stayer = (flights.board("key", produce, gone)[0] for gone in (lambda: True, here))
+    watch = leaver.flight.watch
+    monkeypatch.setattr(leaver.flight, "watch", lambda event, pieces: watched.append(event) or watch(event, pieces))
+    with pytest.raises(ClientGone):
+        read(leaver)
+    leaver.close()
+    event, = watched
+    publish(leaver.flight, "a")
+    produce.end("a")
+    assert text_of(stayer) == "a" and not event.is_set()
 
 
 def test_leaving_after_the_end_cancels_nothing():
