@@ -84,7 +84,7 @@ def _length(line: bytes) -> int:
 
 
 class EagerResponse(http.client.HTTPResponse):
-    """A response whose ``read1`` gives the content of all chunks that have arrived; the first byte is waited for."""
+    """A response whose ``read1`` gives all content that has arrived; the first byte is waited for."""
 
     def begin(self) -> None:
         """Read the head."""
@@ -92,9 +92,14 @@ class EagerResponse(http.client.HTTPResponse):
         self._decoder = ChunkedDecoder()
 
     def read1(self, n: int = -1) -> bytes:
-        """The content that has arrived, ``b""`` at the end of the body."""
+        """The content that has arrived, ``b""`` at the end of the body. Raises http.client.HTTPException."""
         if not self.chunked:
-            return super().read1(n)
+            content = super().read1(n)
+            if not content and self.length:
+                raise http.client.IncompleteRead(content, self.length)
+            if self.length == 0:
+                self.close()  # as later versions of http.client do
+            return content
         fp: Any = self.fp
         while fp is not None:
             content = self._decoder.feed(fp.read1(READ_BYTES))

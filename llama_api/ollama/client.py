@@ -115,8 +115,11 @@ class OllamaClient:
             return self._embed_once(call, asked, body, deadline, cancellation, publish)
         with self._exchange(call, "POST", asked.endpoint, body, deadline - time.monotonic(), cancellation) as response:
             self._check_status(response, asked.model, asked)
-            last = self._read_answer(response.raw, call, asked, publish)
-            _drain(call.detach(), response.raw)
+            answer = call.body or response.raw
+            last = self._read_answer(answer, call, asked, publish)
+            _drain(call.detach(), answer)
+            if answer.closed:
+                response.raw.release_conn()
             return completion_of(last)
 
     def _embed_once(self, call: Call, asked: ModelCall, body: bytes, deadline: float, cancellation: Cancellation,
@@ -128,12 +131,12 @@ class OllamaClient:
         publish([Piece(vectors=vectors_of(record, len(asked.texts)))])
         return completion_of(record)._replace(finish_reason="stop")
 
-    def _read_answer(self, raw: Any, call: Call, asked: ModelCall,
+    def _read_answer(self, body: Any, call: Call, asked: ModelCall,
                      publish: Callable[[list[Piece]], None]) -> dict[str, Any]:
         reader = LineReader()
         size = unyielded = 0
         while True:
-            data = raw.read1(65536)
+            data = body.read1(65536)
             if call.cut_by is not None:  # what lies in the socket's buffer can be read even then
                 raise OllamaReset
             unyielded += len(data)
@@ -254,13 +257,13 @@ def _whole(raw: Any, limit: int) -> dict[str, Any]:
     return parse_record(data)
 
 
-def _drain(sock: Any, raw: Any) -> None:
+def _drain(sock: Any, body: Any) -> None:
     """Read the end of a body that is already complete, so that its connection can be used again."""
     seconds = sock.gettimeout() if sock is not None else None
     try:
         if sock is not None:
             sock.settimeout(DRAIN_SECONDS)
-        raw.read1(65536)
+        body.read1(65536)
         if sock is not None:
             sock.settimeout(seconds)
     except _BROKEN:

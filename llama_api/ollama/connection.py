@@ -18,6 +18,7 @@ class Call:
 
     def __init__(self, trace: Trace | None = None) -> None:
         self.trace = trace
+        self.body: EagerResponse | None = None  # of the response, without what urllib3 does around each read
         self._lock = threading.Lock()
         self._socket: Any = None
         self.cut_by: type[Exception] | None = None
@@ -56,6 +57,7 @@ class _Attaching:
     """Hands the socket to the current call before the wait for headers, which is where Ollama spends its time."""
 
     sock: Any
+    _body: EagerResponse | None = None
     _held: bytearray | None = None
     _seconds: float | None = None  # of the socket's time-out, which is lifted while a body is read
 
@@ -84,18 +86,25 @@ class _Attaching:
         if call := getattr(current, "call", None):
             call.attach(sock)
         response = super().getresponse()  # type: ignore[misc]
+        if call:
+            call.body = self._body
         # The watchdog bounds the body; under gevent a time-out makes a timer for each read.
         self._seconds = sock.gettimeout()
         sock.settimeout(None)
         return response
 
+    def response_class(self, *args: Any, **kwargs: Any) -> EagerResponse:
+        """What http.client makes its responses of."""
+        self._body = EagerResponse(*args, **kwargs)
+        return self._body
 
-class _Connection(_Attaching, HTTPConnection):
-    response_class = EagerResponse  # what http.client makes its responses of
+
+class _Connection(_Attaching, HTTPConnection):  # type: ignore[misc]
+    pass
 
 
-class _TLSConnection(_Attaching, HTTPSConnection):
-    response_class = EagerResponse
+class _TLSConnection(_Attaching, HTTPSConnection):  # type: ignore[misc]
+    pass
 
 
 class _Pool(HTTPConnectionPool):

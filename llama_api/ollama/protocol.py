@@ -28,11 +28,11 @@ class LineReader:
 
     def feed(self, data: bytes) -> Iterator[dict[str, Any]]:
         """Give the records that ``data`` completes. Raises OllamaGarbled on what is not a JSON object."""
-        first, *lines = data.split(b"\n")
-        self._rest += first
-        if lines:
-            lines.insert(0, bytes(self._rest))
-            self._rest = bytearray(lines.pop())
+        *lines, rest = data.split(b"\n")
+        if lines and self._rest:
+            lines[0] = bytes(self._rest) + lines[0]
+            self._rest.clear()
+        self._rest += rest
         for line in lines:
             if line := line.strip():
                 yield parse_record(line)
