@@ -137,7 +137,7 @@ def _image(part: Members) -> str:
         raise FieldError(path, "invalid_value", "must be a data URL with an image of type jpeg, png or webp in base64:"
                                                 " images at other addresses are never fetched")
     try:
-        image = base64.b64decode(url[start.end():], validate=True)
+        image = base64.b64decode(re.sub("[\r\n]", "", url[start.end():]), validate=True)  # some encoders break lines
     except ValueError:
         image = b""
     if not image:

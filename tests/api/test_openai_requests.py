@@ -151,9 +151,10 @@ def user(*parts):
     (user({"type": "text", "text": "Hi", "cache_control": {}}), HI),
     (user({"type": "text", "text": "a"}, {"type": "text", "text": "b"}), [{"role": "user", "content": "a\n\nb"}]),
     (user({"type": "text", "text": "See"}, IMAGE), [{"role": "user", "content": "See", "images": [PNG]}]),
-    *((user({"type": "image_url", "image_url": f"data:{kind};base64,{PNG}"}), [
-        {"role": "user", "content": "", "images": [PNG]}]) for kind in (
-            "", "image/png", "image/jpeg", "image/jpg", "image/webp")),
+    *((user({"type": "image_url", "image_url": f"data:{kind};base64,{data}"}), [
+        {"role": "user", "content": "", "images": [PNG]}]) for kind, data in (
+            ("", PNG), ("image/png", f"{PNG[:8]}\r\n{PNG[8:]}\n"), ("image/jpeg", PNG), ("image/jpg", PNG),
+            ("image/webp", PNG))),
     *(([{"role": role, "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, *HI],
        [{"role": "system", "content": "a\n\nb"}, *HI]) for role in ("system", "developer")),
     ([*HI, {"role": "assistant"}, {"role": "assistant", "content": None}, {"role": "assistant", "content": []}],
