@@ -164,18 +164,21 @@ def _top_logprobs(path: str, value: Any) -> int | None:
     return number or None
 
 
-def _tool_call(path: str, value: Any) -> Json:
-    function = OBJECT.read(f"{path}.function", OBJECT.read(path, value).get("function", {}))
-    TEXT.read(f"{path}.function.name", function.get("name", ""))
-    OBJECT.read(f"{path}.function.arguments", function.get("arguments", {}))
-    return dict(value)
+def _member(path: str, holder: Json, name: str, kind: Kind) -> Any:
+    """The member ``name`` of ``holder``, None where it is absent or null."""
+    value = holder.get(name)
+    return None if value is None else kind.read(f"{path}.{name}", value)
 
 
-def _tool(path: str, value: Any) -> Json:
-    function = OBJECT.read(f"{path}.function", OBJECT.read(path, value).get("function", {}))
-    TEXT.read(f"{path}.function.name", function.get("name", ""))
-    OBJECT.read(f"{path}.function.parameters", function.get("parameters") or {})
-    return dict(value)
+def _with_function(member: str) -> Callable[[str, Any], Json]:
+    """A reader of an object whose function has a name and an object as its ``member``."""
+    def reader(path: str, value: Any) -> Json:
+        function = _member(path, OBJECT.read(path, value), "function", OBJECT) or {}
+        _member(f"{path}.function", function, "name", TEXT)
+        _member(f"{path}.function", function, member, OBJECT)
+        return dict(value)
+
+    return reader
 
 
 def _message(path: str, value: Any) -> Json:
@@ -195,8 +198,8 @@ FORMAT = Kind({"anyOf": [{"enum": ["", "json"]}, {"type": "object"}]}, _format)
 THINKING = Kind({"enum": [True, False, "", *THINK]}, _think)
 TOP_LOGPROBS = Kind({"type": "integer", "minimum": 0, "maximum": 20}, _top_logprobs)
 # As they are given, for the order inside them is printed into the prompt.
-TOOL = Kind(_function(description={"type": "string"}, parameters={"type": "object"}), _tool)
-TOOL_CALL = Kind(_function(arguments={"type": "object"}), _tool_call)
+TOOL = Kind(_function(description={"type": "string"}, parameters={"type": "object"}), _with_function("parameters"))
+TOOL_CALL = Kind(_function(arguments={"type": "object"}), _with_function("arguments"))
 MESSAGE_FIELDS = {
     "role": Kind(TEXT.schema, lambda path, value: TEXT.read(path, value).lower()), "content": TEXT, "thinking": WORDS,
     "images": items(IMAGE), "tool_calls": items(TOOL_CALL), "tool_name": WORDS, "tool_call_id": WORDS}

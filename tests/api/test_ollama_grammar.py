@@ -112,7 +112,9 @@ def test_a_field_is_sent_as_it_is_given(ask, field, value, sent):
     ("messages", [{"content": "x", "role": "tool", "tool_name": "weather", "tool_call_id": "call_1"}],
      [{"role": "tool", "content": "x", "tool_name": "weather", "tool_call_id": "call_1"}]),
     ("messages", [{"role": "user", "content": "x", "images": ["aGk="]}], ...),
-    ("messages", [{"role": "assistant", "content": "", "thinking": "Hm", "tool_calls": [CALL]}], ...)])
+    *(("messages", [{"role": "assistant", "content": "", "thinking": "Hm", "tool_calls": [made]}], ...) for made in (
+        CALL, {"id": "call_1", "type": "function", **CALL}, {"function": {"name": "now", "arguments": None}})),
+    ("tools", [{"type": "function", "function": {"name": "now", "parameters": None}}], ...)])
 def test_a_field_of_chat_is_sent_as_it_is_given(field, value, sent):
     """Messages lose what Ollama does not know, tools and schemas keep the order inside them."""
     body = chat(**{field: value}).call.body
@@ -297,6 +299,8 @@ def test_a_wrong_field_of_generate_is_400(fields, text):
      unmarshal("string", "ChatRequest.messages[0].tool_calls[0].function.arguments", "object")),
     ({"tools": [5]}, unmarshal("number", "ChatRequest.tools[0]", "object")),
     ({"tools": [{"function": "f"}]}, unmarshal("string", "ChatRequest.tools[0].function", "object")),
+    ({"tools": [{"function": {"name": "f", "parameters": []}}]},
+     unmarshal("array", "ChatRequest.tools[0].function.parameters", "object")),
     ({"tools": [{"function": {"name": 5}}]}, unmarshal("number", "ChatRequest.tools[0].function.name", "string")),
     ({"shift": 1}, unmarshal("number", "ChatRequest.shift", "bool")),
     ({"keep_alive": "10"}, 'time: missing unit in duration "10"')])
