@@ -7,7 +7,7 @@ from llama_api.settings import Settings
 from llama_api.waiting import Cancellation, Watchdog
 from tests.support.fakes import call
 
-BASE = "http://127.0.0.1:11434"
+BASE = "http://ollama:11434"
 DONE = {"model": "llama3:8b", "response": "", "done": True, "done_reason": "stop", "prompt_eval_count": 17,
         "eval_count": 50, "eval_duration": 500_000_000}
 TOO_LONG = orjson.dumps({"error": {"code": 400, "message": "request (9000 tokens) exceeds", "n_ctx": 8192,
