@@ -269,21 +269,6 @@ def test_many_who_wait_cost_nothing_when_no_other_process_can_help():
     assert max(holder.cancellation.looks for holder in waiting) <= 5
 
 
-def test_only_the_first_one_looks_for_what_another_process_gives_back():
-    """Those behind it sleep meanwhile."""
-    there, queue = Slots("http://a", 1), make()
-    slot = there.take(0.0)
-    waiting = queue_up(queue, 20)
-    head, *others = [holder.cancellation for holder in waiting]
-    until(lambda: head.looks > 20 and all(one.looks >= 2 for one in others))
-    before = [one.looks for one in others]
-    until(lambda: head.looks > 40)
-    assert [one.looks for one in others] == before
-    there.give_back(slot)
-    for holder in waiting:
-        holder.end()
-
-
 # Models and what is usable
 
 
@@ -427,6 +412,21 @@ def test_over_processes_the_oldest_waiter_goes_first():
     for holder in [first, *holders]:
         holder.end()
     assert order == list(range(9))
+
+
+def test_only_the_first_one_looks_for_what_another_process_gives_back():
+    """Those behind it sleep meanwhile."""
+    there, queue = Slots("http://a", 1), make()
+    slot = there.take(0.0)
+    waiting = queue_up(queue, 20)
+    head, *others = [holder.cancellation for holder in waiting]
+    until(lambda: head.looks > 20 and all(one.looks >= 2 for one in others))
+    before = [one.looks for one in others]
+    until(lambda: head.looks > 40)
+    assert [one.looks for one in others] == before
+    there.give_back(slot)
+    for holder in waiting:
+        holder.end()
 
 
 def test_a_newcomer_leaves_the_slot_to_who_waits_elsewhere():
