@@ -82,7 +82,7 @@ class Control:
         time.sleep(down)
         self.start()
 
-    def wait(self, timeout=5.0, **counters):
+    def wait(self, timeout=20.0, **counters):
         """Poll until each of COUNTERS has the value given, as in wait(running=1, waiting=2); else TimeoutError."""
         end = time.monotonic() + timeout
         while any((seen := self.ask('counters'))[name] != value for name, value in counters.items()):

@@ -44,7 +44,7 @@ class Server:
         self.knobs, self.slots, self.models = self.first_knobs, Slots(self.first_knobs.slots), Models()
         self.log, self.struck = deque(maxlen=self.knobs.record), Counter()
         self.generations, self.embedded, self.faults = Counter(), Counter(), Counter()
-        self.requests = self.finished = self.closed_early = 0
+        self.ends = Counter()       # a new one: calls of before may end later, and count no more
         self.prefixes, self.prompt_tokens, self.cached_tokens = Prefixes(), 0, 0
 
     async def start(self):
@@ -102,7 +102,7 @@ class Server:
         self.models.remove(name)
 
     def counters(self):
-        return {'requests': self.requests, 'finished': self.finished, 'closed_early': self.closed_early,
+        return {**{name: self.ends[name] for name in ('requests', 'finished', 'closed_early')},
                 'loads': self.models.loads, 'aborted_loads': self.models.aborted_loads,
                 'loading': self.models.loading, 'running': self.slots.running, 'waiting': len(self.slots.queue),
                 'peak': self.slots.peak, 'faults': dict(self.faults), 'generations': dict(self.generations),
@@ -127,13 +127,14 @@ class Server:
         path = call.path.partition('?')[0]
         if path.startswith('/_double/'):
             return await self.answer_control(connection, path.removeprefix('/_double/'), body)
-        self.requests += 1
+        ends = self.ends
+        ends['requests'] += 1
         self.log.append(call)
         try:
             await self.answer_ollama(connection, call, path, body)
-            self.finished += 1
+            ends['finished'] += 1
         except asyncio.CancelledError:
-            self.closed_early += call.closed_early
+            ends['closed_early'] += call.closed_early
             raise
         except Refused:
             raise
