@@ -107,9 +107,15 @@ def items(kind: Kind) -> Kind:
 
 TEXT, BOOLEAN = typed("string", "string", str), typed("bool", "boolean", bool)
 OBJECT, WHOLE = typed("object", "object", dict), typed("int", "integer", int)
-INTEGER = Kind(WHOLE.schema, lambda path, value: int(value) if type(value) is float and value.is_integer() else
-               WHOLE.read(path, value))
 WORDS, FLAG = filled(TEXT), filled(BOOLEAN)
+
+
+def _whole(path: str, value: Any) -> int:
+    """A whole number of 64 bits, however it is written; a larger one could not be sent on."""
+    if type(value) is float and value.is_integer() and abs(value) < 2 ** 63:
+        return int(value)
+    number: int = WHOLE.read(path, value)
+    return number
 
 
 def _keep_alive(path: str, value: Any) -> None:
@@ -191,6 +197,7 @@ def _function(**members: Json) -> Json:
         "name": {"type": "string"}, **members}}}}
 
 
+INTEGER = Kind(WHOLE.schema, _whole)
 KEEP_ALIVE = Kind({"anyOf": [{"type": "number"}, {"type": "string", "pattern": _DURATION}]}, _keep_alive)
 IMAGE = Kind({"type": "string", "pattern": "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"}, _image)
 INPUT = Kind({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string", "minLength": 1}}]}, _input)

@@ -254,6 +254,8 @@ BAD_GENERATE = [
     ({"truncate": "x"}, unmarshal("string", "GenerateRequest.truncate", "bool")),
     ({"top_logprobs": 1.5}, unmarshal("number 1.5", "GenerateRequest.top_logprobs", "int")),
     ({"context": [1, "x"]}, unmarshal("string", "GenerateRequest.context[1]", "int")),
+    ({"context": [1e20]}, unmarshal("number 1e+20", "GenerateRequest.context[0]", "int")),
+    ({"context": [-10 ** 19]}, unmarshal("number -1e+19", "GenerateRequest.context[0]", "int")),
     ({"keep_alive": {}}, unmarshal("object", "GenerateRequest.keep_alive", "Duration")),
     ({"keep_alive": "soon"}, 'time: invalid duration "soon"'), ({"keep_alive": "5x"}, 'time: invalid duration "5x"'),
     ({"keep_alive": "10"}, 'time: missing unit in duration "10"'),
@@ -363,6 +365,7 @@ def test_the_old_form_is_a_call_of_its_own():
     ({"input": ["a", ""]}, "input[1] is empty"),
     ({"truncate": 1}, unmarshal("number", "EmbedRequest.truncate", "bool")),
     ({"dimensions": "4"}, unmarshal("string", "EmbedRequest.dimensions", "int")),
+    ({"dimensions": 1e20}, unmarshal("number 1e+20", "EmbedRequest.dimensions", "int")),
     ({"options": {"num_ctx": 9000}}, "8192 tokens")])
 def test_a_wrong_field_of_embed_is_400(fields, text):
     """In Ollama's words."""
