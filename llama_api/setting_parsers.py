@@ -117,8 +117,12 @@ def cache_url(text: str) -> str:
     if text == "memory://":
         return text
     if text.startswith("sqlite:///") and (path := text.removeprefix("sqlite:///")):
-        if not Path(path).parent.is_dir() or Path(path).is_dir():
-            raise ValueError("sqlite:///PATH of a file, in a directory that exists")
+        try:
+            good = Path(path).parent.is_dir() and not Path(path).is_dir()
+        except OSError:  # a directory that may not be entered, or a name that no file can have
+            good = False
+        if not good:
+            raise ValueError("sqlite:///PATH of a file, in a directory that exists and can be read")
         return text
     try:
         url = _url(("redis", "rediss"))(text)

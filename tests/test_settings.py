@@ -81,7 +81,8 @@ BAD = [
     *[("PRELOAD", text) for text in ("2", "maybe")],
     *[("KEEP_ALIVE", text) for text in ("10 m", "soon", "m", "10x", "--1", "1e3", "5m3")],
     *[("CACHE_URL", text) for text in (
-        "memory", "memory:///x", "sqlite://x.db", "sqlite:///", "sqlite:////", "redis://", "redis://h/x",
+        "memory", "memory:///x", "sqlite://x.db", "sqlite:///", "sqlite:////", f"sqlite:////{'x' * 300}",
+        f"sqlite:////{'x' * 300}/cache.db", "sqlite:////nonexistent/cache.db", "redis://", "redis://h/x",
         "redis://h/0/1", "redis://h:99999/0", "redis://h/0?db=1", "memcached://h", "cache.db", "redis:h")],
     *[("API_KEYS", text) for text in (",", " , ", "a b", "schlüssel", "a\x07")],
     *[("RATE_LIMIT", text) for text in ("10", "10/min", "0/minute", "-1/minute", "10 / minute", "1.5/day", "x/day")],
