@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from .model_names import is_cloud, normal
 
-_OTLP = ("opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
+_OTLP = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
 _TRUE, _FALSE = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
 _NAME_PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"
 _MODEL = re.compile(rf"(?:[A-Za-z0-9_][A-Za-z0-9_.:-]*/)?(?:{_NAME_PART}/)?{_NAME_PART}(?::{_NAME_PART})?")
@@ -106,9 +106,12 @@ def ollamas(text: str) -> tuple[OllamaHost, ...]:
 
 def otlp_endpoint(text: str) -> str:
     """A collector, where the extra that can export to one is installed."""
-    if not all(map(importlib.util.find_spec, _OTLP)):
-        raise ValueError("unset until its packages are installed:"
-                         " pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http")
+    try:
+        installed = all(map(importlib.util.find_spec, _OTLP))
+    except ModuleNotFoundError:  # a package above it is missing
+        installed = False
+    if not installed:
+        raise ValueError("unset until its packages are installed: pip install '.[otel]'")
     return _http_url(text)
 
 

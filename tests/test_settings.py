@@ -150,11 +150,14 @@ def test_an_empty_value_is_the_default(name, blank):
     assert found == DEFAULTS | no_file
 
 
-def test_an_export_that_nothing_installed_can_do_is_refused(monkeypatch):
-    """With the command that installs it."""
-    monkeypatch.setitem(sys.modules, "opentelemetry", None)  # as if it were not there
+@pytest.mark.parametrize("missing", ["opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter.otlp.proto"])
+def test_an_export_that_nothing_installed_can_do_is_refused(monkeypatch, missing):
+    """With the command that installs it, whether all of its packages are missing or one."""
+    for name in [name for name in sys.modules if name.startswith(f"{missing}.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)  # as if it were not there
     fault, = faults_of({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"})
-    assert "pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http" in fault
+    assert fault.endswith("pip install '.[otel]'")
 
 
 def test_all_faults_are_told_at_once():
