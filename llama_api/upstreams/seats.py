@@ -5,7 +5,7 @@ import struct
 import time
 from collections.abc import Callable
 
-from .slot_files import open_file, try_lock
+from .slot_files import Unusable, open_file, try_lock
 
 ALIVE_SECONDS = 0.1  # after its last sign of life a queue is passed over; one that waits gives a sign at every look
 LOOK_SECONDS = 0.003  # between two looks for the seats of new processes
@@ -34,7 +34,7 @@ class Seats:
         return all(file is None or file == self._ours for file in self._files)
 
     def sit_down(self) -> None:
-        """Take a seat, so that others see that they are not alone."""
+        """Take a seat, so that others see that they are not alone. Raises OSError where none could be made."""
         if self._ours is None:
             self._ours = self._free_seat()
 
@@ -79,7 +79,11 @@ class Seats:
                 os.stat(f"seat-{len(self._files)}", dir_fd=self._folder, follow_symlinks=False)
             except OSError:
                 return
-            self._files.append(self._opened(len(self._files), writable=False))
+            try:
+                file = self._opened(len(self._files), writable=False)
+            except OSError:  # such as too many open files: the next look tries again
+                return
+            self._files.append(file)
 
     def _free_seat(self) -> int:
         """Lock the first seat that nobody holds and return its file."""
@@ -99,5 +103,5 @@ class Seats:
     def _opened(self, seat: int, writable: bool) -> int | None:
         try:
             return open_file(self._folder, f"seat-{seat}", writable)
-        except OSError:  # another user is just making it, or it was planted
+        except Unusable:
             return None

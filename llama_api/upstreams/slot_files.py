@@ -4,6 +4,7 @@ They lie in one directory for each Ollama, which may belong to another user and 
 followed, created over or believed further than what it is for.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -88,21 +89,42 @@ def _opened(name: str, parent: int) -> int:
         raise
 
 
+class Unusable(OSError):
+    """What has the name of a file of ours is none, or another user is just making it."""
+
+
+_UNUSABLE = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.EISDIR, errno.ENXIO}
+
+
 def open_file(folder: int, name: str, writable: bool = True) -> int:
-    """Open the file ``name`` in ``folder``, made for everybody when it is missing. Raises OSError."""
-    how = _FILE_FLAGS | (os.O_RDWR if writable else os.O_RDONLY)
-    try:  # not O_CREAT at once: the kernel refuses that for another's file in such a folder (fs.protected_regular)
-        file = os.open(name, how, dir_fd=folder)
-    except FileNotFoundError:
-        try:
-            file = os.open(name, how | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=folder)
-            os.fchmod(file, 0o666)
-        except FileExistsError:
-            file = os.open(name, how, dir_fd=folder)
+    """Open the file ``name`` in ``folder``, made for everybody when it is missing.
+
+    Raises Unusable, and any other OSError where no file could be opened or made.
+    """
+    try:
+        file = _open_or_make(folder, name, writable)
+    except OSError as error:
+        if error.errno in _UNUSABLE:
+            raise Unusable(error.errno, error.strerror, name) from error
+        raise
     found = os.fstat(file)
     if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
         os.close(file)
-        raise OSError(f"{name} is not a plain file")
+        raise Unusable(errno.EINVAL, "not a plain file", name)
+    return file
+
+
+def _open_or_make(folder: int, name: str, writable: bool) -> int:
+    how = _FILE_FLAGS | (os.O_RDWR if writable else os.O_RDONLY)
+    try:  # not O_CREAT at once: the kernel refuses that for another's file in such a folder (fs.protected_regular)
+        return os.open(name, how, dir_fd=folder)
+    except FileNotFoundError:
+        pass
+    try:
+        file = os.open(name, how | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=folder)
+    except FileExistsError:
+        return os.open(name, how, dir_fd=folder)
+    os.fchmod(file, 0o666)
     return file
 
 

@@ -75,9 +75,14 @@ class Slots:
     def _opened(self) -> tuple[SlotFiles, Seats]:
         if self._shared is None:
             folder = open_folder(self.url)
-            self._shared = SlotFiles(folder, self.number), Seats(folder, self.number, self._clock)
-            self._shared[1].sit_down()
-            weakref.finalize(self, _close, folder, *self._shared)
+            files, seats = SlotFiles(folder, self.number), Seats(folder, self.number, self._clock)
+            close = weakref.finalize(self, _close, folder, files, seats)
+            try:
+                seats.sit_down()
+            except OSError:
+                close()
+                raise
+            self._shared = files, seats
         return self._shared
 
 

@@ -1,12 +1,15 @@
 """Slots that all processes of a machine share: one folder for each Ollama, a lock for each slot, freed at any death."""
 
+import errno
 import itertools
 import os
+import resource
 import signal
 import stat
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 
 import pytest
 from hypothesis import given
@@ -30,6 +33,20 @@ def folder_of(base, url=URL):
     """The path of the folder of an Ollama's slots."""
     os.close(open_folder(url))
     return next((base / FOLDER).iterdir())
+
+
+@contextmanager
+def no_more_files_than(number):
+    """Leave this process that many files to open."""
+    files = [os.open(os.devnull, os.O_RDONLY) for _ in range(number + 1)]  # each has the lowest number that is free
+    for file in files:
+        os.close(file)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files[-1], before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 # The folder
@@ -114,6 +131,26 @@ def test_a_planted_seat_is_passed_over(slots_base):
     one, other = Slots(URL, 1), Slots(URL, 1)
     one.tell(1.0)
     assert not one.older_elsewhere(2.0) and other.older_elsewhere(2.0) and other.take(2.0) is None
+
+
+def test_without_files_to_open_a_seat_is_not_looked_for_for_ever():
+    """What is refused now may be had later: the error goes to whoever wants the slot, and the next one has it."""
+    taken, slots = Slots(URL, 1), Slots(URL, 2)
+    assert taken.held == 0
+    with no_more_files_than(2), pytest.raises(OSError) as caught:
+        slots.take(1.0)
+    assert caught.value.errno == errno.EMFILE
+    assert slots.take(1.0) == 0
+
+
+def test_a_seat_that_cannot_be_opened_now_is_heard_later():
+    """Too many open files cost no slot, and nobody its turn for longer than they last."""
+    here, there = Slots(URL, 2, ticking()), Slots(URL, 2, Clock())
+    assert here.take(1.0) == 0
+    there.tell(1.0)
+    with no_more_files_than(0):
+        assert not here.older_elsewhere(2.0)
+    assert here.older_elsewhere(2.0)
 
 
 def test_without_a_place_in_common_the_temporary_one_serves(monkeypatch, tmp_path):
