@@ -37,6 +37,7 @@ class Seats:
         """Take a seat, so that others see that they are not alone. Raises OSError where none could be made."""
         if self._ours is None:
             self._ours = self._free_seat()
+            self._write(None)  # so that the file has its block before the disk is full
 
     def tell(self, since: float | None) -> None:
         """Say since when our first one waits, again and again as long as it does; None when nobody does."""
@@ -44,8 +45,7 @@ class Seats:
             return
         self.sit_down()
         self._told = since is not None
-        assert self._ours is not None
-        os.pwrite(self._ours, _RECORD.pack(since or 0.0, self._clock(), self._number), 0)
+        self._write(since)
 
     def older_elsewhere(self, since: float, held: Callable[[], int]) -> bool:
         """Whether somebody in another queue waits since before ``since`` and may take a slot while ``held`` are."""
@@ -68,6 +68,13 @@ class Seats:
                 os.close(file)
         self._files.clear()
         self._ours = None
+
+    def _write(self, since: float | None) -> None:
+        assert self._ours is not None
+        try:
+            os.pwrite(self._ours, _RECORD.pack(since or 0.0, self._clock(), self._number), 0)
+        except OSError:  # a full disk: the others cannot hear whose turn it is, but slots go on
+            pass
 
     def _find_others(self) -> None:
         """Open the seats that have been taken since the last look."""

@@ -36,17 +36,27 @@ def folder_of(base, url=URL):
 
 
 @contextmanager
+def limited(what, number):
+    """Limit ``what`` this process may use."""
+    before = resource.getrlimit(what)
+    resource.setrlimit(what, (number, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(what, before)
+
+
 def no_more_files_than(number):
     """Leave this process that many files to open."""
     files = [os.open(os.devnull, os.O_RDONLY) for _ in range(number + 1)]  # each has the lowest number that is free
     for file in files:
         os.close(file)
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files[-1], before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    return limited(resource.RLIMIT_NOFILE, files[-1])
+
+
+def full_disk():
+    """Have each write of this process fail."""
+    return limited(resource.RLIMIT_FSIZE, 0)
 
 
 # The folder
@@ -151,6 +161,26 @@ def test_a_seat_that_cannot_be_opened_now_is_heard_later():
     with no_more_files_than(0):
         assert not here.older_elsewhere(2.0)
     assert here.older_elsewhere(2.0)
+
+
+def test_a_full_disk_costs_the_order_alone():
+    """Slots are taken and given back as ever; once there is room the others hear whose turn it is."""
+    here, there = Slots(URL, 1, ticking()), Slots(URL, 1, ticking())
+    with full_disk():
+        assert here.take(1.0) == 0 and there.take(2.0) is None
+        there.tell(2.0)
+        assert not here.older_elsewhere(3.0)
+        here.give_back(0)
+        assert there.take(2.0) == 0
+        there.tell(None)
+    there.tell(2.0)
+    assert here.older_elsewhere(3.0)
+
+
+def test_a_seat_has_its_place_on_the_disk_from_the_start(slots_base):
+    """A disk that is full by the time somebody waits no longer matters."""
+    assert Slots(URL, 1).take(1.0) == 0
+    assert (folder_of(slots_base) / "seat-0").stat().st_size > 0
 
 
 def test_without_a_place_in_common_the_temporary_one_serves(monkeypatch, tmp_path):
