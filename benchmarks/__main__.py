@@ -13,12 +13,12 @@ import time
 import psutil
 
 from . import (doors, embeddings, fleet, flow, gate, hits, lru, memory, misses, pages, plots, report, start, storms,
-               streams, tokens, workers)
+               streams, tokens, turns, workers)
 from .contenders import ROOT
 
 SECTIONS = {module.__name__.rpartition(".")[2]: module.run
-            for module in (hits, misses, tokens, streams, doors, embeddings, storms, gate, fleet, flow, workers, lru,
-                           start, memory, pages)}
+            for module in (hits, misses, tokens, streams, doors, embeddings, storms, gate, fleet, turns, flow, workers,
+                           lru, start, memory, pages)}
 LONG = ("flow", "memory", "pages")  # minutes each, and so by name alone
 PACKAGES = ("flask", "werkzeug", "gunicorn", "gunicorn_h1c", "gevent", "orjson", "marshmallow", "requests",
             "prometheus_client", "flask-caching", "cachetools", "cachelib")

@@ -155,7 +155,11 @@ class Stage:
         return pathlib.Path(tempfile.mkdtemp(dir=self.home))
 
     def _start(self, *arguments, **more):
-        return self._stack.enter_context(_running(*arguments, **more))
+        return self.enter(_running(*arguments, **more))
+
+    def enter(self, resource):
+        """Enter a context manager that is left with the stage; what it gives."""
+        return self._stack.enter_context(resource)
 
     def upstream(self, **knobs):
         """The double of Ollama with ``knobs``; ``self.double`` steers it."""
