@@ -152,14 +152,14 @@ class EmbeddingReply(Reply):
 
     def _land(self) -> list[Landing]:
         """Wait for the flights. What another's flight was refused is asked for once more, alone."""
-        landings, refused = [], []
+        by_key, landings, refused = {call.key: call for call in self._calls}, [], []
         for boarded in self._boarded:
             try:
                 landings.append(self._take(boarded))
             except REFUSALS:
                 if boarded.own:
                     raise
-                refused += [call for call in self._calls if call.key in boarded.keys]
+                refused += [by_key[key] for key in boarded.keys]
         if refused:
             alone, = self._board(refused, False)
             self._boarded.append(alone)

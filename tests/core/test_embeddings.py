@@ -2,6 +2,7 @@
 
 import struct
 import threading
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -175,6 +176,31 @@ def test_a_text_does_not_suffer_from_those_beside_it(bench, bad, mine):
         bench.end(first, "a", "b")
     assert label(bench.end(second, *mine)) == MISS
     assert sorted(bench.fleet.embedded)[-1] == (["c"] if "c" in mine else ["b"])
+
+
+class CountedKey(str):
+    """A key that counts how often one is compared with another."""
+
+    compared = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other):
+        CountedKey.compared += 1
+        return str.__eq__(self, other)
+
+
+def test_a_refusal_of_many_texts_is_gone_through_once(bench):
+    """Each is looked up a few times, not compared with every other: thousands would stop the process for a minute."""
+    texts = [f"text {number}" for number in range(200)]
+    calls = [replace(call_of(text), key=CountedKey(call_of(text).key)) for text in texts]
+    bench.fleet.bad = {texts[0]}
+    bench.held(*texts)
+    second = bench.embeddings.ask(calls, Directives(), lambda: False)
+    bench.fleet.proceed.set()
+    with pytest.raises(OllamaRefused):
+        second.answer()
+    second.close()
+    assert CountedKey.compared < 20 * len(texts)
 
 
 def test_what_is_refused_for_itself_is_refused(bench):
