@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from ..core import MOST_TEXTS
 from ..errors import InvalidRequest, MalformedJSON
 
 Json = dict[str, Any]
@@ -140,6 +141,8 @@ def _input(path: str, value: Any) -> list[str] | None:
         return [value] if value else None
     if not (isinstance(value, list) and all(isinstance(text, str) for text in value)):
         refuse(path, "invalid input type")
+    if len(value) > MOST_TEXTS:
+        refuse(path, f"input has {len(value)} texts; this server takes at most {MOST_TEXTS} in one request")
     if "" in value:
         refuse(path, f"input[{value.index('')}] is empty: no input provided")
     return value or None
@@ -200,7 +203,8 @@ def _function(**members: Json) -> Json:
 INTEGER = Kind(WHOLE.schema, _whole)
 KEEP_ALIVE = Kind({"anyOf": [{"type": "number"}, {"type": "string", "pattern": _DURATION}]}, _keep_alive)
 IMAGE = Kind({"type": "string", "pattern": "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"}, _image)
-INPUT = Kind({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string", "minLength": 1}}]}, _input)
+INPUT = Kind({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string", "minLength": 1},
+                                             "maxItems": MOST_TEXTS}]}, _input)
 FORMAT = Kind({"anyOf": [{"enum": ["", "json"]}, {"type": "object"}]}, _format)
 THINKING = Kind({"enum": [True, False, "", *THINK]}, _think)
 TOP_LOGPROBS = Kind({"type": "integer", "minimum": 0, "maximum": 20}, _top_logprobs)

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from ..answer import Answer
-from ..core import EmbeddingReply, Models
+from ..core import MOST_TEXTS, EmbeddingReply, Models
 from ..errors import ModelNotServed
 from ..model_call import EMBED, ModelCall
 from ..ollama import numbers_of
@@ -15,7 +15,6 @@ from ..strict_json import parse_object
 from .openai_errors import FieldError
 from .openai_fields import Members
 
-MOST_INPUTS = 2048
 LARGEST = 2 ** 31 - 1
 _TOKENS = ("must be text: lists of tokens are not supported (LangChain sends them unless check_embedding_ctx_length is"
            " False)")
@@ -69,8 +68,8 @@ def _texts(request: Members) -> tuple[str, ...]:
         return (request.name("input"),)
     if not isinstance(value, list):
         raise request.wrong("input", "invalid_type", "must be a text or a list of texts")
-    if not 1 <= len(value) <= MOST_INPUTS:
-        raise request.wrong("input", "invalid_value", f"must have from 1 to {MOST_INPUTS} texts")
+    if not 1 <= len(value) <= MOST_TEXTS:
+        raise request.wrong("input", "invalid_value", f"must have from 1 to {MOST_TEXTS} texts")
     for index, item in enumerate(value):
         _check(item, f"input[{index}]")
     return tuple(value)

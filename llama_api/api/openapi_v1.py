@@ -6,9 +6,10 @@ from http import HTTPStatus
 from werkzeug.exceptions import MethodNotAllowed, NotFound, TooManyRequests
 
 from .. import errors
+from ..core import MOST_TEXTS
 from ..http import problems
 from .exchange import Json
-from .openai_embeddings import LARGEST, MOST_INPUTS
+from .openai_embeddings import LARGEST
 from .openai_errors import FieldError, error_object, status_of
 from .openai_messages import ROLES
 from .openai_requests import (CHAT_FIELDS, COMPLETION_FIELDS, COMPLETION_LOGPROBS, COMPLETION_TOKENS, EFFORTS, IGNORED,
@@ -104,7 +105,7 @@ def _embeddings() -> dict[str, Json]:
     return {
         "EmbeddingRequest": _object(
             "model input", model={**TEXT, "examples": ["nomic-embed-text"]},
-            input={"anyOf": [text, _list(text, minItems=1, maxItems=MOST_INPUTS)]},
+            input={"anyOf": [text, _list(text, minItems=1, maxItems=MOST_TEXTS)]},
             dimensions=_null({"type": "integer", "minimum": 1, "maximum": LARGEST}),
             encoding_format=_null({"enum": ["float", "base64"]})),
         "EmbeddingList": _object(

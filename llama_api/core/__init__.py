@@ -1,9 +1,9 @@
 """The way of a call to its answer, through cache, flight and claim."""
 
-from .embeddings import EmbeddingReply, Embeddings
+from .embeddings import MOST_TEXTS, EmbeddingReply, Embeddings
 from .flights import Flight, Flights, Landing
 from .models import Models
 from .service import Directives, Figures, Reply, Service
 
-__all__ = ["Directives", "EmbeddingReply", "Embeddings", "Figures", "Flight", "Flights", "Landing", "Models", "Reply",
-           "Service"]
+__all__ = ["MOST_TEXTS", "Directives", "EmbeddingReply", "Embeddings", "Figures", "Flight", "Flights", "Landing",
+           "Models", "Reply", "Service"]

@@ -18,6 +18,7 @@ from ..upstreams import Fleet
 from .flights import Boarded, Flight, Flights, Landing
 from .service import FAILURES, RESULT_OF, Directives, Figures, Reply, Service, figures_of
 
+MOST_TEXTS = 2048  # of one request, OpenAI's own bound: each is looked up by itself
 Board = Callable[[Sequence[ModelCall], bool], list[Boarded]]
 REFUSALS = (OllamaRefused, PromptTooLong)  # for which another text of the same call may be to blame
 

@@ -348,6 +348,12 @@ def test_a_field_of_embed_is_sent_as_it_is_given(field, value, sent):
     assert embedding.body == {"model": MODEL, "input": "a", **sent}
 
 
+def test_as_many_texts_are_embedded_as_openai_takes():
+    """A call for each, in order."""
+    _, calls = REQUESTS.embed(json.dumps({"model": MODEL, "input": ["a"] * 2047 + ["b"]}).encode())
+    assert [call.text for call in calls] == ["a"] * 2047 + ["b"]
+
+
 def test_the_old_form_is_a_call_of_its_own():
     """Ollama does not normalise what it gives there."""
     def read(**fields):
@@ -363,6 +369,7 @@ def test_the_old_form_is_a_call_of_its_own():
 @pytest.mark.parametrize("fields, text", [
     *[({"input": given}, "invalid input type") for given in (5, False, {}, ["a", None], ["a", 1])],
     ({"input": ["a", ""]}, "input[1] is empty"),
+    ({"input": ["a"] * 2049}, "2049 texts; this server takes at most 2048"),
     ({"truncate": 1}, unmarshal("number", "EmbedRequest.truncate", "bool")),
     ({"dimensions": "4"}, unmarshal("string", "EmbedRequest.dimensions", "int")),
     ({"dimensions": 1e20}, unmarshal("number 1e+20", "EmbedRequest.dimensions", "int")),
