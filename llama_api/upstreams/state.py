@@ -37,7 +37,8 @@ def state_of(roster: Roster, queue: Queue, models: Sequence[str], preload: Prelo
     reasons = [f"{name}{host['reason']}" for name, host in named if host["reason"]]
     unusable = None if any(host["usable"] for host in hosts) else "; ".join(reasons)
     troubles = [*reasons, *_missing(roster, models[1:])]
-    if queue.waiting >= queue.limit and (queue.limit or queue.running >= sum(host["slots"] for host in hosts)):
+    if queue.waiting >= queue.limit and (queue.limit or not any(
+            host["usable"] and host["running"] < host["slots"] for host in hosts)):
         troubles.append("the queue is full")
     unready = unusable
     if preload is not None and unusable is None:

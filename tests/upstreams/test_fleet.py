@@ -509,6 +509,18 @@ def test_what_is_amiss_is_told_with_its_cure(change, words):
     assert state.degraded is None if words is None else words in state.degraded
 
 
+def test_without_a_queue_it_is_full_when_all_slots_are_taken():
+    """Whichever process has taken them; those of an Ollama that is out of use could not be had."""
+    scene, elsewhere = two(queue=0), Slots("http://a", 1)
+    assert scene.fleet.state().degraded is None
+    assert elsewhere.take(1.0) == 0 and scene.fleet.state().degraded is None
+    scene.clients[1].error = OllamaUnavailable()
+    scene.probed()
+    assert scene.fleet.state().degraded.endswith("; the queue is full")
+    elsewhere.give_back(0)
+    assert "full" not in scene.fleet.state().degraded
+
+
 def test_a_stub_of_a_cloud_model_is_left_alone():
     """Where another Ollama has the model that one answers; where none has, nothing is sent."""
     scene = two()
