@@ -13,7 +13,7 @@ from ..core import Flight, Flights
 from .peers import Peer, Peers
 from .shared_files import Watched
 
-FOLDER = "workers-1"  # of what they tell each other; raise it when that changes: a reload may bring newer code
+FOLDER = "workers-2"  # of what they tell each other; raise it when that changes: a reload may bring newer code
 LAST = 50  # requests that are told
 ORDER_SECONDS = 2.0  # that another worker has to end a flight: it looks four times a second
 POLL_SECONDS = 0.02
@@ -34,7 +34,6 @@ class Activity:
         self._peers = Peers(directory / FOLDER) if directory is not None else None
         self._orders = directory / "cancel" if directory is not None else None  # a file for each flight to be ended
         self._watched = Watched(self._orders) if self._orders is not None else None
-        self._monotonic_began = time.time() - time.monotonic()
 
     def request_ended(self, record: Json, endpoint: str, status: int, seconds: float) -> None:
         """Remember one request: ``record`` is what its log line tells, ``endpoint`` the pattern of its URL."""
@@ -44,7 +43,7 @@ class Activity:
     def snapshot(self) -> Json:
         """The ``flights``, oldest first, and the last ``requests``, newest first, as GET /stats tells them."""
         others = self._others()
-        now, requests = time.time(), sorted(self._all_requests(others), key=_ended_at, reverse=True)
+        now, requests = time.monotonic(), sorted(self._all_requests(others), key=_ended_at, reverse=True)
         return {"flights": [
             {"id": flight["id"], "age_s": round(max(0.0, now - flight["since"]), 1),
              **{name: flight[name] for name in ("state", "readers", "tokens", "host")}}
@@ -106,8 +105,11 @@ class Activity:
         return [self._described(flight) for flight in self._flights.under_way() if not flight.cancellation.requested]
 
     def _described(self, flight: Flight) -> Json:
-        """What other workers are told of a flight; flights of one ``subject`` wait for the same answer."""
-        return {"id": flight.id, "since": round(self._monotonic_began + flight.started_at, 3),
+        """What other workers are told of a flight; flights of one ``subject`` wait for the same answer.
+
+        ``since`` is on the monotonic clock, which all processes of a machine share.
+        """
+        return {"id": flight.id, "since": round(flight.started_at, 3),
                 "subject": hashlib.sha256("".join(flight.keys).encode()).hexdigest(), "leads": flight.shared,
                 "state": flight.progress.state, "readers": flight.readers, "tokens": len(flight.pieces),
                 "host": flight.progress.host}

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 
 import pytest
 
@@ -66,6 +67,17 @@ def test_flights_that_follow_are_readers_of_the_one_that_leads(workers):
         told = worker.activity.snapshot()["flights"]
         assert [flight["readers"] for flight in told] == [4, 1, 1] and told[0]["id"] == first.flights.under_way()[0].id
         assert all({"id", "age_s", "state", "readers", "tokens", "host"} == flight.keys() for flight in told)
+
+
+def test_setting_the_clock_makes_no_flight_older(workers, monkeypatch):
+    """Its age is the same to the worker that has it and to the others, though the clock has been put on by an hour."""
+    first, second = workers
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 3600)
+    first.fly("a"), second.fly("b")
+    publish(workers)
+    for worker in workers:
+        assert all(flight["age_s"] < 600 for flight in worker.activity.snapshot()["flights"])
 
 
 def test_a_flight_is_ended_by_whoever_is_asked(workers):
