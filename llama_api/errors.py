@@ -236,9 +236,11 @@ class OllamaHangs(OllamaUnavailable):
 
 
 class OllamaBusy(OllamaError):
-    """Ollama answered 503 to every try."""
+    """Ollama answered 503 to every try; the argument is ``retry_after`` in seconds."""
 
-    retry_after = 5
+    def __init__(self, retry_after: int = 5):
+        super().__init__(retry_after)
+        self.retry_after = retry_after
 
     def __str__(self) -> str:
         return "Ollama is busy and refused the request; try again later."

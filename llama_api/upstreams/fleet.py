@@ -147,6 +147,8 @@ class Fleet:
                 finally:
                     self._observer.running(slot.upstream.host, -1)
                     self._queue.give_back(slot)
+        except OllamaBusy as error:
+            raise OllamaBusy(self._queue.retry_after(call.model)) from error
         except Cancelled:
             journey.outcome = "cancelled"
             raise

@@ -245,7 +245,7 @@ def test_after_a_purge_nothing_is_left_anywhere(two):
 
 
 @pytest.mark.parametrize("error", [
-    OllamaError(), OllamaUnavailable(), OllamaBusy(), OllamaTimeout(), ModelNotFound("llama3:8b"), QueueFull(64, 7),
+    OllamaError(), OllamaUnavailable(), OllamaBusy(9), OllamaTimeout(), ModelNotFound("llama3:8b"), QueueFull(64, 7),
     PromptTooLong(9, 8, "too long"), QueueTimeout(60.0, 7)], ids=lambda error: type(error).__name__)
 def test_a_failure_is_shared_and_not_repeated(two, error):
     """The follower raises what the leader raised, with its text and its Retry-After, and calls nobody."""

@@ -335,6 +335,19 @@ def test_a_single_one_is_tried_a_few_times(monkeypatch):
     assert scene.observer.failures == []
 
 
+@pytest.mark.parametrize("names", ["a", "ab"])
+def test_who_finds_all_busy_is_told_when_to_come_again(monkeypatch, names):
+    """After as long as a slot is held, by the recent speed: fast generations make it the next second."""
+    monkeypatch.setattr(module, "BACKOFF_SECONDS", 0.001)
+    scene = Scene(*map(Client, names))
+    scene.ask()
+    for client in scene.clients:
+        client.failures = [OllamaBusy()] * 3
+    with pytest.raises(OllamaBusy) as caught:
+        scene.ask()
+    assert 1 <= caught.value.retry_after < OllamaBusy().retry_after
+
+
 def test_no_try_begins_beyond_the_deadline(monkeypatch):
     """When the pause before the next try would pass it, the failure stands."""
     monkeypatch.setattr(module, "BACKOFF_SECONDS", 10.0)
