@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
+from urllib.parse import urlsplit
 
 from . import setting_parsers as parse
 from .model_names import normal
@@ -109,6 +110,10 @@ class Settings:
         if self.workers > 1 and self.cache_url == "memory://":
             found.append(f"WEB_CONCURRENCY={self.workers} with {PREFIX}CACHE_URL=memory://: each worker has a cache of"
                          " its own; set sqlite:/// or redis:// to share answers")
+        if self.cache_url.startswith("redis") and not _is_local(self.cache_url):
+            found += [f"{PREFIX}OLLAMA_URL={_masked(url, False)} with a Redis elsewhere: machines that use both"
+                      " count Ollamas of their own as one; write a host name that all of them know"
+                      for url, _ in self.ollamas if _is_local(url)]
         return found
 
 
@@ -150,6 +155,10 @@ def _masked(text: str, secret: bool) -> str:
 
 def _mask(found: re.Match[str]) -> str:
     return "?***" if found[1] is None else f"{found[1]}***@"
+
+
+def _is_local(url: str) -> bool:
+    return is_loopback(f"{urlsplit(url).hostname}:0")
 
 
 def is_loopback(bind: str) -> bool:

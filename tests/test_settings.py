@@ -229,17 +229,25 @@ def test_a_directory_is_no_keys_file(tmp_path):
 @pytest.mark.parametrize("environ, word", [
     ({"LLAMA_API_PARALEL": "2"}, "PARALEL"),
     ({"LLAMA_API_BIND": "0.0.0.0:8000"}, "API_KEYS"), ({"LLAMA_API_BIND": "[::]:8000"}, "API_KEYS"),
-    ({"LLAMA_API_BIND": "api.example.com:8000"}, "API_KEYS"), ({"WEB_CONCURRENCY": "2"}, "CACHE_URL")])
+    ({"LLAMA_API_BIND": "api.example.com:8000"}, "API_KEYS"), ({"WEB_CONCURRENCY": "2"}, "CACHE_URL"),
+    ({"LLAMA_API_CACHE_URL": "redis://:s3cret@h/0"}, "OLLAMA_URL=http://127.0.0.1:11434"),
+    ({"LLAMA_API_CACHE_URL": "rediss://h", "LLAMA_API_OLLAMA_URL": "http://gpu:1,http://me:s3cret@[::1]:2*3"},
+     "OLLAMA_URL=http://***@[::1]:2")])
 def test_what_is_probably_not_meant_is_warned_of(environ, word):
-    """A misspelled name, an open address without keys, workers without a shared cache: one warning each."""
+    """A misspelled name, an open address without keys, workers without a shared cache, an Ollama that other machines
+    take for theirs: one warning each.
+    """
     warning, = Settings.from_env(environ).warnings()
-    assert word in warning
+    assert word in warning and "s3cret" not in warning
 
 
 @pytest.mark.parametrize("environ", [
     {}, {"LLAMA_API_BIND": "localhost:8000"}, {"LLAMA_API_BIND": "[::1]:80"}, {"LLAMA_API_BIND": "127.8.9.1:80"},
     {"LLAMA_API_BIND": "unix:/run/x"}, {"LLAMA_API_BIND": "0.0.0.0:80", "LLAMA_API_API_KEYS": "k"},
-    {"WEB_CONCURRENCY": "2", "LLAMA_API_CACHE_URL": "sqlite:///x.db"}, {"PATH": "x", "LLAMA_OTHER": "y"}])
+    {"WEB_CONCURRENCY": "2", "LLAMA_API_CACHE_URL": "sqlite:///x.db"},
+    {"LLAMA_API_CACHE_URL": "redis://localhost:6379/0"}, {"LLAMA_API_CACHE_URL": "redis://[::1]"},
+    {"LLAMA_API_CACHE_URL": "redis://h", "LLAMA_API_OLLAMA_URL": "http://gpu:11434"},
+    {"PATH": "x", "LLAMA_OTHER": "y"}])
 def test_what_is_meant_is_not_warned_of(environ):
     """A sensible set-up starts without a word."""
     assert Settings.from_env(environ).warnings() == []
