@@ -87,6 +87,14 @@ def test_the_service_knows_every_ollama_of_the_set():
         f"ollama-{number}.ollama:11434" for number in range(ollama["spec"]["replicas"])]
 
 
+def test_a_page_stays_with_one_pod():
+    """Its figures and flights are one pod's own; both services reach the same pods by the same port."""
+    every, page = (dict(the("Service", name)["spec"]) for name in ("llama-api", "llama-api-page"))
+    assert page.pop("sessionAffinity") == "ClientIP"
+    assert page == every
+    assert every["selector"].items() <= the("Deployment", "llama-api")["metadata"]["labels"].items()
+
+
 def test_the_autoscaler_looks_at_a_metric_that_there_is(serve, double, settings):
     """It adds a pod before the queue of each is full."""
     metric, = the("HorizontalPodAutoscaler", "llama-api")["spec"]["metrics"]
