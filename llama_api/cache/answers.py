@@ -1,7 +1,7 @@
 """The cache of answers: the in-process LRU and, behind it, the store that processes share."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import orjson
 
@@ -11,8 +11,9 @@ from .epochs import Epochs
 from .guarded import GuardedStore
 from .keeper import Keeper
 from .lru import LRUCache
-from .store import OUTDATED
+from .store import OUTDATED, Found
 
+BATCH = 100  # keys in one look into the store: their vectors are megabytes at most
 TRUST_SECONDS = 1.0  # how long an entry of the in-process LRU is served without asking the shared store
 
 
@@ -64,10 +65,25 @@ class AnswerCache:
         self.keeper.start()
         now = self._clock()
         if entry is None or now - entry.checked >= TRUST_SECONDS:
-            entry = self._asking.call(key, lambda: self._ask(key, entry, now))
+            entry = self._ask([key], {} if entry is None else {key: entry}, now).get(key)
         if entry is not None:
             self.keeper.served(key)
         return entry
+
+    def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
+        """The entries of those of ``keys`` that have one, fresh or stale; the store is asked for many at a time."""
+        known: dict[str, Entry] = {key: entry for key in keys if (entry := self.front.get(key)) is not None}
+        if self.keeper is None:
+            return known
+        self.keeper.start()
+        now = self._clock()
+        asked = [key for key in keys if key not in known or now - known[key].checked >= TRUST_SECONDS]
+        for start in range(0, len(asked), BATCH):
+            batch = asked[start:start + BATCH]
+            known |= self._ask(batch, {key: known.pop(key) for key in batch if key in known}, now)
+        for key in known:
+            self.keeper.served(key)
+        return known
 
     def set(self, key: str, answer: Answer, epoch: int) -> bool:
         """Keep ``answer``, which was begun in ``epoch``; False when that epoch is over or the answer is too large."""
@@ -142,14 +158,23 @@ class AnswerCache:
         self._store_evictions += evicted or 0
         return True
 
-    def _ask(self, key: str, entry: Entry | None, now: float) -> Entry | None:
-        """What the store has for ``key``, where the LRU has ``entry``."""
+    def _ask(self, keys: Sequence[str], known: dict[str, Entry], now: float) -> dict[str, Entry]:
+        """What the store has for ``keys``, where the LRU has ``known``."""
+        found: dict[str, Entry] = self._asking.call("".join(keys), lambda: self._look(keys, known, now))
+        return found
+
+    def _look(self, keys: Sequence[str], known: dict[str, Entry], now: float) -> dict[str, Entry]:
         assert self.store is not None
         since = self.epochs.number
-        found = self.store.get(key)
+        found = self.store.get_many(keys)
         if found is None:  # it is down or busy
-            return entry
-        self.epochs.saw(found.epoch, since)
+            return known
+        self.epochs.saw(found[0].epoch, since)
+        return {key: entry for key, one in zip(keys, found, strict=True)
+                if (entry := self._adopt(key, one, now)) is not None}
+
+    def _adopt(self, key: str, found: Found, now: float) -> Entry | None:
+        """Have the LRU hold what the store has for ``key``."""
         adopted = self._read(found.value, now) if found.value is not None else None
         with self.epochs.lock:
             if adopted is None or found.epoch != self.epochs.name:

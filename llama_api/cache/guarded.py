@@ -66,6 +66,9 @@ class GuardedStore:
     def get(self, key: str) -> Found | None:
         return self._call(self._store.get, key, wait=ADMISSION)
 
+    def get_many(self, keys: Sequence[str]) -> list[Found] | None:
+        return self._call(self._store.get_many, keys, wait=ADMISSION)
+
     def set(self, key: str, value: bytes, epoch: str) -> int | None:
         return self._call(self._store.set, key, value, epoch)
 

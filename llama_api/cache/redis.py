@@ -47,7 +47,11 @@ class RedisStore:
             pass  # told by the first operation; ping looks again
 
     def get(self, key: str) -> Found:
-        return self._run("get", key, read=lambda reply: Found(reply[0], reply[1].decode()))
+        return self.get_many([key])[0]
+
+    def get_many(self, keys: Sequence[str]) -> list[Found]:
+        return self._run("get", *keys, read=lambda reply: [
+            Found(reply[place], reply[0].decode()) for place in range(1, len(keys) + 1)])
 
     def set(self, key: str, value: bytes, epoch: str) -> int:
         return self._run("set", key, value, len(value) + OVERHEAD, epoch, self.max_entries, self.max_bytes)

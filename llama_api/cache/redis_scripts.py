@@ -67,8 +67,11 @@ end
 """
 _SCRIPTS = {
     "get": """
-        local value = redis.call('ZSCORE', used, ARGV[1]) and redis.call('GET', entry .. ARGV[1])
-        return {value, epoch()}""",
+        local found = {epoch()}
+        for i, key in ipairs(ARGV) do
+          found[i + 1] = redis.call('ZSCORE', used, key) and redis.call('GET', entry .. key)
+        end
+        return found""",
     # What takes memory is written first: a server that has none refuses it before anything has changed.
     "set": """
         local key, size, max_entries, max_bytes = ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[5]), tonumber(ARGV[6])

@@ -58,17 +58,22 @@ class SqliteStore:
         self._thread = NativeThread()
         self._swept = 0.0
 
-    @_natively
     def get(self, key: str) -> Found:
+        return self.get_many([key])[0]
+
+    @_natively
+    def get_many(self, keys: Sequence[str]) -> list[Found]:
         with self._file.using() as db:
-            row = db.execute("SELECT epoch, value, length, crc FROM totals LEFT JOIN entries ON key = ?"
-                             " LEFT JOIN answers USING (id)", (key,)).fetchone()
-            if row is None:
+            rows = db.execute("SELECT epoch, answers.value, length, crc FROM totals JOIN json_each(?) AS given"
+                              " LEFT JOIN entries ON entries.key = given.value"
+                              " LEFT JOIN answers ON answers.id = entries.id ORDER BY given.id",
+                              (json.dumps(keys),)).fetchall()
+            if len(rows) != len(keys):
                 raise Damaged("the totals are gone")
-            epoch, value, *written = row
-            if written[0] is not None and (value is None or [len(value), zlib.crc32(value)] != written):
-                raise Damaged("an answer is not as it was written")
-        return Found(value, epoch)
+            for _, value, length, crc in rows:
+                if length is not None and (value is None or (len(value), zlib.crc32(value)) != (length, crc)):
+                    raise Damaged("an answer is not as it was written")
+        return [Found(value, epoch) for epoch, value, _, _ in rows]
 
     @_natively
     def set(self, key: str, value: bytes, epoch: str) -> int:

@@ -66,6 +66,9 @@ class Store(Protocol):
     def get(self, key: str) -> Found:
         """Look for the entry of ``key``. Its recency is not changed, see ``touch``."""
 
+    def get_many(self, keys: Sequence[str]) -> list[Found]:
+        """As ``get``, for each of ``keys`` and in their order, all in one round trip."""
+
     def set(self, key: str, value: bytes, epoch: str) -> int:
         """Store ``value`` as the most recently used. Returns how many other entries were evicted to keep the bounds.
 

@@ -35,8 +35,7 @@ class Embeddings:
         asked_at = time.monotonic()
         bypass = directives.no_store or not self._cache.enabled
         wanted = {call.key: call for call in calls}
-        known = {} if bypass or directives.no_cache else {
-            key: entry for key in wanted if (entry := self._cache.get(key)) is not None}
+        known = {} if bypass or directives.no_cache else self._cache.get_many(list(wanted))
         acceptable = {key: entry for key, entry in known.items() if directives.max_age is None
                       or asked_at - entry.born <= directives.max_age}
         found = {key: entry for key, entry in acceptable.items() if self._service.stale_for(entry) is None}
@@ -73,9 +72,7 @@ class Embeddings:
         found: dict[str, Answer] = {}
 
         def find() -> Landing | None:
-            for call in calls if not bypass else ():
-                if call.key not in renewed and (entry := self._look(call.key)) is not None:
-                    found[call.key] = entry.answer
+            found.update(self._look([call.key for call in calls if not bypass and call.key not in renewed]))
             return None if len(found) < len(calls) else Landing(
                 Answer(calls[0].model), "found", False, time.monotonic(), answers=found)
 
@@ -87,12 +84,12 @@ class Embeddings:
         key = hashlib.sha256("".join(call.key for call in calls).encode()).hexdigest()
         return self._service.claims.fly(flight, key, generate, find)
 
-    def _look(self, key: str) -> Entry | None:
-        """The fresh entry of ``key`` that has come since the first look, if any."""
-        if self._service.claims is None and not self._cache.front.has(key):
-            return None
-        entry = self._cache.get(key)
-        return entry if entry is not None and self._service.stale_for(entry) is None else None
+    def _look(self, keys: list[str]) -> dict[str, Answer]:
+        """The fresh answers to those of ``keys`` that have one by now, which have come since the first look."""
+        if self._service.claims is None:
+            keys = [key for key in keys if self._cache.front.has(key)]
+        return {key: entry.answer for key, entry in self._cache.get_many(keys).items()
+                if self._service.stale_for(entry) is None}
 
     def _embed(self, flight: Flight, calls: Sequence[ModelCall], found: dict[str, Answer], bypass: bool) -> Landing:
         """Have Ollama embed the texts of ``calls``; those ``found`` meanwhile are answered too."""

@@ -13,12 +13,17 @@ class Store:
 
     def __init__(self):
         self.values, self.available, self.busy, self.touched, self.epoch = {}, True, False, [], 1
+        self.looks = []  # how many keys were looked for, for each look
 
     def known(self, value):
         return value if self.available and not self.busy else None
 
     def get(self, key):
         return self.known(Found(self.values.get(key), f"epoch-{self.epoch}"))
+
+    def get_many(self, keys):
+        self.looks.append(len(keys))
+        return self.known([Found(self.values.get(key), f"epoch-{self.epoch}") for key in keys])
 
     def set(self, key, value, epoch):
         if self.known(True) and epoch == f"epoch-{self.epoch}":
@@ -154,6 +159,37 @@ def test_an_answer_past_all_use_is_not_taken_from_the_store(open_two):
     assert there.get("key") is None
 
 
+def test_many_are_got_as_one_by_one_with_few_looks(two):
+    """From the copy or by the store, whose looks are for a hundred keys at most; a copy is renewed after a second."""
+    here, there = two.caches
+    names = [f"key {number}" for number in range(8)]
+    for name in names:
+        two.put(here, name, f"{name}.")
+    there.get(names[0])
+    two.store.looks.clear()
+    found = there.get_many([*names, *(f"missing {number}" for number in range(142))])
+    assert {name: text_of(entry) for name, entry in found.items()} == {name: f"{name}." for name in names}
+    assert two.store.looks == [100, 49]
+    assert there.get_many(names) == found and len(two.store.looks) == 2
+    two.put(here, names[1], "new")
+    two.store.values.pop(names[2])
+    two.clock.tick(TRUST_SECONDS)
+    renewed = there.get_many(names[:3])
+    assert (text_of(renewed.get(names[1])), names[2] in renewed, two.store.looks) == ("new", False, [100, 49, 3])
+    there.keeper.report_use()
+    assert set(two.store.touched) == set(names) and two.store.touched[-2:] == names[:2]
+
+
+@pytest.mark.parametrize("trouble", [{"available": False}, {"busy": True}])
+def test_a_store_that_says_nothing_costs_none_of_many(two, trouble):
+    """The copies go on."""
+    here, _ = two.caches
+    two.put(here, "a"), two.put(here, "b")
+    vars(two.store).update(trouble)
+    two.clock.tick(100)
+    assert here.get_many(["a", "b", "c"]).keys() == {"a", "b"}
+
+
 # Purges
 
 
@@ -197,16 +233,16 @@ def test_a_look_that_a_purge_overtakes_finds_nothing(two):
     """What the store gave just before it is not put into the emptied copy."""
     here, there = two.caches
     two.put(there)
-    get = two.store.get
+    get_many = two.store.get_many
 
-    def overtaken(key):
-        found = get(key)
+    def overtaken(keys):
+        found = get_many(keys)
         here.clear()
         return found
 
-    two.store.get = overtaken
+    two.store.get_many = overtaken
     assert here.get("key") is None and len(here.front) == 0
-    two.store.get = get
+    two.store.get_many = get_many
     assert two.put(here), "the late reply must not be taken for another purge"
 
 

@@ -12,7 +12,8 @@ from tests.support.fakes import Clock, until
 
 CLAIM, LEASE = Claim("k", "epoch-1", "t"), Lease("host", "t")
 OPERATIONS = [  # operation, arguments, what a store that is up says
-    ("get", ("k",), Found(b"there", "epoch-1")), ("set", ("k", b"v", "epoch-1"), 3), ("touch", (["k"],), None),
+    ("get", ("k",), Found(b"there", "epoch-1")), ("get_many", (["k"],), [Found(b"there", "epoch-1")]),
+    ("set", ("k", b"v", "epoch-1"), 3), ("touch", (["k"],), None),
     ("delete", ("k",), None), ("clear", (), "epoch-2"), ("size", (), (1, 300)), ("claim", ("k", "t", 1), CLAIM),
     ("peek", (CLAIM, "f"), UNDER_WAY), ("settle", (CLAIM, b"o", 1), None), ("release", (CLAIM,), None),
     ("keep", ([CLAIM], [LEASE], 1), Kept("epoch-1", frozenset("t"))), ("lease", (LEASE, 0.0, 1, 1), True),

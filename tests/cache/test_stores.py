@@ -30,6 +30,15 @@ def test_what_is_set_is_got_byte_for_byte(store):
     assert got(store, KEYS[4]) is None
 
 
+def test_many_are_got_at_once(store):
+    """Each in its place, whether it is there or not, all of one epoch."""
+    put(store, KEYS[0], b"one")
+    put(store, KEYS[2], bytes(range(256)))
+    found = store.get_many([KEYS[2], KEYS[1], KEYS[0], KEYS[2]])
+    assert [one.value for one in found] == [bytes(range(256)), None, b"one", bytes(range(256))]
+    assert {one.epoch for one in found} == {store.get(KEYS[1]).epoch}
+
+
 def test_every_view_sees_the_same(opened):
     """What one process stores, touches, deletes or clears is so for all."""
     here, there = opened(), opened()

@@ -292,6 +292,17 @@ def test_hosts_share_what_they_have_embedded(hosts):
     assert other.ask("a", "b").whole.completion.input_tokens == 2 * text_tokens("a")
 
 
+def test_a_list_is_looked_for_at_once(hosts):
+    """One look into the store for all of its texts, and one more before it is embedded, for what has come since."""
+    looks, texts = [], [f"text {number}" for number in range(50)]
+    for host in hosts:
+        get_many = host.cache.store.get_many
+        host.cache.store.get_many = lambda keys, get_many=get_many: looks.append(len(keys)) or get_many(keys)
+    one, other = hosts
+    assert label(one.ask(*texts)) == MISS and looks == [50, 50]
+    assert label(other.ask(*texts)) == HIT and looks == [50, 50, 50]
+
+
 def test_hosts_share_a_call_for_the_same_texts(hosts):
     """The second follows the first, and its answer is the whole one."""
     one, other = hosts
