@@ -1,5 +1,7 @@
 """Access from outside: keys, rates, proxies, host names, browsers."""
 
+import re
+
 import pytest
 
 from tests.support.gunicorn_server import JSON, new_prompt, until
@@ -152,6 +154,18 @@ def test_a_rate_does_not_change_what_an_error_says(limited):
     """Retry-After of a 503 is about the model, not about the window of the rate."""
     reply = limited.ask(new_prompt("[[fault=busy]]"), {"X-API-Key": "three"})
     assert reply.slug == "overloaded" and int(reply.headers["Retry-After"]) < 60
+
+
+@pytest.mark.parametrize("page, address", [("/docs", "203.0.113.20"), ("/", "203.0.113.21")])
+def test_what_a_page_loads_wants_no_key_and_counts_for_no_rate(limited, page, address):
+    """A page is one request, however many files it has; a browser keeps these."""
+    html = {"Accept": "text/html", "X-Forwarded-For": address}
+    files = re.findall(r'(?:href|src)="((?:docs|page)/[^"]+)"', limited.get(page, headers=html).body.decode())
+    assert len(files) >= 3
+    for reply in [limited.get(f"/{file}", headers=html) for file in files * 3]:
+        assert reply.status == 200 and int(re.search(r"max-age=(\d+)", reply.headers["Cache-Control"])[1]) > 0
+        assert reply.headers["RateLimit-Limit"] is None
+    assert limited.get(page, headers=html).headers["RateLimit-Remaining"] == "3"
 
 
 def test_guessing_keys_has_a_rate_too(limited):
