@@ -133,9 +133,9 @@ def _operation(spec: APISpec, text: Json, path: str, method: str, view: Any, key
 
 
 def _foreign_responses(spec: APISpec, foreign: Any, path: str, limit_headers: tuple[str, ...]) -> Json:
-    """The responses to failures in the words of a foreign API."""
-    return {status: {**response, "headers": headers(
-        "X-Request-ID", "X-Should-Retry", *_PROBLEM_HEADERS.get(status, ()), *limit_headers)}
+    """The responses to failures in the words of a foreign API, some with headers of its own."""
+    return {status: {**response, "headers": {
+        **headers("X-Request-ID", *_PROBLEM_HEADERS.get(status, ()), *limit_headers), **response.get("headers", {})}}
         for status, response in foreign.failures(path).items()}
 
 

@@ -33,6 +33,7 @@ _EXAMPLES = (
     errors.NotJSON(), TooManyRequests("60 per 1 minute"), Exception(), errors.OllamaRefused(501, "not supported"),
     errors.OllamaBrokeOff(), errors.OllamaUnavailable(), errors.QueueFull(64, 30), errors.GenerationCancelled(),
     errors.OllamaTimeout(), errors.NotCached(), NotFound(), MethodNotAllowed(["OPTIONS", "POST"]))
+_OF_BODIES = (errors.MalformedJSON, errors.OllamaRefused, errors.InvalidRequest)
 EMBEDDED = """\
 Each text has an entry of the cache of its own: a list is answered from what is stored and one call to Ollama for the
 rest. `Cache-Status`, where there are texts, is `hit` when all were stored. `prompt_eval_count` is told where it is
@@ -134,15 +135,18 @@ def _operation(answers: Json) -> Json:
 
 
 def failures(path: str) -> dict[str, Json]:
-    """The responses to failures at ``path``, by status, without their headers."""
+    """The responses to failures at ``path``, by status, without headers."""
     rows: dict[str, Json] = defaultdict(dict)
     for error in _EXAMPLES:
+        if isinstance(error, _OF_BODIES) and path not in _POSTED:
+            continue
         fault = problems.fault_for(error, "PUT")
         status, text = status_and_text(fault, error)
         unknown = isinstance(error, (NotFound, MethodNotAllowed))
         rows["default" if unknown else str(status)][f"{fault.slug}-{len(rows)}"] = {
             "summary": fault.title, "value": {"error": text}}
-    wanted = {"401", "429", "500", "default"} | ({"403"} if "{" in path else {"503"} if path in _ASKING else set())
+    wanted = {"400", "401", "429", "500", "default", *(["403"] if "{" in path else []),
+              *(["503"] if path in _ASKING else [])}
     return {status: {"description": HTTPStatus(int(status)).phrase if status != "default" else "Nothing is there.",
                      "content": {"application/json": {"schema": _ERROR, "examples": examples}}}
             for status, examples in rows.items() if status in wanted or path in _POSTED}

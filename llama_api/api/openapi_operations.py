@@ -5,7 +5,7 @@ from typing import Any
 from werkzeug.exceptions import MethodNotAllowed, NotFound, TooManyRequests
 
 from .. import errors
-from ..http import problems
+from ..http import REQUEST_ID, problems
 
 Json = dict[str, Any]
 
@@ -17,7 +17,7 @@ share one generation, and every answer carries honest figures of what it took.
 - Every error is an RFC 9457 problem (`application/problem+json`). Its `type` ends in a stable slug; its `detail` says
   what to do. Only the health endpoints keep their own bodies for 503, and the APIs of others have their own errors.
 - `HEAD` works wherever `GET` does, and `OPTIONS` tells the methods of a URL.
-- Where API keys are configured, every endpoint but the health ones and the documentation wants one."""
+- Where API keys are configured, every endpoint but the health ones, the page and the documentation wants one."""
 
 TAGS = {
     "generation": "Ask the model.",
@@ -85,13 +85,13 @@ _COUNT = {"type": "integer", "minimum": 0}
 _LIMITED = "Only where a rate limit is configured."
 HEADERS: dict[str, Json] = {
     "X-Request-ID": {"description": "The id of this request, the caller's if it sent a good one.", "required": True,
-                     "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"}},
+                     "schema": {"type": "string", "pattern": f"^{REQUEST_ID}$"}},
     "Cache-Status": {"description": "What the cache did (RFC 9211).", "required": True, "schema": {
         "type": "string", "pattern": "^llama-api; (hit|fwd=(miss|stale|request|bypass))(; .+)?$",
         "examples": ["llama-api; hit; ttl=3600", "llama-api; fwd=miss; stored", "llama-api; fwd=miss; collapsed"]}},
     "Age": {"description": "Seconds since the stored answer was generated; only on a stored answer.",
             "schema": _COUNT},
-    "Retry-After": {"description": "Seconds after which to try again.", "schema": _COUNT},
+    "Retry-After": {"description": "Seconds after which to try again.", "schema": {"type": "integer", "minimum": 1}},
     "X-Should-Retry": {"description": "Whether OpenAI's clients are to try again by themselves.",
                        "schema": {"type": "string", "enum": ["true", "false"]}},
     "Allow": {"description": "The methods that this URL takes; on 405.", "schema": {"type": "string"}},

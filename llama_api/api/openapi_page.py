@@ -3,6 +3,7 @@
 from typing import Any
 
 from ..faults import SLUGS
+from ..metrics import LAST, POINTS, RESULTS, STEP
 from .openapi_operations import Json, headers, ref
 
 TEXT: Json = {"type": "string"}
@@ -30,7 +31,7 @@ def schemas() -> dict[str, Json]:
             **TEXT, "description": "The metric of GET /metrics that the points are of."},
         plot={**TEXT, "description": "The plot that shows it; none for outages, which are bands in all of them."},
         kind={"enum": ["area", "line", "limit", "outage"]}, tone={"enum": ["bad"]}, points={
-            "type": "array", "items": _null(NUMBER), "maxItems": 180,
+            "type": "array", "items": _null(NUMBER), "maxItems": POINTS,
             "description": "The newest last; null where nothing is known."})
     flight = _object(
         "", id={**TEXT, "examples": ["9f1c2ab04d5e4c3f"]}, age_s=NUMBER, state={
@@ -38,13 +39,13 @@ def schemas() -> dict[str, Json]:
             **COUNT, "description": "Callers who wait for it, over all workers."}, tokens=COUNT, host=_null(TEXT))
     request = _object(
         "", time={**TEXT, "format": "date-time"}, endpoint=TEXT, status={"type": "integer"},
-        cache=_null({"enum": ["hit", "stale", "miss", "collapsed", "refresh", "bypass"]}), duration_ms=NUMBER)
+        cache=_null({"enum": list(RESULTS)}), duration_ms=NUMBER)
     stats = _object(
-        "", step={"const": 5, "description": "Seconds between two points."}, end={
+        "", step={"const": STEP, "description": "Seconds between two points."}, end={
             **COUNT, "description": "Time of the newest points, in seconds since 1970."},
         health=ref("schemas", "Health"), series=_list("Series"), hosts={
             "type": "array", "items": {"type": "object"}, "description": "As in GET /health."},
-        flights=_list("Flight"), requests=_list("EndedRequest", 50), settings={
+        flights=_list("Flight"), requests=_list("EndedRequest", LAST), settings={
             "type": "object", "description": "The settings in force by their variables, secrets masked."})
     return {
         "Series": {"description": "The points of one line or area of a plot.", **series},

@@ -10,7 +10,7 @@ from ..core import MOST_TEXTS
 from ..http import problems
 from .exchange import Json
 from .openai_embeddings import LARGEST
-from .openai_errors import FieldError, error_object, status_of
+from .openai_errors import LONGEST_WAIT, FieldError, error_object, headers_of, status_of
 from .openai_messages import ROLES
 from .openai_requests import (CHAT_FIELDS, COMPLETION_FIELDS, COMPLETION_LOGPROBS, COMPLETION_TOKENS, EFFORTS, IGNORED,
                               INTEGERS, NUMBERS, TOP_LOGPROBS)
@@ -32,10 +32,15 @@ _EXAMPLES = (
     FieldError("messages[0].role", "invalid_value", f"must be one of {', '.join(ROLES)}"), errors.UntrustedHost(),
     errors.Unauthorized(), errors.ModelNotServed("gpt-4", ["llama3:8b"]), errors.BodyTimeout(15.0),
     errors.BodyTooLarge(1048576), errors.NotJSON(), TooManyRequests("60 per 1 minute"), Exception(),
-    errors.OllamaBrokeOff(), errors.OllamaUnavailable(), errors.QueueFull(64, 30), errors.ModelNotFound("llama3:8b"),
-    errors.GenerationCancelled(), errors.OllamaTimeout(), errors.NotCached(), NotFound(),
-    MethodNotAllowed(["OPTIONS", "POST"]))
+    errors.OllamaRefused(400, ""), errors.OllamaBrokeOff(), errors.OllamaUnavailable(), errors.QueueFull(64, 30),
+    errors.ModelNotFound("llama3:8b"), errors.GenerationCancelled(), errors.OllamaTimeout(), errors.NotCached(),
+    NotFound(), MethodNotAllowed(["OPTIONS", "POST"]))
+_OF_BODIES = (errors.MalformedJSON, errors.PromptTooLong, FieldError)
 _GENERAL = {"400", "401", "429", "500", "default"}  # of endpoints that do not generate
+_HEADERS: dict[str, Json] = {
+    "x-should-retry": {"X-Should-Retry": {"$ref": "#/components/headers/X-Should-Retry"}},
+    "Retry-After": {"Retry-After": {"description": "Seconds after which to try again, or to look again.", "schema": {
+        "type": "integer", "minimum": 1, "maximum": LONGEST_WAIT}}}}
 
 
 def _object(required: str, **properties: Json) -> Json:
@@ -212,15 +217,21 @@ def _telling(description: str, schema: str, example: Json) -> Json:
 
 
 def failures(path: str) -> dict[str, Json]:
-    """The responses to failures at ``path``, by status, without their headers."""
+    """The responses to failures at ``path``, by status, with the headers that only these have."""
+    generates = path.endswith(("completions", "embeddings"))
     rows: dict[str, Json] = defaultdict(dict)
+    own: dict[str, Json] = defaultdict(dict)
     for error in _EXAMPLES:
+        if isinstance(error, _OF_BODIES) and not generates:
+            continue
         fault = problems.fault_for(error, "PUT")
         status = "default" if isinstance(error, (NotFound, MethodNotAllowed)) else str(status_of(fault))
         body = error_object(fault, error)
         rows[status][body["error"]["code"]] = {"summary": fault.title, "value": body}
-    generates = path.endswith(("completions", "embeddings"))
+        for name in headers_of(fault, error):
+            own[status].update(_HEADERS[name])
     wanted = rows if generates else _GENERAL | ({"404"} if path.endswith("}") else set())
     return {status: {"description": HTTPStatus(int(status)).phrase if status != "default" else "Nothing is there.",
-                     "content": {"application/json": {"schema": _ref("OpenAIError"), "examples": examples}}}
+                     "headers": own[status], "content": {"application/json": {
+                         "schema": _ref("OpenAIError"), "examples": examples}}}
             for status, examples in rows.items() if status in wanted}

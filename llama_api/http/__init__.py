@@ -5,9 +5,9 @@ from .connection import gone_check, read_json_body
 from .files import TYPES, kept, type_of
 from .flask_app import Application
 from .problems import note, problem_of
-from .record import Recorder
+from .record import REQUEST_ID, Recorder
 from .security import BEARER_ONLY, HEALTH_PATHS, OPEN_PATHS, PAGE_FILES, PAGE_POLICY, UNLIMITED, only_looks
 
-__all__ = ["BEARER_ONLY", "HEALTH_PATHS", "OPEN_PATHS", "PAGE_FILES", "PAGE_POLICY", "TYPES", "UNLIMITED",
-           "Application", "Recorder", "gone_check", "kept", "note", "only_looks", "problem_of", "problems",
+__all__ = ["BEARER_ONLY", "HEALTH_PATHS", "OPEN_PATHS", "PAGE_FILES", "PAGE_POLICY", "REQUEST_ID", "TYPES",
+           "UNLIMITED", "Application", "Recorder", "gone_check", "kept", "note", "only_looks", "problem_of", "problems",
            "read_json_body", "security", "type_of"]

@@ -12,7 +12,8 @@ from ..metrics import Activity, Metrics, Tracing
 from ..trace import Trace
 
 LONGEST = 500  # characters of a caller's text in one field of the log
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+REQUEST_ID = "[A-Za-z0-9._-]{1,128}"  # the ids that a caller may give
+_REQUEST_ID = re.compile(REQUEST_ID)
 
 
 class Recorder:
