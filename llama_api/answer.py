@@ -116,9 +116,16 @@ class Answer:
 
     @classmethod
     def from_json(cls, values: Any) -> "Answer":
-        """The answer out of parsed JSON. Raises ValueError or TypeError when it is not one of this format."""
+        """The answer out of parsed JSON. Raises ValueError when it is damaged, or not one of this format."""
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise ValueError("not an answer of this format")
+        try:
+            return cls._read(values)
+        except (TypeError, OverflowError) as error:
+            raise ValueError(f"not an answer: {error}") from error
+
+    @classmethod
+    def _read(cls, values: dict[str, Any]) -> "Answer":
         known = {name: value for name, value in values.items() if name != "format"}
         end = Completion(**known.get("completion", {}))
         known["completion"] = end._replace(context=None if end.context is None else array("i", end.context))
@@ -128,6 +135,8 @@ class Answer:
             known["batch"] = tuple(known["batch"])
         if "vector" in known:
             known["vector"] = base64.b64decode(known["vector"], validate=True)
+            if len(known["vector"]) % 4:
+                raise ValueError("a vector that is not one")
         answer = cls(**known)
         if not all(isinstance(getattr(answer, name), str) for name in _STRINGS) or not isinstance(
                 answer.created, (int, float)):

@@ -187,7 +187,7 @@ class AnswerCache:
         """The entry that the store has; None for one past all use, or of another version, which may still want it."""
         try:
             answer = Answer.from_json(orjson.loads(stored))
-        except (ValueError, TypeError, AttributeError, KeyError):
+        except ValueError:
             return None
         born = now - max(0.0, self._wall_clock() - answer.created)
         return None if self._timeout and now - born >= self._timeout else Entry(answer, born, now)

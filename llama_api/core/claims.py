@@ -96,9 +96,11 @@ def _read_outcome(outcome: bytes) -> Landing | Exception | None:
     """What a published outcome makes of those who follow, None when this version cannot read it."""
     try:
         fields = orjson.loads(outcome)
+        if not isinstance(fields, dict) or not isinstance(fields.get("answers", {}), dict):
+            return None
         if "answer" not in fields:
             return from_wire(fields)
         answers = {key: Answer.from_json(values) for key, values in fields.get("answers", {}).items()}
         return Landing(Answer.from_json(fields["answer"]), "followed", False, time.monotonic(), answers=answers)
-    except (ValueError, TypeError, AttributeError):
+    except ValueError:
         return None

@@ -1,5 +1,6 @@
 """The cache of answers: the in-process LRU in front of a store that processes share."""
 
+import orjson
 import pytest
 
 from llama_api.answer import Answer
@@ -138,10 +139,13 @@ def test_what_the_store_has_not_is_dropped(two):
 
 @pytest.mark.parametrize("stored", [
     b"", b"x", b"[]", b"5", b"null", b'{"text": "x"}', b'{"a": 1}', b"\x80\x04K\x05.", b'"\xff"',
+    orjson.dumps(answer().to_json() | {"completion": {"context": [2 ** 40]}}),
+    orjson.dumps(answer().to_json() | {"vector": "YWI="}), orjson.dumps(answer().to_json() | {"completion": 5}),
+    orjson.dumps(answer().to_json() | {"created": "now"}),
     answer("Later.").to_bytes().replace(b'"format":', b'"format":1'),
     answer("Newer.").to_bytes().replace(b'{', b'{"colour":"blue",', 1)])
 def test_what_cannot_be_read_is_a_miss_and_is_left_alone(two, stored):
-    """During an upgrade it may be a newer version's, which still wants it."""
+    """It is damaged or, during an upgrade, a newer version's, which still wants it."""
     here, _ = two.caches
     two.store.values["key"] = stored
     assert here.get("key") is None and two.store.values == {"key": stored}

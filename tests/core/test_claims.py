@@ -301,9 +301,11 @@ def test_what_an_operator_cancelled_is_cancelled_for_the_readers_elsewhere(two):
 
 @pytest.mark.parametrize("outcome", [
     {"error": "ErrorToCome", "args": []}, {"error": "OllamaTimeout", "args": [1, 2, 3]},
-    {"answer": answer().to_json() | {"colour": "blue"}}, {"answer": answer().to_json() | {"format": 99}}, {}, [], 5])
-def test_an_outcome_of_a_newer_version_is_a_miss(open_host, outcome):
-    """The host generates for itself, and leaves the outcome to those who can read it."""
+    {"answer": answer().to_json() | {"colour": "blue"}}, {"answer": answer().to_json() | {"format": 99}},
+    {"answer": answer().to_json() | {"vector": "YWI="}}, {"answer": answer().to_json(), "answers": 5},
+    {"answer": answer().to_json() | {"completion": {"context": [2 ** 40]}}}, {}, [], 5])
+def test_an_outcome_that_cannot_be_read_is_a_miss(open_host, outcome):
+    """The host generates for itself, and leaves the outcome to those who can read it, such as a newer version."""
     host = open_host()
     claim = host.store.claim(KEY, "newer", LONG)
     assert host.store.peek(claim, "another") == UNDER_WAY
