@@ -1,10 +1,10 @@
 """A server and a stranger, for the commands to call."""
 
-import http.server
-import threading
 from contextlib import ExitStack
 
 import pytest
+
+from tests.support.listening import Handler, listening
 
 
 @pytest.fixture(scope="module")
@@ -17,33 +17,18 @@ def api(shared_double, shared_serve):
 def answering():
     """A factory: ``answering(body)`` is the URL of something that answers every request by 200 and ``body``."""
     with ExitStack() as stack:
-        yield lambda body: stack.enter_context(Stranger(body))
+        yield lambda body: f"http://127.0.0.1:{stack.enter_context(listening(stranger(body))).server_port}"
 
 
-class Stranger:
-    """A server that is neither this service nor an Ollama."""
+def stranger(body):
+    """A handler that answers by ``body`` whatever comes."""
+    class Stranger(Handler):
+        def do_GET(self):
+            self.read_body()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
 
-    def __init__(self, body):
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                self.send_response(200)
-                self.end_headers()
-                self.wfile.write(body)
+        do_POST = do_GET
 
-            do_POST = do_GET
-
-            def log_message(self, *_):
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=[0.01], daemon=True)
-
-    def __enter__(self):
-        self._thread.start()
-        return "http://127.0.0.1:%d" % self._server.server_address[1]
-
-    def __exit__(self, *_):
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+    return Stranger

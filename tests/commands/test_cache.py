@@ -1,12 +1,11 @@
 """``flask --app wsgi cache stats|clear|warm`` as an operator runs it, on a terminal too; here where that will do."""
 
-import http.server
 import json
 import os
 import re
 import signal
 import subprocess
-import threading
+from contextlib import contextmanager
 
 import pytest
 from click.testing import CliRunner
@@ -15,6 +14,7 @@ from llama_api.commands import cli
 from tests.support import commands
 from tests.support.commands import PATIENCE
 from tests.support.gunicorn_server import free_port, new_prompt, until
+from tests.support.listening import Handler, listening
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_bad_lines_are_told_by_number_and_skipped(api, prompts):
 
 def test_a_broken_connection_costs_one_line(prompts):
     """A server that breaks off, or answers what is no JSON, fails the line and not the rest."""
-    with Impostor(["", "", "<h1>oops</h1>", '{"cached": false}']) as port:
+    with impostor(["", "", "<h1>oops</h1>", '{"cached": false}']) as port:
         status, out, err = run_here(f"127.0.0.1:{port}", "warm", "-", text=b"a\nb\nc\nd")
     assert (status, summary(out)) == (1, [4, 1, 0, 3, 0])
     assert "no answer: ConnectionError" in lines_of(err)[1] and "answered 200" in lines_of(err)[3]
@@ -162,7 +162,7 @@ def test_a_server_that_is_down_is_a_sentence(how, command):
 
 def test_a_server_that_goes_away_ends_with_the_summary():
     """No line is tried in vain after that, and it is told how to go on."""
-    with Impostor(['{"cached": true}', None]) as port:
+    with impostor(['{"cached": true}', None]) as port:
         status, out, err = run_here(f"127.0.0.1:{port}", "warm", "-", text=b"a\nb\nc\nd")
     assert (status, summary(out)) == (1, [4, 0, 2, 0, 2])
     assert "No server answers at" in err and err.endswith("Then run it again to go on.\n")
@@ -171,7 +171,7 @@ def test_a_server_that_goes_away_ends_with_the_summary():
 @pytest.mark.parametrize("body", ["<h1>It works!</h1>", "[]", "{}"])
 def test_another_server_is_a_sentence(body):
     """What answers there is not this service."""
-    with Impostor(first=body) as port:
+    with impostor(first=body) as port:
         status, out, err = run_here(f"127.0.0.1:{port}", "stats")
     assert (status, out) == (1, "") and "is not llama_api" in err and "LLAMA_API_BIND" in err
 
@@ -226,45 +226,32 @@ def test_a_file_that_cannot_be_read_is_a_sentence(api, tmp_path, name, why):
     assert (status, out, err) == (1, "", f"Error: The file {path} cannot be read: {why}.\n")
 
 
-class Impostor:
-    """Something else that listens on a port: it answers a GET by ``first`` and each POST by the next of ``bodies``.
+@contextmanager
+def impostor(bodies=(), first='{"max_entries": 1000}'):
+    """The port of something else, that answers a GET by ``first`` and each POST by the next of ``bodies``.
 
     An empty one breaks the connection off. None is answered as cached, and then nobody listens.
     """
+    rest = list(bodies)
 
-    def __init__(self, bodies=(), first='{"max_entries": 1000}'):
-        rest = list(bodies)
+    class Impostor(Handler):
+        def do_GET(self):
+            self.answer(first)
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                self.answer(first)
+        def do_POST(self):
+            self.read_body()
+            body = rest.pop(0)
+            if body is None:
+                self.server.shutdown()
+                self.server.server_close()
+            if body != "":
+                self.answer(body or '{"cached": true}')
 
-            def do_POST(self):
-                self.rfile.read(int(self.headers["Content-Length"]))
-                body = rest.pop(0)
-                if body is None:
-                    self.server.shutdown()
-                    self.server.server_close()
-                if body != "":
-                    self.answer(body or '{"cached": true}')
+        def answer(self, body):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
 
-            def answer(self, body):
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body.encode())
-
-            def log_message(self, *_):
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=[0.01], daemon=True)
-
-    def __enter__(self):
-        self._thread.start()
-        return self._server.server_address[1]
-
-    def __exit__(self, *_):
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+    with listening(Impostor) as server:
+        yield server.server_port

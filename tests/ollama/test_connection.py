@@ -2,7 +2,6 @@
 
 import http.client
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import requests
@@ -12,6 +11,7 @@ from llama_api.ollama import connection
 from llama_api.ollama.connection import Call, CuttingAdapter
 from llama_api.waiting import Cancelled
 from tests.support.fakes import until
+from tests.support.listening import Handler, listening
 
 PIECES = [b"first ", b"second ", b"third"]
 ANSWER = (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -19,7 +19,7 @@ ANSWER = (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 LONG = 30.0
 
 
-class Handler(BaseHTTPRequestHandler):
+class Counting(Handler):
     """Answers each request by all pieces in one write, or not at all."""
 
     protocol_version = "HTTP/1.1"
@@ -29,7 +29,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.connections += 1
 
     def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
+        self.read_body()
         self.server.requests += 1
         if self.path != "/silent":
             self.wfile.write(ANSWER)
@@ -37,20 +37,13 @@ class Handler(BaseHTTPRequestHandler):
             self.server.left += 1
             self.close_connection = True
 
-    def log_message(self, *words):
-        """Print nothing."""
-
 
 @pytest.fixture
 def server():
     """A server that counts its connections, requests and those that left before their answer."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with listening(Counting) as server:
         server.connections = server.requests = server.left = 0
-        thread = threading.Thread(target=server.serve_forever, args=[0.01], daemon=True)
-        thread.start()
         yield server
-        server.shutdown()
-        thread.join(LONG)
 
 
 @pytest.fixture
