@@ -11,13 +11,13 @@ import os  # noqa: E402
 import shutil  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
-import tempfile  # noqa: E402
 from typing import Any  # noqa: E402
 
 import gevent  # noqa: E402
 
 from ..settings import SettingsError  # noqa: E402
 from . import reloading  # noqa: E402
+from .figures import make_directory  # noqa: E402
 
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"  # of the workers' figures; prometheus_client reads it when it is imported
 
@@ -33,7 +33,7 @@ def _remove_directory(master: int) -> None:
 
 
 if DIRECTORY not in os.environ:  # neither a reload, nor a directory of the operator's
-    os.environ[DIRECTORY] = tempfile.mkdtemp(prefix="llama_api-")
+    os.environ[DIRECTORY] = make_directory()
     atexit.register(_remove_directory, os.getpid())
 
 from prometheus_client import multiprocess  # noqa: E402

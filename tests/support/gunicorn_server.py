@@ -4,13 +4,15 @@ import http.client
 import itertools
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -290,6 +292,12 @@ class Server:
         """The ids of the worker processes."""
         return [child.pid for child in psutil.Process(self.process.pid).children()]
 
+    @property
+    def figures(self):
+        """The directories of the figures that workers share: one for each master."""
+        return {Path(path).parent for child in psutil.Process(self.process.pid).children(recursive=True)
+                for path in re.findall(r"/\S+\.db$", Path(f"/proc/{child.pid}/maps").read_text(), re.MULTILINE)}
+
     def signal(self, number):
         """Send a signal to the master."""
         os.kill(self.process.pid, number)
@@ -312,11 +320,16 @@ class Server:
             process.wait()
 
     def kill(self):
-        """End it, workers too, as a power cut would."""
+        """End it, workers too, as a power cut would; what they had in memory is lost."""
+        memory = set()
+        with suppress(psutil.NoSuchProcess, OSError):  # it may have died before
+            memory = self.figures
         process, self.process = self.process, None
         _kill_group(process.pid)
         process.wait()
         until(lambda: not _group_lives(process.pid), PATIENCE, "the end of every worker")
+        for directory in memory:
+            shutil.rmtree(directory)
 
     def assert_clean(self):
         """No fault of its own has shown up anywhere."""
