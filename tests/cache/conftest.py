@@ -2,7 +2,7 @@
 
 import pytest
 
-from llama_api.cache import open_store, redis_scripts, sqlite, sqlite_file
+from llama_api.cache import open_store, redis_connection, redis_scripts, sqlite, sqlite_file
 from llama_api.cache.sqlite import SqliteStore
 from tests.cache import LONG
 from tests.support.redis_server import RedisServer
@@ -14,6 +14,7 @@ def patient(monkeypatch):
     monkeypatch.setattr(sqlite, "BUDGET", LONG)
     monkeypatch.setattr(sqlite, "SLOW_BUDGET", LONG)
     monkeypatch.setattr(sqlite_file, "BUSY", LONG)
+    monkeypatch.setattr(redis_connection, "BUDGET", LONG)
     waiting_lasts(monkeypatch, LONG)
 
 

@@ -50,6 +50,12 @@ def pretending(reply, seconds=0.0):
 
 
 @pytest.fixture
+def impatient(monkeypatch):
+    """Have it bear no more than in service; ask for it before the store."""
+    monkeypatch.setattr(redis_connection, "BUDGET", 0.08)
+
+
+@pytest.fixture
 def client(redis_server):
     with redis_server.client() as client:
         yield client
@@ -131,7 +137,7 @@ def test_wiped_it_starts_empty_and_in_a_new_epoch(store, client):
     assert put(store, KEYS[1], b"y") == 0 and store.size() == (1, 1 + OVERHEAD)
 
 
-def test_paused_each_operation_fails_by_its_deadline(redis_server, store):
+def test_paused_each_operation_fails_by_its_deadline(impatient, redis_server, store):
     """On a connection of before, and on a new one, which the kernel still accepts."""
     put(store, KEYS[0], b"x")
     epoch = store.get(KEYS[0]).epoch
@@ -143,7 +149,7 @@ def test_paused_each_operation_fails_by_its_deadline(redis_server, store):
     assert got(store, KEYS[0]) in (b"x", bytes(500_000))
 
 
-def test_paused_and_guarded_nobody_waits_in_turn(redis_server, store):
+def test_paused_and_guarded_nobody_waits_in_turn(impatient, redis_server, store):
     """After the first failure nothing reaches the store until it is back; a crowd waits once, together."""
     errors = []
     guard = GuardedStore(store, errors.append, probe_every=LONG)
