@@ -3,6 +3,7 @@
 A door makes a ModelCall of the request and hands it to ``Exchanges.respond`` with a Grammar, which writes the answer.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ from werkzeug.http import parse_cache_control_header
 
 from ..answer import Answer, Piece
 from ..core import Directives, EmbeddingReply, Embeddings, Reply, Service
+from ..errors import ClientGone
 from ..faults import Fault, fault_of
 from ..http import gone_check, note, read_json_body
 from ..metrics import SAVING, Machine
@@ -35,7 +37,7 @@ class Grammar(Protocol):
         """The body of a plain answer; ``figures`` is what POST /generate tells as ``metrics``."""
 
     def pieces(self, pieces: list[Piece], reply: Reply) -> bytes:
-        """The pieces that came together, as a part of a stream."""
+        """The pieces that came together, as a part of a stream; empty where they have nothing that this API tells."""
 
     def waiting(self, wait: Wait) -> bytes:
         """What is sent when nothing has been for HEARTBEAT seconds."""
@@ -117,6 +119,7 @@ class Exchanges:
         return current_app.response_class(body, headers=headers, content_type=content_type)
 
     def _stream(self, reply: Reply, grammar: Grammar) -> Response:
+        asked_at = time.monotonic()
         try:
             reply.start(self._silence)
         except BaseException:
@@ -124,15 +127,24 @@ class Exchanges:
             raise
         headers = cache_headers(reply, self._service, stored=False)
         headers += [("Cache-Control", "no-store"), ("X-Accel-Buffering", "no")]
-        parts = stream_with_context(self._parts(reply, grammar))
+        parts = stream_with_context(self._parts(reply, grammar, asked_at, gone_check(request.environ)))
         response = current_app.response_class(parts, headers=headers, content_type=grammar.content_type)
         response.call_on_close(reply.close)
         return response
 
-    def _parts(self, reply: Reply, grammar: Grammar) -> Iterator[bytes]:
+    def _parts(self, reply: Reply, grammar: Grammar, sent_at: float, gone: Callable[[], bool]) -> Iterator[bytes]:
+        """The parts of a stream, whose silence began at ``sent_at``; ``gone`` tells whether its client has left."""
         try:
             for event in reply.events(self._silence):
-                yield grammar.waiting(event) if isinstance(event, Wait) else grammar.pieces(event, reply)
+                part = grammar.waiting(event) if isinstance(event, Wait) else grammar.pieces(event, reply)
+                if not part:  # the model thinks, which this API does not tell
+                    if gone():
+                        raise ClientGone
+                    if self._silence and time.monotonic() - sent_at >= self._silence:
+                        part = grammar.waiting(Wait())
+                if part:
+                    sent_at = time.monotonic()
+                    yield part
             answer = reply.answer()
             end = grammar.end(answer, reply, self._ended(reply, answer))
         except Exception as error:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.double import answer_for
 from tests.support.double_process import double_processes
-from tests.support.gunicorn_server import new_prompt, together, until
+from tests.support.gunicorn_server import JSON, new_prompt, together, until
 
 KNOWN = 4.0  # seconds after which a change at an Ollama must be known
 NO_STORE = {"Cache-Control": "no-store"}
@@ -372,6 +372,19 @@ def test_a_wait_is_told_with_the_place_in_the_queue(serve, doubles):
     for exchange in exchanges:
         exchange.read()
         exchange.close()
+    api.stop()
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
+def test_thinking_that_is_not_told_is_silence(serve, doubles, path):
+    """A model that thinks for long writes nothing that these two send, so they say that they live."""
+    doubles[0].set_model("llama3:8b", capabilities=["completion", "thinking"])
+    api = serve(ollama_url=doubles[0].url, heartbeat=0.2, timeout=20)
+    body = json.dumps({"prompt": new_prompt("[[thinking=30]] [[gap=0.05]] [[tokens=2]]"), "stream": True, **(
+        {"model": "llama3:8b"} if path != "/generate" else {})})
+    reply = api.request("POST", path, body, JSON)
+    waiting, _, told = reply.body.partition(b"data: ")
+    assert reply.status == 200 and waiting.count(b": waiting\n") >= 2 and told
     api.stop()
 
 

@@ -147,6 +147,14 @@ def test_a_client_that_leaves_stops_its_generation(api, double, stream, markers)
     until(lambda: api.health()["queue"]["running"] == 0, GONE)
 
 
+def test_a_client_that_leaves_while_the_model_thinks_stops_its_generation(api, double):
+    """Nothing is sent then, so no failed write tells of the client."""
+    double.set_model("llama3:8b", capabilities=["completion", "thinking"])
+    with api.open_ask(new_prompt("[[thinking=600]] [[gap=0.05]]"), stream=True):
+        until(lambda: double.running == 1 and double.calls("/api/generate")[-1].sent >= 3)
+    double.wait(GONE, running=0, closed_early=1)
+
+
 def test_a_client_that_leaves_the_queue_is_never_generated(api, double):
     """Plain or streamed: its place is free for others, and Ollama never hears of it."""
     holders = [api.open_ask(new_prompt("[[ttft=30]]")) for _ in range(2)]
