@@ -134,8 +134,9 @@ class Exchanges:
 
     def _parts(self, reply: Reply, grammar: Grammar, sent_at: float, gone: Callable[[], bool]) -> Iterator[bytes]:
         """The parts of a stream, whose silence began at ``sent_at``; ``gone`` tells whether its client has left."""
+        events = reply.events(self._silence)
         try:
-            for event in reply.events(self._silence):
+            for event in events:
                 part = grammar.waiting(event) if isinstance(event, Wait) else grammar.pieces(event, reply)
                 if not part:  # the model thinks, which this API does not tell
                     if gone():
@@ -147,6 +148,11 @@ class Exchanges:
                     yield part
             answer = reply.answer()
             end = grammar.end(answer, reply, self._ended(reply, answer))
+        except GeneratorExit:  # a part could not be sent
+            events.close()  # which brings the figures up to date
+            self._ended(reply, None)
+            note(ClientGone())
+            raise
         except Exception as error:
             self._ended(reply, None)
             yield grammar.failed(note(error), error)

@@ -1,7 +1,7 @@
 """The path of a call to its answer: cache, flight, claim, fleet, cache. Knows nothing of HTTP."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 from ..answer import Answer, Piece
@@ -15,6 +15,7 @@ from .claims import Claims
 from .flights import Flight, Flights, Landing, Reader
 
 RESULT_OF = {"bypass": "bypass", "request": "refresh", "miss": "miss", "stale": "refresh"}  # by why it is forwarded
+Events = Generator[list[Piece] | Wait, None, None]
 FAILURES = (OllamaError, QueueFull, QueueTimeout)  # for which a stale answer may be served instead
 
 
@@ -65,7 +66,7 @@ class Reply:
         assert self.entry is not None
         return self.entry.answer
 
-    def events(self, silence: float | None = None) -> Iterator[list[Piece] | Wait]:
+    def events(self, silence: float | None = None) -> Events:
         """The pieces, and a Wait for each ``silence`` seconds without any; joined they are the answer.
 
         Raises what broke it off.
@@ -102,7 +103,7 @@ class FlightReply(Reply):
                 self._fall_back(error)
         return super().answer()
 
-    def events(self, silence: float | None = None) -> Iterator[list[Piece] | Wait]:
+    def events(self, silence: float | None = None) -> Events:
         sent = False
         try:
             for event in self._reader.events(silence) if self.failure is None else ():
@@ -112,9 +113,10 @@ class FlightReply(Reply):
             if sent:
                 raise
             self._fall_back(error)
+        finally:
+            self._label()
         if self.failure is not None:
             yield from super().events(silence)
-        self._label()
 
     def close(self) -> None:
         self._reader.close()

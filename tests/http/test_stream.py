@@ -155,6 +155,16 @@ def test_a_client_that_leaves_while_the_model_thinks_stops_its_generation(api, d
     double.wait(GONE, running=0, closed_early=1)
 
 
+def test_a_client_that_leaves_a_stream_is_logged(api, double):
+    """The status is the one that was sent; the error, the time and the Ollama are told with it."""
+    with api.open_ask(new_prompt("[[gap=0.05]] [[fault=endless_tokens]]"), stream=True) as exchange:
+        assert exchange.event() and exchange.event()
+        head = exchange.head
+    record = api.record_of(head)
+    assert (record["status"], record["error"], record["cache"]) == (200, "client-closed-request", "miss")
+    assert record["inference_latency_ms"] > record["time_to_first_token_ms"] and record["host"]
+
+
 def test_a_client_that_leaves_the_queue_is_never_generated(api, double):
     """Plain or streamed: its place is free for others, and Ollama never hears of it."""
     holders = [api.open_ask(new_prompt("[[ttft=30]]")) for _ in range(2)]
