@@ -5,7 +5,7 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -85,6 +85,10 @@ class Fleet:
                 if name not in found or model.get("digest") == self._roster.build(name) != found[name].get("digest"):
                     found[name] = model
         return list(found.values())
+
+    def when_relisted(self, action: Callable[[], object]) -> None:
+        """Have ``action`` done each time that the names in the inventory have changed."""
+        self._roster.relisted = action
 
     def loaded(self) -> list[dict[str, Any]]:
         """The loaded models, as /api/ps tells them, each once. Raises OllamaError when no Ollama tells."""

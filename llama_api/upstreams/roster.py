@@ -26,6 +26,8 @@ class Roster:
         self._builds: dict[str, tuple[str | None, float]] = {}  # by model: the build that answers, and since when
         self._usable_at: dict[str, float] = {}  # by model: when one was last usable
         self._usable: dict[str, tuple[list[Upstream], float]] = {}  # by model, and until when that holds
+        self._listed: frozenset[str] = frozenset()
+        self.relisted: Callable[[], object] = lambda: None  # called when the names of the listed models have changed
 
     def noted(self) -> None:
         """Bring the builds up to date after a probe: of each model the one that most have, of these the first listed.
@@ -42,6 +44,10 @@ class Roster:
             build = builds.most_common(1)[0][0]
             if model not in self._builds or self._builds[model][0] != build:
                 self._builds[model] = build, self._clock()
+        before, self._listed = self._listed, frozenset(
+            str(model["name"]) for upstream in self.upstreams for model in upstream.monitor.latest.models)
+        if before != self._listed:
+            self.relisted()
 
     def build(self, model: str) -> str | None:
         """The build of ``model`` that answers, None when none was ever seen or told."""

@@ -385,6 +385,23 @@ def test_a_stub_of_a_cloud_model_is_no_model(own_double, serve):
     assert not own_double.generations and not own_double.embedded and not own_double.calls("/api/show")
 
 
+def test_a_model_that_ollama_has_no_more_is_not_served(own_double, serve):
+    """Nor is it known from a body that was read while it was there."""
+    own_double.set_model("extra:1b", digest="b" * 64)
+    api = serve(own_double, models="*")
+    body = {"model": "extra:1b", "prompt": new_prompt(), "messages": [{"role": "user", "content": new_prompt()}]}
+    asked = {"/generate": {"model": body["model"], "prompt": body["prompt"]}, "/api/generate": body,
+             "/api/chat": body, "/v1/chat/completions": {"model": body["model"], "messages": body["messages"]}}
+
+    def statuses():
+        return [api.request("POST", path, json.dumps(fields), JSON).status for path, fields in asked.items()]
+
+    assert until(lambda: "extra" in api.get("/api/tags").body.decode()) and statuses() == [200] * 4
+    own_double.remove_model("extra:1b")
+    until(lambda: "extra" not in api.get("/api/tags").body.decode())
+    assert statuses() == [422, 404, 404, 404]
+
+
 def test_a_stub_in_place_of_a_configured_model_is_as_good_as_none(own_double, serve):
     """The service says why it is not well, and sends nothing: no prompt, no text to embed, no load."""
     own_double.set_digest("llama3:8b", **STUB)
