@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from .background import BackgroundThread
 from .trace import Trace
 
 logger = logging.getLogger(__name__)
@@ -49,8 +50,7 @@ class Watchdog:
     def __init__(self) -> None:
         self._limits: dict[object, tuple[float, Callable[[], None]]] = {}
         self._busy = threading.Event()
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._thread = BackgroundThread("watchdog", self._run)
 
     def watch(self, seconds: float, action: Callable[[], None]) -> object:
         """Run ``action`` in another thread after ``seconds``, unless what this returns is given to ``forget`` first."""
@@ -58,10 +58,7 @@ class Watchdog:
         self._limits[handle] = (time.monotonic() + seconds, action)
         if not self._busy.is_set():
             self._busy.set()
-            with self._lock:
-                if self._thread is None:
-                    self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
-                    self._thread.start()
+            self._thread.start()
         return handle
 
     def forget(self, handle: object) -> None:

@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Callable
 
+from ..background import BackgroundThread
 from .epochs import Epochs
 from .guarded import GuardedStore
 from .store import Claim, Kept, Lease
@@ -27,7 +28,7 @@ class Keeper:
         self._claims: dict[Claim, Callable[[bool], object]] = {}
         self._leases: dict[Lease, None] = {}
         self._used: dict[str, None] = {}  # keys that were served since the last report, the last one last
-        self._starting, self._started, self._stopped = threading.Lock(), False, threading.Event()
+        self._thread, self._stopped = BackgroundThread("keeper", self._run), threading.Event()
         _keepers.add(self)
 
     def __repr__(self) -> str:
@@ -35,11 +36,7 @@ class Keeper:
 
     def start(self) -> None:
         """Begin the rounds, unless they have begun."""
-        if not self._started:
-            with self._starting:
-                if not self._started:
-                    threading.Thread(target=self._run, name="keeper", daemon=True).start()
-                    self._started = True
+        self._thread.start()
 
     def hold(self, claim: Claim, told: Callable[[bool], object]) -> None:
         """Keep ``claim`` up until ``drop``; each round tells ``told`` whether any other process waits for it."""
@@ -84,7 +81,7 @@ class Keeper:
         """Begin anew in a forked child, which has neither the thread nor what its parent holds."""
         for held in (self._claims, self._leases, self._used):
             held.clear()
-        self._starting, self._started, self._stopped = threading.Lock(), False, threading.Event()
+        self._thread, self._stopped = BackgroundThread("keeper", self._run), threading.Event()
 
     def _run(self) -> None:
         while not self._stopped.wait(KEEP_EVERY):

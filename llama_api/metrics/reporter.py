@@ -1,10 +1,10 @@
 """What each worker does beside its requests: samples, tells the others of its work, ends what they ask it to end."""
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 
+from ..background import BackgroundThread
 from .activity import Activity
 from .history import History
 
@@ -21,20 +21,15 @@ class Reporter:
     def __init__(self, activity: Activity, history: History, refresh: Callable[[], None]):
         self._activity, self._history, self._refresh = activity, history, refresh
         self._complained = -COMPLAINT_SECONDS
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._thread = BackgroundThread("reporter", self._run)
 
     def start(self) -> None:
         """Begin, unless that has been done."""
-        if self._thread is None:
-            with self._lock:
-                if self._thread is None:
-                    self._attempt(self._activity.join)
-                    self._attempt(self._history.sample)  # from here on counters grow
-                    self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
-                    self._thread.start()
+        self._thread.start()
 
     def _run(self) -> None:
+        self._attempt(self._activity.join)
+        self._attempt(self._history.sample)  # from here on counters grow
         ticks = 0
         while True:
             time.sleep(TICK)

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from ..background import BackgroundThread
 from ..errors import OllamaError, OllamaTimeout
 from ..model_names import is_stub, normal
 from ..ollama import OllamaClient
@@ -29,16 +30,11 @@ class Monitor:
         self._client, self._host, self.noted, self._clock = client, host, noted, clock
         self._latest = _NONE
         self._probed, self._hurried = threading.Event(), threading.Event()
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._thread = BackgroundThread("monitor", self._run)
 
     def start(self) -> None:
         """Begin to probe, unless that has begun."""
-        if self._thread is None:
-            with self._lock:
-                if self._thread is None:
-                    self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
-                    self._thread.start()
+        self._thread.start()
 
     @property
     def latest(self) -> Probe:

@@ -1,0 +1,20 @@
+"""A thread that begins with the first use of what it serves."""
+
+import threading
+from collections.abc import Callable
+
+
+class BackgroundThread:
+    """A daemon thread called ``name`` that executes ``run``."""
+
+    def __init__(self, name: str, run: Callable[[], None]):
+        self._name, self._run = name, run
+        self._lock, self._started = threading.Lock(), False
+
+    def start(self) -> None:
+        """Start the thread, unless that has been done. Raises RuntimeError when no thread can be had."""
+        if not self._started:
+            with self._lock:
+                if not self._started:
+                    threading.Thread(target=self._run, name=self._name, daemon=True).start()
+                    self._started = True
