@@ -51,7 +51,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     openai_requests = openai.OpenAIRequests(models, settings.max_tokens_limit, settings.num_ctx)
     ollama_requests = ollama.Requests(models, settings.max_tokens_limit, settings.num_ctx)
     cache.when_purged(exchanges.forget)
-    fleet.when_relisted(exchanges.forget)  # they name models, and with MODELS=* those that are there are served
+    fleet.when_removed(exchanges.forget)  # with MODELS=* it is not served any more
 
     directory = Path(shared) / "stats" if (shared := os.environ.get("PROMETHEUS_MULTIPROC_DIR")) else None
     activity, history = Activity(flights, only_looks, directory), History(metrics.samples, directory)

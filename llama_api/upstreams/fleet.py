@@ -86,9 +86,9 @@ class Fleet:
                     found[name] = model
         return list(found.values())
 
-    def when_relisted(self, action: Callable[[], object]) -> None:
-        """Have ``action`` done each time that the names in the inventory have changed."""
-        self._roster.relisted = action
+    def when_removed(self, action: Callable[[], object]) -> None:
+        """Have ``action`` done each time that a model has gone from the inventory."""
+        self._roster.removed = action
 
     def loaded(self) -> list[dict[str, Any]]:
         """The loaded models, as /api/ps tells them, each once. Raises OllamaError when no Ollama tells."""

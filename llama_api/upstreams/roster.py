@@ -27,7 +27,7 @@ class Roster:
         self._usable_at: dict[str, float] = {}  # by model: when one was last usable
         self._usable: dict[str, tuple[list[Upstream], float]] = {}  # by model, and until when that holds
         self._listed: frozenset[str] = frozenset()
-        self.relisted: Callable[[], object] = lambda: None  # called when the names of the listed models have changed
+        self.removed: Callable[[], object] = lambda: None  # called when a model is listed no more
 
     def noted(self) -> None:
         """Bring the builds up to date after a probe: of each model the one that most have, of these the first listed.
@@ -46,8 +46,8 @@ class Roster:
                 self._builds[model] = build, self._clock()
         before, self._listed = self._listed, frozenset(
             str(model["name"]) for upstream in self.upstreams for model in upstream.monitor.latest.models)
-        if before != self._listed:
-            self.relisted()
+        if before - self._listed:
+            self.removed()
 
     def build(self, model: str) -> str | None:
         """The build of ``model`` that answers, None when none was ever seen or told."""
