@@ -11,7 +11,6 @@ A file that is damaged, or that is not ours or of an older layout, is renamed to
 happen under ``<name>.lock``. A deleted or replaced file is noticed by its inode.
 """
 
-import fcntl
 import os
 import sqlite3
 import time
@@ -21,6 +20,7 @@ from contextlib import contextmanager, suppress
 
 from gevent.monkey import get_original
 
+from ..file_locks import lock_file
 from .store import StoreError
 
 # It is used in native threads, where gevent's own would not do.
@@ -130,20 +130,15 @@ class SqliteFile:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Keep other processes from opening or setting aside the file meanwhile."""
-        handle = os.open(self._path + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        until = time.monotonic() + BUSY
+        while (lock := lock_file(self._path + ".lock")) is None:
+            if time.monotonic() > until:
+                raise BlockingIOError("another process is opening the file")
+            _native_sleep(0.002)
         try:
-            until = time.monotonic() + BUSY
-            while True:
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > until:
-                        raise
-                    _native_sleep(0.002)
             yield
         finally:
-            os.close(handle)
+            os.close(lock)
 
     def _open(self) -> None:
         """Connect to the file, or to a fresh one when it is missing, damaged or not of this program and version."""

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import orjson
 
+from ..file_locks import lock_file
 from .series import SERIES, STEP, Reading, Sample, readings
-from .shared_files import Watched, replace, try_lock
+from .shared_files import Watched, replace
 
 POINTS = 180
 
@@ -95,7 +96,7 @@ class History:
         """Whether this worker is the one that samples; another takes over when it dies."""
         if self._directory is not None and self._lock is None:
             self._directory.mkdir(exist_ok=True)
-            self._lock = try_lock(self._directory / "sampler.lock")
+            self._lock = lock_file(self._directory / "sampler.lock")
         return self._directory is None or self._lock is not None
 
     def _load(self) -> Past | None:

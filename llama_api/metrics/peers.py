@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from .shared_files import Watched, is_held, replace, try_lock
+from ..file_locks import is_held, lock_file
+from .shared_files import Watched, replace
 
 News = dict[str, Any]
 
@@ -33,7 +34,7 @@ class Peers:
     def join(self) -> None:
         """Be one of them for as long as this process lives. Raises OSError."""
         self._directory.mkdir(parents=True, exist_ok=True)
-        self._joined = try_lock(self._lock(self._name)) is not None
+        self._joined = lock_file(self._lock(self._name)) is not None
 
     def tell(self, news: News) -> None:
         """Let the others know ``news`` in place of what was told before. Raises OSError."""

@@ -1,39 +1,9 @@
-"""Files in a directory that all workers of the service share: locks that end with their holder, and whole writes."""
+"""Files in a directory that all workers of the service share: replaced as a whole, and read when they have changed."""
 
-import fcntl
 import os
 from pathlib import Path
 
 from gevent import get_hub
-
-
-def try_lock(path: Path) -> int | None:
-    """Lock the file at ``path``, made when it is missing, and return the descriptor that holds it until it is closed.
-
-    None when another holds it. The kernel frees it when the process dies, in whatever way.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
-def is_held(path: Path) -> bool:
-    """Whether any process holds the lock at ``path``."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def replace(path: Path, data: bytes) -> None:

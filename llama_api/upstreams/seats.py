@@ -5,7 +5,8 @@ import struct
 import time
 from collections.abc import Callable
 
-from .slot_files import Unusable, open_file, try_lock
+from ..file_locks import try_lock
+from .slot_files import Unusable, open_file
 
 ALIVE_SECONDS = 0.1  # after its last sign of life a queue is passed over; one that waits gives a sign at every look
 LOOK_SECONDS = 0.003  # between two looks for the seats of new processes

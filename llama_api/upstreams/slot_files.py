@@ -5,13 +5,14 @@ followed, created over or believed further than what it is for.
 """
 
 import errno
-import fcntl
 import hashlib
 import os
 import stat
 import tempfile
 import time
 from urllib.parse import urlsplit
+
+from ..file_locks import try_lock, unlock
 
 FOLDER = "llama-api-slots"
 # Seen by all services of a machine, unlike /tmp (systemd's PrivateTmp), and emptied when it starts anew.
@@ -128,15 +129,6 @@ def _open_or_make(folder: int, name: str, writable: bool) -> int:
     return file
 
 
-def try_lock(file: int, how: int = fcntl.LOCK_EX) -> bool:
-    """Lock ``file`` unless another process has; never waits."""
-    try:
-        fcntl.flock(file, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 class SlotFiles:
     """At most ``number`` slots of one Ollama, each the lock on a file in ``folder``, counted with those of others.
 
@@ -164,7 +156,7 @@ class SlotFiles:
     def give_back(self, slot: int) -> None:
         """Unlock ``slot``."""
         self._held.discard(slot)
-        fcntl.flock(self._files[slot], fcntl.LOCK_UN)
+        unlock(self._files[slot])
 
     def close(self) -> None:
         """Close the files, which gives all slots back."""
@@ -180,8 +172,8 @@ class SlotFiles:
             if slot not in self._held:
                 file = self._opened(slot)
                 # Shared, so that two who count at one time do not count each other.
-                if file is not None and try_lock(file, fcntl.LOCK_SH):
-                    fcntl.flock(file, fcntl.LOCK_UN)
+                if file is not None and try_lock(file, shared=True):
+                    unlock(file)
                 else:
                     count += 1
             slot += 1

@@ -1,0 +1,43 @@
+"""Locks on files, which processes share. The kernel frees a lock when its holder dies, in whatever way."""
+
+import fcntl
+import os
+from pathlib import Path
+
+
+def try_lock(descriptor: int, shared: bool = False) -> bool:
+    """Lock the file of ``descriptor`` unless another process has; ``shared`` locks bear each other. Never waits."""
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def unlock(descriptor: int) -> None:
+    """Free the lock of ``descriptor``, which stays open."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+def lock_file(path: str | Path) -> int | None:
+    """Lock the file at ``path``, made when it is missing, and return the descriptor that holds it until it is closed.
+
+    None when another holds it. Raises OSError.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    if try_lock(descriptor):
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def is_held(path: Path) -> bool:
+    """Whether any process holds the lock at ``path``."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return not try_lock(descriptor, shared=True)
+    finally:
+        os.close(descriptor)
