@@ -25,7 +25,7 @@ class _Load:
 
     waiting: list[threading.Event] = field(default_factory=list)
     ended: bool = False
-    error: OllamaError | None = None
+    error: BaseException | None = None
 
 
 class Loads:
@@ -55,7 +55,7 @@ class Loads:
         try:
             upstream.client.load(model, Cancellation())
             upstream.answered(model)
-        except OllamaError as error:
+        except BaseException as error:  # those who wait must not take a load that died for one that is done
             load.error = error
         finally:
             with self._lock:
@@ -73,7 +73,7 @@ class Preload:
         self._done: set[Upstream] = set()
         self._not_before: dict[Upstream, float] = {}  # when to try those that failed again
         self._under_way: set[Upstream] = set()
-        self._failure: dict[Upstream, OllamaError] = {}
+        self._failure: dict[Upstream, str] = {}
 
     def pending(self, upstream: Upstream) -> str | None:
         """Why ``upstream`` is not ready yet, a sentence; None when it has loaded the model."""
@@ -85,7 +85,7 @@ class Preload:
         """How the last load at ``upstream`` failed, a sentence; None when none has, or the model is loaded since."""
         if upstream in self._done or (failure := self._failure.get(upstream)) is None:
             return None
-        return f"it could not load the model {self._model}, and will be asked again: {str(failure).removesuffix('.')}"
+        return f"it could not load the model {self._model}, and will be asked again: {failure.removesuffix('.')}"
 
     def look(self, upstream: Upstream) -> None:
         """See, after a probe of ``upstream``, whether it has to load the model."""
@@ -106,7 +106,12 @@ class Preload:
             self._failure.pop(upstream, None)
         except OllamaError as error:
             logger.warning("%s could not load the model %s: %s", upstream.host, self._model, error)
-            self._failure[upstream] = error
-            self._not_before[upstream] = self._clock() + RETRY_SECONDS
+            self._failed(upstream, str(error))
+        except Exception:
+            logger.exception("the load of the model %s at %s failed", self._model, upstream.host)
+            self._failed(upstream, "the service failed, as its log tells")
         finally:
             self._under_way.discard(upstream)
+
+    def _failed(self, upstream: Upstream, why: str) -> None:
+        self._failure[upstream], self._not_before[upstream] = why, self._clock() + RETRY_SECONDS

@@ -56,13 +56,14 @@ def test_who_leaves_ends_only_his_own_wait(client):
     assert client.loads == 1
 
 
-def test_a_load_that_fails_is_told_to_all(client):
-    """Each who waits gets the error, and the next load is a new one."""
+@pytest.mark.parametrize("error", [OllamaRefused(500, "out of memory"), ZeroDivisionError("a bug")])
+def test_a_load_that_fails_is_told_to_all(client, error):
+    """Each who waits gets the error, one that nobody foresaw too, and the next load is a new one."""
     scene = Scene(client)
-    client.errors = [OllamaRefused(500, "out of memory")]
+    client.errors = [error]
     threading.Timer(0.1, client.go.set).start()
     outcomes = in_threads(5, lambda number: scene.fleet.load(MODEL, Cancellation(), Progress()))
-    assert all(isinstance(outcome, OllamaError) for outcome in outcomes) and client.loads == 1
+    assert outcomes == [error] * 5 and client.loads == 1
     scene.fleet.load(MODEL, Cancellation(), Progress())
 
 
@@ -141,6 +142,17 @@ def test_a_load_at_the_start_is_tried_again(client, monkeypatch):
     until(lambda: "could not load" in (scene.fleet.state().unready or "could not load"))
     until(lambda: scene.fleet.state().unready is None)
     assert client.loads == 2
+
+
+def test_a_load_at_the_start_that_a_fault_of_ours_ended_is_tried_again_later(client, caplog):
+    """Not at each probe; the reason names the log, which has the stack, and not the fault itself."""
+    client.errors = [ZeroDivisionError("/secret/path")] * 1000
+    client.go.set()
+    scene = Scene(client, preload=True)
+    unready = until(lambda: "could not load" in (told := scene.fleet.state().unready or "") and told)
+    assert "secret" not in unready and "log" in unready and "ZeroDivisionError" in caplog.text
+    scene.probed(), scene.probed()
+    assert client.loads == 1
 
 
 def test_a_load_that_failed_is_told_of_its_host(monkeypatch):
