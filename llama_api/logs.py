@@ -12,12 +12,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import orjson
-from gevent.monkey import get_original
 
-# Under gevent `threading` means greenlets, and a greenlet that writes to a stalled disk stalls every request.
-_start_native_thread = get_original("_thread", "start_new_thread")
-_allocate_native_lock = get_original("_thread", "allocate_lock")
-_native_sleep = get_original("time", "sleep")
+from . import native
 
 BATCH_SECONDS = 0.02
 LINES_KEPT = 10_000  # behind a stalled destination; later ones are dropped and counted
@@ -35,9 +31,9 @@ class LineWriter:
         self._dropped = 0
         self._armed = True
         self._writing = False
-        self._wake = _allocate_native_lock()
+        self._wake = native.allocate_lock()
         self._wake.acquire()
-        _start_native_thread(self._run, ())
+        native.start_thread(self._run, ())
         atexit.register(self.flush)
 
     def put(self, line: bytes) -> None:
@@ -57,12 +53,12 @@ class LineWriter:
         """Wait until all is written, but no longer than ``seconds``: the destination may be stuck."""
         deadline = time.monotonic() + seconds
         while (self._lines or self._writing) and time.monotonic() < deadline:
-            _native_sleep(0.002)
+            native.sleep(0.002)
 
     def _run(self) -> None:
         while True:
             self._wake.acquire()
-            _native_sleep(BATCH_SECONDS)
+            native.sleep(BATCH_SECONDS)
             self._writing = self._armed = True
             while self._lines:
                 self._write(self._next_batch())

@@ -4,9 +4,8 @@ import _socket
 import select
 from typing import Any
 
-from gevent.monkey import get_original
+from . import native
 
-_poll = get_original("select", "poll")  # gevent's own knows no POLLRDHUP; this one never waits here
 _PEEK = _socket.MSG_PEEK | _socket.MSG_DONTWAIT
 
 
@@ -30,7 +29,7 @@ def hung_up(sock: Any) -> bool:
     """Whether the other side has closed the connection, or its half of it; what it sent before does not matter."""
     if sock.fileno() < 0:
         return True
-    poll = _poll()
+    poll = native.poll()  # gevent's own knows no POLLRDHUP; this one does not wait
     poll.register(sock, select.POLLRDHUP)  # POLLHUP and POLLERR need not be asked for
     return bool(poll.poll(0))
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from flask_caching.backends.base import BaseCache
-from gevent.monkey import get_original
+
+from .. import native
 
 OVERHEAD = 768  # bytes that an entry takes beside its text, as measured by benchmarks/lru.py
 _NOTHING = object()
@@ -29,7 +30,7 @@ class LRUCache(BaseCache):
         self.bytes = self.hits = self.misses = self.evictions = 0
         self._clock = clock
         # A native lock, which takes half the time of gevent's: nothing switches greenlets while it is held.
-        self._lock = get_original("_thread", "allocate_lock")()
+        self._lock = native.allocate_lock()
         # An OrderedDict, as a dict that pops its oldest again and again walks over the holes that they leave. Sizes and
         # expiries are kept apart, as a hit does not need them: at 10⁶ entries each further object is a cache miss.
         self._values: OrderedDict[str, Any] = OrderedDict()

@@ -5,12 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from gevent.monkey import get_original
-
-# Under gevent `threading` means greenlets; these are the real ones.
-_start_native_thread = get_original("_thread", "start_new_thread")
-_allocate_native_lock = get_original("_thread", "allocate_lock")
-_NativeQueue = get_original("queue", "SimpleQueue")
+from .. import native
 
 # In a busy process the native thread starves for the interpreter's lock. So its caller waits natively, which gives the
 # lock up but stops all greenlets, for these seconds: AT_ONCE, which is enough for most tasks, then LOOK each time, and
@@ -23,7 +18,7 @@ class NativeThread:
     """Does what it is called for, one after the other. It ends with the process, and a fork gets one of its own."""
 
     def __init__(self) -> None:
-        self._starting = _allocate_native_lock()
+        self._starting = native.allocate_lock()
         self._process: int | None = None
 
     def call(self, seconds: float, function: Callable[[], Any]) -> Any:
@@ -42,8 +37,8 @@ class NativeThread:
     def _queue(self) -> Any:
         with self._starting:
             if self._process != os.getpid():
-                self._tasks = _NativeQueue()
-                _start_native_thread(_work, (self._tasks,))
+                self._tasks = native.SimpleQueue()
+                native.start_thread(_work, (self._tasks,))
                 self._process = os.getpid()
         return self._tasks
 
@@ -55,7 +50,7 @@ class _Task:
         self.result: Any = None
         self.error: BaseException | None = None
         self._function, self._given_up = function, False
-        self._ended = _allocate_native_lock()
+        self._ended = native.allocate_lock()
         self._ended.acquire()
 
     def run(self) -> None:

@@ -18,14 +18,9 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from gevent.monkey import get_original
-
+from .. import native
 from ..file_locks import lock_file
 from .store import StoreError
-
-# It is used in native threads, where gevent's own would not do.
-_allocate_native_lock = get_original("_thread", "allocate_lock")
-_native_sleep = get_original("time", "sleep")
 
 APPLICATION, VERSION = 0x6C6C6170, 2  # "llap"; PRAGMA application_id and user_version
 BUSY = 0.06  # seconds an operation may wait for another process's write
@@ -59,7 +54,7 @@ class SqliteFile:
 
     def __init__(self, path: str):
         self._path = path
-        self._lock = _allocate_native_lock()
+        self._lock = native.allocate_lock()  # it is used in native threads
         self._db: sqlite3.Connection | None = None
         self._inode: tuple[int, int] | None = None  # of the file behind self._db
         self._damaged: tuple[int, int] | None = None  # of a file that must not be opened again
@@ -134,7 +129,7 @@ class SqliteFile:
         while (lock := lock_file(self._path + ".lock")) is None:
             if time.monotonic() > until:
                 raise BlockingIOError("another process is opening the file")
-            _native_sleep(0.002)
+            native.sleep(0.002)
         try:
             yield
         finally:
