@@ -70,14 +70,17 @@ class AnswerCache:
             self.keeper.served(key)
         return entry
 
-    def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
-        """The entries of those of ``keys`` that have one, fresh or stale; the store is asked for many at a time."""
+    def get_many(self, keys: Sequence[str], anew: bool = False) -> dict[str, Entry]:
+        """The entries of those of ``keys`` that have one, fresh or stale; the store is asked for many at a time.
+
+        With ``anew`` it is asked for all of them.
+        """
         known: dict[str, Entry] = {key: entry for key in keys if (entry := self.front.get(key)) is not None}
         if self.keeper is None:
             return known
         self.keeper.start()
         now = self._clock()
-        asked = [key for key in keys if key not in known or now - known[key].checked >= TRUST_SECONDS]
+        asked = [key for key in keys if anew or key not in known or now - known[key].checked >= TRUST_SECONDS]
         for start in range(0, len(asked), BATCH):
             batch = asked[start:start + BATCH]
             known |= self._ask(batch, {key: known.pop(key) for key in batch if key in known}, now)

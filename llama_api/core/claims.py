@@ -19,6 +19,9 @@ from .flights import Flight, Flights, Landing
 
 LINGER_SECONDS = 3.0  # that an outcome can be read by those who wait for it
 POLL_SECONDS = 0.05
+LARGEST = 1 << 20  # bytes, roughly, of an answer that is handed over by the store where the cache has it as well
+_STORED = orjson.dumps({"stored": True})  # the outcome that stands for such an answer
+Find = Callable[[bool], Landing | None]
 
 
 class Claims:
@@ -28,18 +31,23 @@ class Claims:
         assert cache.store is not None and cache.keeper is not None
         self._cache, self._store, self._keeper, self._flights = cache, cache.store, cache.keeper, flights
 
-    def fly(self, flight: Flight, key: str, generate: Callable[[], Landing],
-            find: Callable[[], Landing | None]) -> Landing:
+    def fly(self, flight: Flight, key: str, generate: Callable[[], Landing], find: Find) -> Landing:
         """The landing of ``flight``: generated here, or followed where it is generated. Raises what the leader raised.
 
-        ``find`` looks into the cache once more: another process may have answered since the first look.
+        ``find`` looks into the cache once more: another process may have answered since the first look. When it is
+        given True, that answer is the leader's, which will do even where no stored one is wanted.
         """
         self._keeper.start()
         token = secrets.token_hex(8)
         while (claim := self._claim(key, token)) is not None:
             if claim.token == token:
                 return self._lead(flight, claim, generate, find)
-            if (outcome := self._follow(flight, claim, token)) is not None:
+            outcome = self._follow(flight, claim, token)
+            if outcome == _STORED:
+                if (found := find(True)) is not None:
+                    return found._replace(source="followed", born=None)
+                flight.followed = False  # it has gone already
+            elif outcome is not None:
                 came = _read_outcome(outcome)
                 if came is None:
                     flight.followed = False
@@ -47,7 +55,7 @@ class Claims:
                 if isinstance(came, Exception):
                     raise came
                 return came
-        return find() or generate()
+        return find(False) or generate()
 
     def _claim(self, key: str, token: str) -> Claim | None:
         """The living claim on ``key``, ours or another's; None when the store does not tell."""
@@ -57,29 +65,27 @@ class Claims:
             self._cache.epochs.saw(claim.epoch, since)
         return claim
 
-    def _lead(self, flight: Flight, claim: Claim, generate: Callable[[], Landing],
-              find: Callable[[], Landing | None]) -> Landing:
+    def _lead(self, flight: Flight, claim: Claim, generate: Callable[[], Landing], find: Find) -> Landing:
         flight.shared = True
         self._keeper.hold(claim, lambda wanted: wanted or self._flights.cancel_if_unread(flight))
-        published: dict[str, object] | None = None
+        published: bytes | None = None
         try:
-            landing = find() or generate()
-            published = {"answer": landing.answer.to_json(), "answers": {
-                key: answer.to_json() for key, answer in landing.answers.items()}}
+            landing = find(False) or generate()
+            published = _outcome_of(landing)
             return landing
         except (OllamaError, QueueFull, QueueTimeout) as error:
-            published = to_wire(error)
+            published = orjson.dumps(to_wire(error))
             raise
         except Cancelled:
             reason = flight.cancellation.reason  # an operator's: it is for the readers elsewhere too
-            published = to_wire(reason) if isinstance(reason, LlamaApiError) else None
+            published = orjson.dumps(to_wire(reason)) if isinstance(reason, LlamaApiError) else None
             raise
         finally:
             self._keeper.drop(claim)
             if published is None:
                 self._store.release(claim)
             else:
-                self._store.settle(claim, orjson.dumps(published), LINGER_SECONDS)
+                self._store.settle(claim, published, LINGER_SECONDS)
 
     def _follow(self, flight: Flight, claim: Claim, token: str) -> bytes | None:
         """What came of ``claim``, None when it ended without an outcome."""
@@ -90,6 +96,15 @@ class Claims:
                     raise Cancelled
         flight.followed = outcome is not None
         return outcome
+
+
+def _outcome_of(landing: Landing) -> bytes:
+    """What is published of ``landing``. A store is not held up by megabytes that it has already."""
+    size = landing.answer.weight + sum(answer.weight for answer in landing.answers.values())
+    if size > LARGEST and (landing.stored or landing.source == "found"):
+        return _STORED
+    return orjson.dumps({"answer": landing.answer.to_json(), "answers": {
+        key: answer.to_json() for key, answer in landing.answers.items()}})
 
 
 def _read_outcome(outcome: bytes) -> Landing | Exception | None:

@@ -71,24 +71,26 @@ class Embeddings:
         """Produce the landing of ``flight``: what a producer's thread runs."""
         found: dict[str, Answer] = {}
 
-        def find() -> Landing | None:
-            found.update(self._look([call.key for call in calls if not bypass and call.key not in renewed]))
+        def find(anew: bool) -> Landing | None:
+            found.update(self._look([call.key for call in calls if anew or call.key not in renewed], anew))
             return None if len(found) < len(calls) else Landing(
                 Answer(calls[0].model), "found", False, time.monotonic(), answers=found)
 
         def generate() -> Landing:
             return self._embed(flight, [call for call in calls if call.key not in found], found, bypass)
 
-        if self._service.claims is None or bypass:
-            return find() or generate()
+        if bypass:
+            return generate()
+        if self._service.claims is None:
+            return find(False) or generate()
         key = hashlib.sha256("".join(call.key for call in calls).encode()).hexdigest()
         return self._service.claims.fly(flight, key, generate, find)
 
-    def _look(self, keys: list[str]) -> dict[str, Answer]:
+    def _look(self, keys: list[str], anew: bool) -> dict[str, Answer]:
         """The fresh answers to those of ``keys`` that have one by now, which have come since the first look."""
         if self._service.claims is None:
             keys = [key for key in keys if self._cache.front.has(key)]
-        return {key: entry.answer for key, entry in self._cache.get_many(keys).items()
+        return {key: entry.answer for key, entry in self._cache.get_many(keys, anew).items()
                 if self._service.stale_for(entry) is None}
 
     def _embed(self, flight: Flight, calls: Sequence[ModelCall], found: dict[str, Answer], bypass: bool) -> Landing:

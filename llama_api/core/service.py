@@ -223,8 +223,10 @@ class Service:
         """Produce the landing of ``flight``: what a producer's thread runs."""
         flight.progress.trace = trace
 
-        def find() -> Landing | None:
-            entry = self._cache.get(flight.key) if flight.key is not None and not renew else None
+        def find(anew: bool) -> Landing | None:
+            if flight.key is None or renew and not anew:
+                return None
+            entry = self._cache.get_many([flight.key], anew).get(flight.key)
             if entry is None or self.stale_for(entry) is not None:
                 return None
             return Landing(entry.answer, "found", False, time.monotonic(), entry.born)
@@ -234,7 +236,7 @@ class Service:
 
         if self.claims is not None and flight.key is not None:
             return self.claims.fly(flight, flight.key, generate, find)
-        return find() or generate()
+        return find(False) or generate()
 
     def _generate(self, flight: Flight, call: ModelCall) -> Landing:
         epoch = self._cache.epoch  # of the claim, if there is one

@@ -78,9 +78,11 @@ def two(open_host):
 # One generation
 
 
+@pytest.mark.parametrize("largest", [claims.LARGEST, 0], ids=["handed over", "found in the store"])
 @pytest.mark.parametrize("directives", [{}, {"no_cache": True}, {"max_age": 5}])
-def test_a_generation_elsewhere_is_joined(two, directives):
+def test_a_generation_elsewhere_is_joined(two, monkeypatch, directives, largest):
     """The second host does not call its Ollama; it gets the first one's answer and says that it joined."""
+    monkeypatch.setattr(claims, "LARGEST", largest)
     here, there = two
     leader, follower = here.lead(), there.follow(**directives)
     here.fleet.proceed.set()

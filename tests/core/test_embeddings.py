@@ -2,15 +2,16 @@
 
 import struct
 import threading
+import time
 from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama_api.answer import Completion, Piece
+from llama_api.answer import Answer, Completion, Piece
 from llama_api.cache import keeper, open_store
-from llama_api.core import Directives, Embeddings
+from llama_api.core import Directives, Embeddings, claims
 from llama_api.errors import (ClientGone, GenerationCancelled, NotCached, OllamaRefused, OllamaUnavailable,
                               PromptTooLong)
 from llama_api.model_call import EMBED, ModelCall
@@ -305,13 +306,40 @@ def test_a_list_is_looked_for_at_once(hosts):
 
 def test_hosts_share_a_call_for_the_same_texts(hosts):
     """The second follows the first, and its answer is the whole one."""
+    follow(*hosts)
+
+
+@pytest.mark.parametrize("directives", [{}, {"no_cache": True}])
+def test_what_is_too_large_to_hand_over_is_found_in_the_store(hosts, monkeypatch, directives):
+    """Whoever followed looks there, is as collapsed as ever, and has the new vectors where it wanted no stored ones."""
+    monkeypatch.setattr(claims, "LARGEST", 50)
     one, other = hosts
-    first = one.held("a", "b")
-    second, done = other.begin("a", "b"), []
+    handed, settle = [], one.cache.store.settle
+    one.cache.store.settle = lambda claim, outcome, *rest: handed.append(len(outcome)) or settle(claim, outcome, *rest)
+    if directives:
+        other.cache.get("another")  # so that it knows the store's epoch
+        old = Answer(MODEL, vector=bytes(32), completion=Completion("stop"), digest="build-1", created=time.time())
+        assert all(other.cache.set(call_of(text).key, old, other.cache.epoch) for text in "ab")
+    follow(one, other, **directives)
+    assert len(handed) == 1 and handed[0] < 50
+
+
+def test_what_is_too_large_to_hand_over_and_is_not_stored_is_handed_over(hosts, monkeypatch):
+    """After a purge, as here: there is nowhere else to find it."""
+    monkeypatch.setattr(claims, "LARGEST", 50)
+    follow(*hosts, midway=lambda: hosts[0].cache.clear())
+
+
+def follow(one, other, midway=lambda: None, **directives):
+    """Have ``other`` follow the call of ``one`` for the same texts; returns the reply of ``other``."""
+    first = one.held("a", "b", **directives)
+    second, done = other.begin("a", "b", **directives), []
     waiting = threading.Thread(target=lambda: done.append(other.end(second, "a", "b")))
     waiting.start()
     until(lambda: other.cache.store.looks)
+    midway()
     one.fleet.proceed.set()
     one.end(first, "a", "b")
     waiting.join(LONG)
     assert done and label(second) == COLLAPSED and not other.fleet.calls
+    return second
