@@ -1,10 +1,8 @@
 """The guard around a shared store: while that is down or busy, nobody waits for it."""
 
 import logging
-import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -44,8 +42,12 @@ class GuardedStore:
         self._store, self._on_error, self._clock, self._probe_every = store, on_error, clock, probe_every
         self._leasing = store if isinstance(store, LeasingStore) else None
         self._warned: float | None = None
-        self._reset()
-        _guards.add(self)
+        self._state = threading.Lock()
+        self._inside = threading.Semaphore(store.concurrency)
+        self._closing = threading.Event()
+        self._down_since: float | None = None
+        self._purge = False
+        self._skipped = 0
 
     @property
     def available(self) -> bool:
@@ -124,15 +126,6 @@ class GuardedStore:
         with suppress(StoreError):
             self._store.close()
 
-    def _reset(self) -> None:
-        """As new: at the start, and in a forked child, which has none of its parent's threads."""
-        self._state = threading.Lock()
-        self._inside = threading.Semaphore(self._store.concurrency)
-        self._closing = threading.Event()
-        self._down_since: float | None = None
-        self._purge = False
-        self._skipped = 0
-
     def _call(self, operation: Callable[..., Any], *args: Any, wait: float = PATIENCE) -> Any:
         if not self.available or not self._inside.acquire(timeout=wait):
             return self._skip()
@@ -198,14 +191,3 @@ class GuardedStore:
             self._warned, skipped, self._skipped = now, self._skipped, 0
         logger.warning("the shared store %s cannot be used: %s; each process goes on with its own cache"
                        " (%d operations skipped so far)", self.name, error, skipped)
-
-
-_guards: "weakref.WeakSet[GuardedStore]" = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for guard in list(_guards):
-        guard._reset()
-
-
-os.register_at_fork(after_in_child=_after_fork)

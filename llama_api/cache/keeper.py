@@ -1,9 +1,7 @@
 """What keeps up, a few times a second, all that this process has in a shared store."""
 
 import logging
-import os
 import threading
-import weakref
 from collections.abc import Callable
 
 from ..background import BackgroundThread
@@ -29,7 +27,6 @@ class Keeper:
         self._leases: dict[Lease, None] = {}
         self._used: dict[str, None] = {}  # keys that were served since the last report, the last one last
         self._thread, self._stopped = BackgroundThread("keeper", self._run), threading.Event()
-        _keepers.add(self)
 
     def __repr__(self) -> str:
         return f"<Keeper of {len(self._claims)} claims, {len(self._leases)} leases, {len(self._used)} uses to report>"
@@ -77,12 +74,6 @@ class Keeper:
         """End the rounds for good."""
         self._stopped.set()
 
-    def forked(self) -> None:
-        """Begin anew in a forked child, which has neither the thread nor what its parent holds."""
-        for held in (self._claims, self._leases, self._used):
-            held.clear()
-        self._thread, self._stopped = BackgroundThread("keeper", self._run), threading.Event()
-
     def _run(self) -> None:
         while not self._stopped.wait(KEEP_EVERY):
             try:
@@ -105,14 +96,3 @@ class Keeper:
                 if told := self._claims.get(claim):
                     told(claim.token in kept.wanted)
         self.report_use()
-
-
-_keepers: "weakref.WeakSet[Keeper]" = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for keeper in list(_keepers):
-        keeper.forked()
-
-
-os.register_at_fork(after_in_child=_after_fork)

@@ -1,6 +1,5 @@
 """A native thread for work that may block: under gevent, whatever blocks natively stops everybody."""
 
-import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,11 +14,11 @@ POLL = 0.001  # seconds between two looks
 
 
 class NativeThread:
-    """Does what it is called for, one after the other. It ends with the process, and a fork gets one of its own."""
+    """Does what it is called for, one after the other. It begins with the first call and ends with the process."""
 
     def __init__(self) -> None:
         self._starting = native.allocate_lock()
-        self._process: int | None = None
+        self._tasks: Any = None
 
     def call(self, seconds: float, function: Callable[[], Any]) -> Any:
         """What ``function`` returns or raises. Raises TimeoutError after ``seconds``: then it goes on, unheeded.
@@ -36,10 +35,10 @@ class NativeThread:
 
     def _queue(self) -> Any:
         with self._starting:
-            if self._process != os.getpid():
-                self._tasks = native.SimpleQueue()
-                native.start_thread(_work, (self._tasks,))
-                self._process = os.getpid()
+            if self._tasks is None:
+                tasks = native.SimpleQueue()
+                native.start_thread(_work, (tasks,))
+                self._tasks = tasks
         return self._tasks
 
 

@@ -14,7 +14,6 @@ happen under ``<name>.lock``. A deleted or replaced file is noticed by its inode
 import os
 import sqlite3
 import time
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -58,7 +57,6 @@ class SqliteFile:
         self._db: sqlite3.Connection | None = None
         self._inode: tuple[int, int] | None = None  # of the file behind self._db
         self._damaged: tuple[int, int] | None = None  # of a file that must not be opened again
-        _files.add(self)
 
     @property
     def connected(self) -> bool:
@@ -210,23 +208,3 @@ def _inode(path: str) -> tuple[int, int] | None:
 def _code(error: BaseException) -> int:
     """SQLite's primary result code; 0 for an error that did not come from it."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
-
-
-# SQLite's own book-keeping of locks does not survive a fork while a connection is open, so none is open across one.
-_files: "weakref.WeakSet[SqliteFile]" = weakref.WeakSet()
-_forking: list[SqliteFile] = []
-
-
-def _before_fork() -> None:
-    for file in list(_files):
-        file._lock.acquire()
-        _forking.append(file)
-        file._drop()
-
-
-def _after_fork() -> None:
-    while _forking:
-        _forking.pop()._lock.release()
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

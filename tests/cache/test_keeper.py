@@ -1,7 +1,6 @@
 """The keeper: claims, leases, uses and purges, all in rounds of one round trip."""
 
 import logging
-import os
 
 import pytest
 
@@ -121,19 +120,6 @@ def test_a_keeper_that_stumbles_goes_on(kept_up, store, caplog, monkeypatch):
     until(lambda: any("keeper" in record.getMessage() for record in caplog.records))
     store.during = lambda: None
     rounds(store)
-
-
-def test_a_forked_process_keeps_nothing_of_its_parents_up(kept_up, store):
-    """What the parent holds is the parent's; what the child takes it keeps up by a thread of its own."""
-    kept_up.hold(CLAIMS[0], lambda wanted: None)
-    rounds(store)
-    child = os.fork()
-    if child == 0:
-        store.rounds.clear()
-        kept_up.hold(CLAIMS[1], lambda wanted: None)
-        rounds(store)
-        os._exit(0 if store.rounds[-1][0] == [CLAIMS[1]] else 1)
-    assert os.waitpid(child, 0)[1] == 0
 
 
 # On real stores

@@ -1,6 +1,5 @@
 """The native thread: what blocks in it stops nobody, under plain threads and under gevent."""
 
-import os
 import subprocess
 import sys
 import textwrap
@@ -60,15 +59,6 @@ def test_what_has_not_begun_in_time_never_does(native, stuck):
             native.call(0.02, lambda: done.append(number))
     stuck.set()
     assert native.call(LONG, lambda: "on") == "on" and done == []
-
-
-def test_a_forked_process_has_a_thread_of_its_own(native):
-    """A child has none of its parent's threads."""
-    assert native.call(LONG, lambda: 1) == 1
-    child = os.fork()
-    if child == 0:
-        os._exit(native.call(LONG, lambda: 7))
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7 and native.call(LONG, lambda: 2) == 2
 
 
 def test_under_gevent_the_loop_turns_while_it_is_stuck():

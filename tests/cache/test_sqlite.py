@@ -1,7 +1,6 @@
-"""The SQLite store beside other processes: killed, locked, stalled, forked, rebooted."""
+"""The SQLite store beside other processes: killed, locked, stalled, rebooted."""
 
 import functools
-import os
 import sqlite3
 import threading
 from contextlib import contextmanager
@@ -174,21 +173,6 @@ def test_a_purge_leaves_no_answer_in_any_row(path, open_sqlite):
         assert store.peek(claims[0], "follower") == b"answer"
         for table in ("entries", "answers", "claims", "waits"):
             assert db.execute(f"SELECT * FROM {table}").fetchall() == []
-
-
-def test_a_forked_process_has_a_connection_of_its_own(open_sqlite):
-    """Neither side of a fork can spoil the other's, even if threads are busy in it."""
-    store = open_sqlite()
-    guard = GuardedStore(store)
-    put(store, KEYS[0], b"before")
-    child = os.fork()
-    if child == 0:
-        good = guard.available and got(store, KEYS[0]) == b"before" and put(store, KEYS[1], b"child") == 0
-        store.close()
-        os._exit(0 if good else 1)
-    put(store, KEYS[2], b"parent")
-    assert os.waitpid(child, 0)[1] == 0
-    assert got(store, KEYS[1]) == b"child" and store.size()[0] == 3
 
 
 def test_lower_bounds_are_kept_by_the_next_set(open_sqlite):
