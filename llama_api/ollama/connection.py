@@ -54,12 +54,14 @@ current = threading.local()  # .call: the exchange that this thread is sending
 
 
 class _Attaching:
-    """Hands the socket to the current call before the wait for headers, which is where Ollama spends its time."""
+    """Hands the socket to the current call before anything is sent: Ollama may be slow to read, and slower to answer.
+
+    From there on the watchdog bounds the call; under gevent a time-out makes a timer for each read.
+    """
 
     sock: Any
     _body: EagerResponse | None = None
     _held: bytearray | None = None
-    _seconds: float | None = None  # of the socket's time-out, which is lifted while a body is read
 
     @property
     def is_connected(self) -> bool:
@@ -68,11 +70,14 @@ class _Attaching:
 
     def request(self, *args: Any, **kwargs: Any) -> None:
         """Send head and body as one: in two, Ollama wakes twice."""
-        if self.sock is not None:
-            self.sock.settimeout(self._seconds)
         self._held = bytearray()
         super().request(*args, **kwargs)  # type: ignore[misc]
         held, self._held = self._held, None
+        if self.sock is None:
+            super().connect()  # type: ignore[misc]
+        if call := getattr(current, "call", None):
+            call.attach(self.sock)
+            self.sock.settimeout(None)
         super().send(held)  # type: ignore[misc]
 
     def send(self, data: Any) -> None:
@@ -83,13 +88,9 @@ class _Attaching:
 
     def getresponse(self) -> Any:
         sock = self.sock
-        if call := getattr(current, "call", None):
-            call.attach(sock)
         response = super().getresponse()  # type: ignore[misc]
-        if call:
+        if call := getattr(current, "call", None):
             call.body = self._body
-        # The watchdog bounds the body; under gevent a time-out makes a timer for each read.
-        self._seconds = sock.gettimeout()
         sock.settimeout(None)
         return response
 

@@ -19,6 +19,7 @@ from llama_api.waiting import Cancellation, Cancelled
 from tests.ollama.talk import DONE, TOO_LONG, ask, client_of, error, lines, record, text_from
 from tests.support.double import answer_for
 from tests.support.fakes import call, in_threads, until
+from tests.support.listening import Handler, listening
 
 LONG = 30.0
 VECTORS = ModelCall.of(EMBED, "embedder", input=["sky"] * 20)
@@ -132,6 +133,65 @@ def test_a_cancelled_call_is_closed(double, knobs, state):
     double.wait(running=0, waiting=0, closed_early=1)
     thread.join(LONG)
     assert raised == [True]
+
+
+class Unread(Handler):
+    """Reads no body before it is let."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        self.server.begun.set()
+        self.server.proceed.wait(LONG)
+        self.server.whole = len(self.read_body()) == int(self.headers["Content-Length"])
+        if self.server.whole:
+            self.wfile.write(b"".join(framed("length", PARTS)))
+        else:
+            self.close_connection = True
+
+
+@pytest.fixture
+def unread():
+    """An Ollama that takes a call, but not its body."""
+    with listening(Unread) as server:
+        server.begun, server.proceed, server.whole = threading.Event(), threading.Event(), None
+        server.url = f"http://127.0.0.1:{server.server_port}"
+        yield server
+        server.proceed.set()
+
+
+LARGE = call("x" * (16 << 20))  # bytes: more than the buffers of both sides take
+
+
+@pytest.mark.parametrize("seconds, kind", [(0.2, OllamaTimeout), (LONG, Cancelled)])
+def test_a_call_is_cut_while_it_is_sent(unread, seconds, kind):
+    """By its deadline, or as nobody wants it any more: Ollama sees it leave in the midst of its body."""
+    cancellation, raised = Cancellation(), []
+
+    def work():
+        with pytest.raises(kind):
+            ask(client_of(unread.url, connect_timeout=LONG), LARGE, seconds=seconds, cancellation=cancellation)
+        raised.append(True)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    assert unread.begun.wait(LONG)
+    if kind is Cancelled:
+        cancellation.request()
+    until(lambda: raised)
+    unread.proceed.set()
+    until(lambda: unread.whole is False)
+
+
+def test_a_body_is_sent_for_as_long_as_its_call_may_last(unread):
+    """On a new connection or a used one: the longest wait for a connection does not bound what is sent on it."""
+    client = client_of(unread.url, connect_timeout=0.2)
+    for _ in range(2):
+        unread.proceed.clear()
+        letting = threading.Timer(1.0, unread.proceed.set)
+        letting.start()
+        assert ask(client, LARGE)[0] == [Piece("Hé"), Piece(" you")] and unread.whole
+        letting.join()
 
 
 def test_a_cut_before_the_connection_is_there_is_not_lost():
