@@ -87,7 +87,7 @@ def _fleet(settings: Settings, metrics: Metrics, watchdog: Watchdog, cache: Answ
            tracing: Tracing | None) -> Fleet:
     upstreams = []
     for host in settings.ollamas:
-        client = OllamaClient(host.url, settings, watchdog)
+        client = OllamaClient(host.url, settings, watchdog, host.slots)
         slots = Slots(host.url, host.slots or settings.parallel)
         upstreams.append(Upstream(host.name, client, Monitor(client, host.name), Breaker(), slots))
     models = (settings.model, *(model for model in settings.models if model != "*"))

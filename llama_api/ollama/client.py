@@ -39,14 +39,14 @@ _BROKEN = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
 
 
 class OllamaClient:
-    """Speaks with one Ollama about one model. Safe to share between threads."""
+    """Speaks with one Ollama, of ``slots`` (by default PARALLEL). Safe to share between threads."""
 
-    def __init__(self, url: str, settings: Settings, watchdog: Watchdog):
+    def __init__(self, url: str, settings: Settings, watchdog: Watchdog, slots: int | None = None):
         self._url, self._settings = url, settings
         self._watchdog = watchdog
         self._session = requests.Session()
         self._session.trust_env = False  # a proxy from the environment is no way to a local server
-        adapter = CuttingAdapter(pool_connections=1, pool_maxsize=settings.parallel + 8, max_retries=0)
+        adapter = CuttingAdapter(pool_connections=1, pool_maxsize=(slots or settings.parallel) + 8, max_retries=0)
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, adapter)
         self._prepared: dict[tuple[str, str], requests.PreparedRequest] = {}

@@ -29,9 +29,9 @@ def error(text):
     return orjson.dumps({"error": text})
 
 
-def client_of(url=BASE, **settings):
+def client_of(url=BASE, slots=None, **settings):
     """A fresh client."""
-    return OllamaClient(url, Settings(**settings), Watchdog())
+    return OllamaClient(url, Settings(**settings), Watchdog(), slots)
 
 
 def ask(client, asked=None, digest="build-1", seconds=30.0, cancellation=None):

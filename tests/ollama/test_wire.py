@@ -140,8 +140,12 @@ class Unread(Handler):
 
     protocol_version = "HTTP/1.1"
 
+    def setup(self):
+        super().setup()
+        self.server.connections.append(self.client_address)
+
     def do_POST(self):
-        self.server.begun.set()
+        self.server.begun.append(self.path)
         self.server.proceed.wait(LONG)
         self.server.whole = len(self.read_body()) == int(self.headers["Content-Length"])
         if self.server.whole:
@@ -154,7 +158,8 @@ class Unread(Handler):
 def unread():
     """An Ollama that takes a call, but not its body."""
     with listening(Unread) as server:
-        server.begun, server.proceed, server.whole = threading.Event(), threading.Event(), None
+        server.connections, server.begun = [], []
+        server.proceed, server.whole = threading.Event(), None
         server.url = f"http://127.0.0.1:{server.server_port}"
         yield server
         server.proceed.set()
@@ -175,7 +180,7 @@ def test_a_call_is_cut_while_it_is_sent(unread, seconds, kind):
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    assert unread.begun.wait(LONG)
+    until(lambda: unread.begun)
     if kind is Cancelled:
         cancellation.request()
     until(lambda: raised)
@@ -229,6 +234,21 @@ def test_connections_are_not_piled_up(double):
     double.fail()
     assert text_from(client, "Hello") == answer_for("Hello", n=100)
     until(lambda: double.connections <= 20)
+
+
+def test_as_many_connections_are_kept_as_the_host_has_slots(unread):
+    """Its own number, whatever PARALLEL is: the next calls connect no more."""
+    client = client_of(unread.url, slots=20, parallel=1)
+    for turn in (1, 2):
+        unread.proceed.clear()
+        threads = [threading.Thread(target=ask, args=[client], daemon=True) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        until(lambda: len(unread.begun) == 20 * turn)
+        unread.proceed.set()
+        for thread in threads:
+            thread.join(LONG)
+    assert len(unread.connections) == 20
 
 
 def test_a_restart_of_ollama_is_survived(double):
