@@ -8,6 +8,7 @@
     ├── NotCached, GenerationCancelled, ClientGone
     └── OllamaError                  Ollama answered with an error, garbage or a partial answer
         ├── OllamaUnavailable        nobody listens there
+        │   ├── OllamaUntrusted      it does not speak TLS, or with a certificate that is not trusted
         │   └── OllamaHangs          its last generations timed out
         ├── OllamaBusy               it stayed busy over a few tries
         ├── OllamaTimeout            the deadline passed
@@ -98,8 +99,7 @@ class BodyTooLarge(LlamaApiError):
     """The body is longer than the argument, MAX_BODY_BYTES."""
 
     def __str__(self) -> str:
-        return (f"The body may have at most {self.args[0]} bytes (LLAMA_API_MAX_BODY_BYTES); images count with their"
-                " base64 text.")
+        return f"The body may have at most {self.args[0]} bytes (LLAMA_API_MAX_BODY_BYTES), base64 of images included."
 
 
 class BodyTimeout(LlamaApiError):
@@ -227,6 +227,13 @@ class OllamaUnavailable(OllamaError):
         return "Nobody accepts connections at OLLAMA_URL; start Ollama with `ollama serve`."
 
 
+class OllamaUntrusted(OllamaUnavailable):
+    """No TLS connection to OLLAMA_URL could be made."""
+
+    def __str__(self) -> str:
+        return "No TLS with OLLAMA_URL; name who signed its certificate in REQUESTS_CA_BUNDLE, or write http://."
+
+
 class OllamaHangs(OllamaUnavailable):
     """As many generations in a row as the argument says timed out, so only one at a time is tried."""
 
@@ -267,17 +274,15 @@ class ModelNotFound(OllamaError):
         self.model, self.text = model, text
 
     def __str__(self) -> str:
-        model = self.model
-        return f"Ollama does not have the model {model}; run `ollama pull {model}` on its host."
+        return f"Ollama does not have the model {self.model}; run `ollama pull {self.model}` on its host."
 
 
 class RemoteModel(ModelNotFound):
     """What Ollama has under the name of ``model`` runs on a foreign host: nothing is sent to it."""
 
     def __str__(self) -> str:
-        model = self.model
-        return (f"Ollama has {model} as a cloud model alone, which would send the prompts to another host; run"
-                f" `ollama rm {model}` and `ollama pull {model}` on its host.")
+        return (f"Ollama has {self.model} as a cloud model alone, which would send the prompts to another host; run"
+                f" `ollama rm {self.model}` and `ollama pull {self.model}` on its host.")
 
 
 class PromptTooLong(OllamaError):
@@ -291,8 +296,7 @@ class PromptTooLong(OllamaError):
         self.tokens, self.window, self.text = tokens, window, text
 
     def __str__(self) -> str:
-        known = self.tokens is not None and self.window is not None
-        size = f" ({self.tokens} tokens, room for {self.window})" if known else ""
+        size = "" if None in (self.tokens, self.window) else f" ({self.tokens} tokens, room for {self.window})"
         return f"The prompt does not fit the model's context window{size}; shorten it."
 
 
@@ -303,9 +307,8 @@ def to_wire(error: LlamaApiError) -> dict[str, Any]:
 
 def from_wire(fields: dict[str, Any]) -> LlamaApiError | None:
     """The error in ``fields``; None for one that this version does not know."""
-    kind = _BY_NAME.get(str(fields.get("error")))
     try:
-        return kind(*fields["args"]) if kind is not None else None
+        return _BY_NAME[fields["error"]](*fields["args"])
     except (TypeError, KeyError):
         return None
 

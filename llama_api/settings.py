@@ -12,7 +12,7 @@ from . import setting_parsers as parse
 from .model_names import normal
 from .setting_parsers import OllamaHost
 
-__all__ = ["DEFAULT_MODEL", "PREFIX", "OllamaHost", "Settings", "SettingsError", "is_loopback", "variable"]
+__all__ = ["DEFAULT_MODEL", "PREFIX", "OllamaHost", "Settings", "SettingsError", "ca_bundle", "is_loopback", "variable"]
 
 PREFIX = "LLAMA_API_"
 DEFAULT_MODEL = "llama3:8b"
@@ -128,6 +128,11 @@ def _alias_faults(values: Mapping[str, Any], text: str) -> list[str]:
         elif not everything and normal(model) not in served:
             faults.append(f"names for models of {PREFIX}MODEL or {PREFIX}MODELS, and {model} is not one")
     return [f"{PREFIX}MODEL_ALIASES={text!r} must be {fault}" for fault in faults]
+
+
+def ca_bundle() -> str | bool:
+    """Whose signature makes a certificate trusted: the file that the environment names for requests, else True."""
+    return os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
 
 
 def variable(spec: Any) -> str:

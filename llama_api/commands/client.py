@@ -1,6 +1,5 @@
 """The running service, as the commands call it: every failure is a sentence that says what to do."""
 
-import os
 import sys
 import warnings
 from functools import cached_property
@@ -10,7 +9,7 @@ import click
 import requests
 import urllib3
 
-from ..settings import PREFIX, Settings, SettingsError, is_loopback
+from ..settings import PREFIX, Settings, SettingsError, ca_bundle, is_loopback
 from .address import Address
 from .unix_socket import UnixAdapter
 
@@ -81,7 +80,7 @@ class Server:
         if hosts := self.settings.trusted_hosts:
             headers["Host"] = hosts[0].removeprefix(".")
         loopback = is_loopback(f"{self._address.host}:0")
-        bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
+        bundle = ca_bundle()
         with requests.Session() as session, warnings.catch_warnings():
             warnings.simplefilter("ignore", urllib3.exceptions.InsecureRequestWarning)
             session.trust_env = False  # a proxy from the environment is no way to a local server

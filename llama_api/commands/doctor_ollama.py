@@ -159,7 +159,7 @@ class Look:
 
     def _why(self, error: OllamaError, said: list[str]) -> str:
         """What is wrong, what Ollama ``said``, and what to do."""
-        if isinstance(error, OllamaUnavailable):
+        if type(error) is OllamaUnavailable:
             return ("nobody accepts connections: start Ollama there with `ollama serve`, or correct"
                     f" {PREFIX}OLLAMA_URL")
         if isinstance(error, OllamaTimeout):

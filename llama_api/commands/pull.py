@@ -10,7 +10,8 @@ from typing import Any
 import click
 import requests
 
-from ..settings import PREFIX, OllamaHost
+from ..errors import OllamaUntrusted
+from ..settings import PREFIX, OllamaHost, ca_bundle
 from .client import INTERRUPTED, could_not_connect, settings, tell
 
 CONNECT_SECONDS, SILENCE_SECONDS = 5.0, 300.0  # Ollama tells of its progress many times a second
@@ -62,14 +63,16 @@ def _records(host: OllamaHost, model: str) -> Iterator[dict[str, Any]]:
         session.trust_env = False  # a proxy from the environment is no way to a local server
         try:
             with session.post(f"{host.url}/api/pull", json={"model": model}, stream=True,
-                              timeout=(CONNECT_SECONDS, SILENCE_SECONDS)) as answer:
+                              timeout=(CONNECT_SECONDS, SILENCE_SECONDS), verify=ca_bundle()) as answer:
                 for line in filter(None, answer.iter_lines()):
                     record = json.loads(line)
                     if not isinstance(record, dict):
                         raise ValueError
                     begun = True
                     yield record
-        except (requests.RequestException, ValueError) as error:
+        except (OSError, ValueError) as error:
+            if isinstance(error, requests.exceptions.SSLError) or type(error) is OSError:  # no such bundle
+                raise click.ClickException(f"{host.name}: {OllamaUntrusted()}") from None
             if isinstance(error, requests.RequestException) and could_not_connect(error):
                 raise click.ClickException(f"Nobody answers at {host.name}; start Ollama there with `ollama serve`, or"
                                            f" correct {PREFIX}OLLAMA_URL.") from None

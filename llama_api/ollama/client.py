@@ -18,12 +18,12 @@ from ..waiting import Cancellation, Cancelled, Watchdog
 from ..answer import Completion, Piece
 from .connection import Call, CuttingAdapter, current
 from ..errors import (ModelNotFound, NotOllama, OllamaBrokeOff, OllamaBusy, OllamaError, OllamaGarbled, OllamaRefused,
-                      OllamaReported, OllamaReset, OllamaTimeout, OllamaUnavailable)
+                      OllamaReported, OllamaReset, OllamaTimeout, OllamaUnavailable, OllamaUntrusted)
 from ..model_call import GENERATE, ModelCall
 from .protocol import (LINE_LIMIT, LineReader, completion_of, error_text, parse_record, piece_of, stops_of, too_long,
                        vectors_of)
 from .redaction import redacted
-from ..settings import Settings
+from ..settings import Settings, ca_bundle
 from ..trace import Trace
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ class OllamaClient:
         self._watchdog = watchdog
         self._session = requests.Session()
         self._session.trust_env = False  # a proxy from the environment is no way to a local server
+        self._verify = ca_bundle()
         adapter = CuttingAdapter(pool_connections=1, pool_maxsize=(slots or settings.parallel) + 8, max_retries=0)
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, adapter)
@@ -185,7 +186,7 @@ class OllamaClient:
                 # The session's own send() adds cookies and redirects, which are not wanted from Ollama.
                 response = self._session.get_adapter(self._url).send(
                     self._request(method, path, body, call.trace), stream=True,
-                    timeout=(min(self._settings.connect_timeout, seconds), seconds + 1))
+                    timeout=(min(self._settings.connect_timeout, seconds), seconds + 1), verify=self._verify)
                 yield response
         except (requests.RequestException, OllamaError, *_BROKEN) as error:
             raise self._translated(error, call) from error
@@ -236,6 +237,9 @@ class OllamaClient:
             return OllamaTimeout()
         if isinstance(error, OllamaError):
             return error
+        # A plain OSError is requests' word for a bundle that is not there.
+        if not call.connected and (isinstance(error, requests.exceptions.SSLError) or type(error) is OSError):
+            return OllamaUntrusted()
         reason = getattr(error.args[0], "reason", None) if error.args else None
         if isinstance(error, requests.ConnectTimeout) or isinstance(reason, urllib3.exceptions.NewConnectionError):
             return OllamaUnavailable()

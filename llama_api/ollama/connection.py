@@ -21,12 +21,13 @@ class Call:
         self.body: EagerResponse | None = None  # of the response, without what urllib3 does around each read
         self._lock = threading.Lock()
         self._socket: Any = None
+        self.connected = False
         self.cut_by: type[Exception] | None = None
 
     def attach(self, sock: Any) -> None:
         """Take the socket that carries the exchange."""
         with self._lock:
-            self._socket = sock
+            self._socket, self.connected = sock, True
         if self.cut_by:
             self._shut()
 

@@ -10,10 +10,11 @@ from contextlib import closing
 
 import pytest
 
-from tests.support.certificates import certify
+from tests.support.certificates import certify, server_context
 from tests.support.commands import PATIENCE, run
 from tests.support.double import OllamaDouble
 from tests.support.gunicorn_server import free_port, new_prompt, until
+from tests.support.listening import Handler, listening
 
 OLLAMA, LOG = "127.0.0.1:{}".format, "log file"
 
@@ -89,6 +90,13 @@ def test_what_is_wrong_with_an_ollama_is_told(double, break_it, level, words):
     double.start()
     assert told(found, OLLAMA(double.port), *words) == level
     assert len(troubles(found)) == 1 and status == (level == "fault")
+
+
+def test_one_whose_certificate_is_not_trusted_is_a_fault(tmp_path):
+    """Which is told apart from one that is away."""
+    with listening(Handler, server_context(*certify(tmp_path))) as server:
+        _, found = doctor(ollama_url=f"https://127.0.0.1:{server.server_port}")
+    assert told(found, OLLAMA(server.server_port), "REQUESTS_CA_BUNDLE") == "fault"
 
 
 def test_a_stub_of_a_cloud_model_is_a_fault(double):

@@ -7,9 +7,11 @@ import subprocess
 
 import pytest
 
+from tests.support.certificates import certify, server_context
 from tests.support.commands import PATIENCE, run, screens, start, terminal
 from tests.support.double import OllamaDouble
 from tests.support.gunicorn_server import free_port
+from tests.support.listening import Handler, listening
 
 BIND = "127.0.0.1:8000"  # nothing is asked of the service
 SIZE = "4.66 GB"
@@ -79,6 +81,14 @@ def test_what_comes_may_be_anything(answering, body, words):
     """Also a full disk there, which Ollama tells of midway."""
     status, out, err = run(BIND, "pull", ollama_url=answering(body))
     assert status == 1 and err.count("\n") == 1 and words in err
+
+
+@pytest.mark.parametrize("settings", [{}, {"REQUESTS_CA_BUNDLE": "/nonexistent"}], ids=str)
+def test_without_trust_nothing_is_pulled(tmp_path, settings):
+    """The cure is told, as the service tells it."""
+    with listening(Handler, server_context(*certify(tmp_path))) as server:
+        status, out, err = run(BIND, "pull", ollama_url=f"https://127.0.0.1:{server.server_port}", **settings)
+    assert status == 1 and err.count("\n") == 1 and "REQUESTS_CA_BUNDLE" in err
 
 
 def test_one_that_fails_does_not_keep_the_others_waiting(empty):

@@ -9,7 +9,7 @@ import requests
 from llama_api.answer import Completion, Piece
 from llama_api.errors import (ModelNotFound, NotOllama, OllamaBrokeOff, OllamaBusy, OllamaError, OllamaGarbled,
                               OllamaRefused, OllamaReported, OllamaReset, OllamaTimeout, OllamaUnavailable,
-                              PromptTooLong)
+                              OllamaUntrusted, PromptTooLong)
 from llama_api.model_call import CHAT, EMBED, EMBEDDINGS, ModelCall
 from llama_api.ollama import client as module
 from llama_api.waiting import Cancellation, Cancelled
@@ -216,7 +216,7 @@ def test_an_embedding_that_failed_has_its_error(upstream, status, body, kind):
 @pytest.mark.parametrize("fails, kind", [
     (requests.ConnectionError("Connection aborted."), OllamaReset), (ConnectionResetError(104, "reset"), OllamaReset),
     (requests.exceptions.ChunkedEncodingError("broken"), OllamaReset),
-    (requests.exceptions.SSLError("certificate"), OllamaReset), (requests.ReadTimeout("slow"), OllamaTimeout),
+    (requests.exceptions.SSLError("certificate"), OllamaUntrusted), (requests.ReadTimeout("slow"), OllamaTimeout),
     (requests.exceptions.InvalidURL("bad"), OllamaReset), (requests.ConnectTimeout("slow"), OllamaUnavailable)])
 def test_a_failure_of_the_connection_has_its_error(upstream, fails, kind):
     """Whatever the library raises; only what never reached Ollama says that nobody is there."""

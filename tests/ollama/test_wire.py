@@ -10,13 +10,15 @@ import pytest
 
 from llama_api.answer import Piece
 from llama_api.errors import (ModelNotFound, NotOllama, OllamaBrokeOff, OllamaError, OllamaGarbled, OllamaRefused,
-                              OllamaReported, OllamaReset, OllamaTimeout, OllamaUnavailable, PromptTooLong)
+                              OllamaReported, OllamaReset, OllamaTimeout, OllamaUnavailable, OllamaUntrusted,
+                              PromptTooLong)
 from llama_api.model_call import EMBED, ModelCall
 from llama_api.ollama import client as module
 from llama_api.ollama import protocol
 from llama_api.ollama.connection import Call
 from llama_api.waiting import Cancellation, Cancelled
 from tests.ollama.talk import DONE, TOO_LONG, ask, client_of, error, lines, record, text_from
+from tests.support.certificates import certify, server_context
 from tests.support.double import answer_for
 from tests.support.fakes import call, in_threads, until
 from tests.support.listening import Handler, listening
@@ -154,13 +156,23 @@ class Unread(Handler):
             self.close_connection = True
 
 
-@pytest.fixture
-def unread():
-    """An Ollama that takes a call, but not its body."""
-    with listening(Unread) as server:
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """The paths of a certificate for the loopback and of its key."""
+    return certify(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(params=["http", "https"])
+def unread(request, certificate, monkeypatch):
+    """An Ollama that takes a call, but not its body; without TLS, and with it and a certificate that is trusted."""
+    context = None
+    if request.param == "https":
+        context = server_context(*certificate)
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate[0]))
+    with listening(Unread, context) as server:
         server.connections, server.begun = [], []
         server.proceed, server.whole = threading.Event(), None
-        server.url = f"http://127.0.0.1:{server.server_port}"
+        server.url = f"{request.param}://127.0.0.1:{server.server_port}"
         yield server
         server.proceed.set()
 
@@ -267,6 +279,27 @@ def test_nobody_listening_is_unavailable(double):
             ask(client_of(double.url))
     finally:
         double.start()
+
+
+@pytest.mark.parametrize("unread", ["https"], indirect=True)
+@pytest.mark.parametrize("bundle", [None, "/nonexistent", __file__])
+def test_a_certificate_that_is_not_trusted_is_told_with_its_cure(unread, monkeypatch, bundle):
+    """Nobody named who signed it, or in a file that is not there or is none: nothing is sent."""
+    monkeypatch.delenv("CURL_CA_BUNDLE", raising=False)
+    if bundle is None:
+        monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+    else:
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", bundle)
+    with pytest.raises(OllamaUntrusted, match="REQUESTS_CA_BUNDLE"):
+        ask(client_of(unread.url))
+    assert not unread.begun
+
+
+@pytest.mark.parametrize("unread", ["http"], indirect=True)
+def test_one_that_speaks_no_tls_is_told_so(unread):
+    """Its URL is corrected."""
+    with pytest.raises(OllamaUntrusted, match="write http://"):
+        ask(client_of(unread.url.replace("http:", "https:")))
 
 
 def test_a_proxy_of_the_environment_is_not_used(double, monkeypatch):

@@ -1,5 +1,6 @@
 """A certificate for the tests that speak TLS."""
 
+import ssl
 import subprocess
 from pathlib import Path
 
@@ -13,3 +14,10 @@ def certify(directory, certificate="fullchain.pem", key="privkey.pem"):
                     "-nodes", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
                     "-days", "2", "-out", paths[0], "-keyout", paths[1]], check=True, capture_output=True)
     return paths
+
+
+def server_context(certificate, key):
+    """What a server speaks TLS with."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return context

@@ -17,9 +17,11 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def listening(handler):
-    """A server on a free port, whose requests go to ``handler``, a class."""
+def listening(handler, tls=None):
+    """A server on a free port, whose requests go to ``handler``, a class; it speaks TLS by the context ``tls``."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, args=[0.01], daemon=True)
         thread.start()
         try:
