@@ -24,9 +24,8 @@ from .waiting import Watchdog
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """What gunicorn's hooks and the commands reach of an application: ``app.extensions["llama_api"]``."""
+    """What gunicorn's hooks reach of an application: ``app.extensions["llama_api"]``."""
 
-    settings: Settings
     recorder: Recorder
     fleet: Fleet
     reporter: Reporter
@@ -57,7 +56,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     activity, history = Activity(flights, only_looks, directory), History(metrics.samples, directory)
     reporter = Reporter(activity, history, lambda: metrics.refresh(cache, fleet))
     recorder = Recorder(metrics, activity, log, tracing)
-    app.extensions["llama_api"] = Running(settings, recorder, fleet, reporter, tracing)
+    app.extensions["llama_api"] = Running(recorder, fleet, reporter, tracing)
     recorder.init_app(app)
     security.init_app(app, settings)
     problems.init_app(app, {**openai.WRITERS, **ollama.WRITERS})

@@ -27,7 +27,7 @@ class LRUCache(BaseCache):
         super().__init__(ignore_delete_many_errors=ignore_delete_many_errors)
         self.default_timeout = default_timeout  # type: ignore[assignment]
         self.max_entries, self.max_bytes = max_entries, max_bytes
-        self.bytes = self.hits = self.misses = self.evictions = 0
+        self.bytes = self.evictions = 0
         self._clock = clock
         # A native lock, which takes half the time of gevent's: nothing switches greenlets while it is held.
         self._lock = native.allocate_lock()
@@ -52,10 +52,8 @@ class LRUCache(BaseCache):
             if value is not _NOTHING:
                 if not (self._expiries and self._expired(key)):
                     self._values.move_to_end(key)
-                    self.hits += 1
                     return value
                 self._drop(key)
-            self.misses += 1
             return None
 
     def takes(self, value: Any) -> bool:
@@ -85,7 +83,7 @@ class LRUCache(BaseCache):
             return self._drop(key)
 
     def clear(self) -> bool:
-        """Remove everything; the counts of hits, misses and evictions go on."""
+        """Remove everything; the count of evictions goes on."""
         with self._lock:
             for part in (self._values, self._sizes, self._expiries):
                 part.clear()

@@ -12,7 +12,7 @@ from ..model_call import GENERATE, ModelCall
 from ..model_names import is_stub, normal
 from ..ollama import OllamaClient
 from ..settings import PREFIX, OllamaHost, Settings
-from ..upstreams import Probe
+from ..upstreams import fault_of_version
 from ..waiting import Cancellation, Watchdog
 from .client import PROBE_SECONDS
 from .finding import FAULT, OK, WARNING, Finding
@@ -38,9 +38,8 @@ class Look:
             except OllamaError as error:
                 yield self._found(FAULT, self._why(error, said))
                 return
-        if Probe(time.monotonic(), True, version=version).cuts_prompts:
-            yield self._found(WARNING, f"answers; version {version} cuts prompts that are too long in silence: update"
-                                       " Ollama to 0.12.6 or newer")
+        if fault := fault_of_version(version):
+            yield self._found(WARNING, f"answers; {fault}")
         else:
             yield self._found(OK, f"answers; version {version or 'unknown'}")
         digests = {normal(str(entry.get("name"))): str(entry.get("digest", "")) for entry in models

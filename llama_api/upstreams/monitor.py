@@ -9,7 +9,7 @@ from ..background import BackgroundThread
 from ..errors import OllamaError, OllamaTimeout
 from ..model_names import is_stub, normal
 from ..ollama import OllamaClient
-from .probe import Loaded, Probe, builds_of, loaded_of
+from .probe import Loaded, Probe, builds_of, fault_of_version, loaded_of
 
 logger = logging.getLogger(__name__)
 _NONE = Probe(float("-inf"), False, "Ollama has not answered yet")
@@ -95,9 +95,8 @@ class Monitor:
         if before.reason != probe.reason:
             logger.log(logging.WARNING if probe.reason else logging.INFO, "Ollama %s: %s", self._host,
                        probe.reason or f"version {probe.version}")
-        if probe.cuts_prompts and before.version != probe.version:
-            logger.warning("Ollama %s: version %s cuts prompts that are too long in silence; update it to 0.12.6 or"
-                           " later", self._host, probe.version)
+        if before.version != probe.version and (fault := fault_of_version(probe.version)):
+            logger.warning("Ollama %s: %s", self._host, fault)
         self.noted(probe)
         self._probed.set()
         return probe

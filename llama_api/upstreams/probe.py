@@ -7,7 +7,7 @@ from typing import Any
 
 from ..model_names import is_stub, normal
 
-CUTS_BEFORE = (0, 12, 6)  # the first version that does not cut an over-long prompt in silence
+UNCUT_SINCE = (0, 12, 6)  # the first version that does not cut an over-long prompt in silence
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +40,18 @@ class Probe:
     builds: dict[str, str | None] = field(default_factory=dict)
     loaded: dict[str, Loaded] | None = None
 
-    @property
-    def cuts_prompts(self) -> bool:
-        """Whether this version cuts an over-long prompt in silence, whatever it is told."""
-        found = re.match(r"(\d+)\.(\d+)\.(\d+)", self.version or "")
-        numbers = tuple(map(int, found.groups())) if found else (0, 0, 0)
-        return (0, 0, 0) < numbers < CUTS_BEFORE  # builds from the source call themselves 0.0.0
+
+def fault_of_version(version: str | None) -> str | None:
+    """What is wrong with an Ollama of ``version``, with its cure; None when nothing is known to be.
+
+    Old ones cut an over-long prompt in silence, whatever they are told.
+    """
+    found = re.match(r"(\d+)\.(\d+)\.(\d+)", version or "")
+    numbers = tuple(map(int, found.groups())) if found else (0, 0, 0)
+    if not (0, 0, 0) < numbers < UNCUT_SINCE:  # builds from the source call themselves 0.0.0
+        return None
+    return (f"version {version} cuts prompts that are too long in silence: update it to"
+            f" {'.'.join(map(str, UNCUT_SINCE))} or later")
 
 
 def builds_of(models: list[dict[str, Any]]) -> dict[str, str | None]:

@@ -8,11 +8,10 @@ from ..model_names import normal
 from ..ollama import OllamaClient
 from .breaker import Breaker
 from .monitor import Monitor
-from .probe import Loaded, Probe, builds_of
+from .probe import Loaded, Probe, builds_of, fault_of_version
 from .slots import Slots
 
 CURE_CPU = "half of the model or more runs on the processor: free memory of the GPU, or lower NUM_CTX or PARALLEL"
-CURE_CUTS = "its version cuts prompts that are too long in silence: update it to 0.12.6 or later"
 ASK_SECONDS = 0.5
 PROVEN_SECONDS = 1.5  # after an answer in which its model must still be in memory
 LOST_SECONDS = 5.0  # that a model leaves memory before its time, beyond what clocks of two hosts may differ
@@ -122,5 +121,5 @@ class Upstream:
         probe = self.monitor.latest
         loaded = (probe.loaded or {}).get(normal(model))
         on_cpu = loaded is not None and loaded.gpu_percent is not None and 0 < loaded.gpu_percent <= 50
-        found = (self.breaker.reason, CURE_CUTS if probe.cuts_prompts else None, CURE_CPU if on_cpu else None)
+        found = (self.breaker.reason, fault_of_version(probe.version), CURE_CPU if on_cpu else None)
         return "; ".join(complaint for complaint in found if complaint) or None

@@ -72,7 +72,7 @@ def test_without_the_service_it_works_as_well(double, tmp_path):
     (lambda double: double.set(version_fault="hang"), "fault", ["does not answer in time", "restart it"]),
     (lambda double: double.set(tags_fault="html_200"), "fault", ["Ollama", "check"]),
     (lambda double: double.remove_model("llama3:8b"), "fault", ["does not have llama3:8b", "`llama-api pull`"]),
-    (lambda double: double.set(version="0.12.5"), "warning", ["cuts prompts", "0.12.6 or newer"]),
+    (lambda double: double.set(version="0.12.5"), "warning", ["cuts prompts", "0.12.6 or later"]),
     (lambda double: double.set_model("llama3:8b", gpu_percent=50, loaded=True), "warning", ["only 50 %", "smaller"]),
     (lambda double: double.set_model("llama3:8b", gpu_percent=0, loaded=True), "warning", ["CPU alone", "log says"]),
     (lambda double: double.set_model("llama3:8b", context_length=2048), "warning", ["NUM_CTX=4096", "2048 or less"]),
