@@ -6,7 +6,7 @@ from typing import Any
 
 from .errors import MalformedJSON
 
-DEEPEST = 100  # levels of a value that is sent on
+DEEPEST = 100  # levels of a value that is sent on; the writer of JSON can go no deeper than 253
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

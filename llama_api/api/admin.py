@@ -4,6 +4,7 @@ from flask import Blueprint, Response, jsonify
 
 from ..cache import AnswerCache
 from ..core import Service
+from ..http import NoContent
 from ..metrics import CONTENT_TYPE_LATEST, Metrics
 from ..settings import Settings
 from ..upstreams import Fleet
@@ -23,9 +24,7 @@ def blueprint(settings: Settings, service: Service, cache: AnswerCache, fleet: F
     def cache_clear() -> Response:
         """Remove every answer."""
         service.purge()
-        response = Response(status=204)
-        del response.headers["Content-Type"]
-        return response
+        return NoContent()
 
     @bp.get("/metrics")
     def prometheus() -> Response:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from ..core import MOST_TEXTS
 from ..errors import InvalidRequest, MalformedJSON
+from ..strict_json import DEEPEST
 
 Json = dict[str, Any]
 
@@ -29,7 +30,6 @@ class Kind:
     read: Callable[[str, Any], Any]
 
 
-DEEPEST = 100  # levels of nesting; what is sent on must not be deeper than the writer of JSON can go
 _GO: dict[type, str] = {str: "string", bool: "bool", dict: "object", list: "array", int: "number", float: "number",
                         type(None): "null"}
 THINK = ("high", "medium", "low", "max")

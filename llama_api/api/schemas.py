@@ -7,7 +7,7 @@ from marshmallow import Schema, ValidationError, fields, post_load, validate
 from ..core import Models
 from ..errors import InvalidRequest
 from ..model_call import GENERATE, ModelCall
-from ..strict_json import parse_object
+from ..strict_json import is_text, parse_object
 
 MAX_STOPS = 16
 DEFAULT_TOKENS = 100
@@ -19,11 +19,8 @@ class Text(fields.String):
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
         text: str = super()._deserialize(value, attr, data, **kwargs)
-        if not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise ValidationError("Has a lone surrogate, which is no character.") from None
+        if not is_text(text):
+            raise ValidationError("Has a lone surrogate, which is no character.")
         return text
 
 

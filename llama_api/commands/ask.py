@@ -9,7 +9,7 @@ from typing import Any
 import click
 import requests
 
-from .client import INTERRUPTED, SHORT_SECONDS, Server, object_of, settings
+from .client import INTERRUPTED, Server, object_of, settings
 
 
 @click.command()
@@ -46,9 +46,8 @@ def _input() -> str:
 
 def _begin(server: Server, body: dict[str, Any]) -> requests.Response:
     """The response, once it has begun. Raises ClickException that says why it has not."""
-    seconds = server.settings.timeout + server.settings.queue_timeout + SHORT_SECONDS
     try:
-        answer = server.send("POST", "/generate", seconds, body, stream=True)
+        answer = server.generate(body, stream=True)
         if not answer.ok:
             raise server.refused(answer, object_of(answer))
     except requests.RequestException as error:

@@ -12,7 +12,7 @@ import requests
 from ..errors import MalformedJSON
 from ..settings import PREFIX
 from ..strict_json import parse_object
-from .client import INTERRUPTED, SHORT_SECONDS, Server, could_not_connect, object_of, problem, settings, tell
+from .client import INTERRUPTED, Server, could_not_connect, object_of, problem, settings, tell
 
 NOTED_SECONDS = 5.0  # a wait longer than this is told
 BUSY = {"/problems/rate-limited", "/problems/overloaded"}  # no fault of the line: it has its turn later
@@ -134,10 +134,9 @@ def warm_one(server: Server, number: int, line: bytes) -> tuple[str, str | None]
         return "failed", f"it is not UTF-8 ({error.reason} at byte {error.start})"
     except MalformedJSON as error:
         return "failed", f"it is not one JSON object: {error.args[0]}"
-    seconds = server.settings.timeout + server.settings.queue_timeout + SHORT_SECONDS
     while True:
         try:
-            answer = server.send("POST", "/generate", seconds, {**body, "stream": False})
+            answer = server.generate({**body, "stream": False})
         except requests.RequestException as error:
             if could_not_connect(error) or isinstance(error, requests.exceptions.SSLError):
                 raise server.unreachable(error) from None

@@ -71,6 +71,11 @@ class Server:
         headers = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
         return self._request(self.url, method, path, seconds, headers=headers, json=body, stream=stream)
 
+    def generate(self, body: dict[str, Any], stream: bool = False) -> requests.Response:
+        """Send a request to POST /generate, and wait for as long as it may take. Raises requests.RequestException."""
+        seconds = self.settings.timeout + self.settings.queue_timeout + SHORT_SECONDS
+        return self.send("POST", "/generate", seconds, body, stream)
+
     def _request(self, url: str, method: str, path: str, seconds: float, **options: Any) -> requests.Response:
         """Send one request. Raises requests.RequestException.
 

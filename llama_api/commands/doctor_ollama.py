@@ -12,7 +12,7 @@ from ..model_call import GENERATE, ModelCall
 from ..model_names import is_stub, normal
 from ..ollama import OllamaClient
 from ..settings import PREFIX, OllamaHost, Settings
-from ..upstreams import fault_of_version
+from ..upstreams import builds_of, fault_of_version
 from ..waiting import Cancellation, Watchdog
 from .client import PROBE_SECONDS
 from .finding import FAULT, OK, WARNING, Finding
@@ -42,10 +42,9 @@ class Look:
             yield self._found(WARNING, f"answers; {fault}")
         else:
             yield self._found(OK, f"answers; version {version or 'unknown'}")
-        digests = {normal(str(entry.get("name"))): str(entry.get("digest", "")) for entry in models
-                   if not is_stub(entry)}
+        builds = builds_of(models)
         stubs = {normal(str(entry.get("name"))) for entry in models if is_stub(entry)}
-        self.present, self.digest = normal(model) in digests, digests.get(normal(model), "")
+        self.present, self.digest = normal(model) in builds, builds.get(normal(model)) or ""
         if self.present:
             yield self._found(OK, f"has {model}, build {self.digest[:12]}")
         elif normal(model) in stubs:
@@ -55,7 +54,7 @@ class Look:
         for other in self._settings.models:
             if normal(other) in stubs:
                 yield self._found(WARNING, str(RemoteModel(other)))
-            elif other != "*" and normal(other) not in digests:
+            elif other != "*" and normal(other) not in builds:
                 yield self._found(WARNING, f"does not have {other} of {PREFIX}MODELS: run `ollama pull {other}` there")
         if self.present:
             yield from self._loaded()

@@ -124,3 +124,10 @@ class WholeResponse(Response):
             start_response(self.status, headers)
             return self.response
         return super().__call__(environ, start_response)
+
+
+class NoContent(Response):
+    """An empty response, which has no type."""
+
+    default_status = 204
+    default_mimetype = None

@@ -17,6 +17,7 @@ from werkzeug.sansio.utils import host_is_trusted
 
 from ..errors import Unauthorized, UntrustedHost
 from ..settings import Settings
+from .flask_app import NoContent
 
 HEALTH_PATHS = frozenset({"/livez", "/readyz", "/health"})
 OPEN_PATHS = HEALTH_PATHS | {"/", "/docs", "/openapi.json"}  # an unknown URL wants a key as well
@@ -93,9 +94,7 @@ def _key_used(keys: list[bytes]) -> bytes | None:
 def _answer_preflight() -> Response | None:
     if request.method != "OPTIONS" or "Access-Control-Request-Method" not in request.headers:
         return None
-    response = Response(status=204)
-    del response.headers["Content-Type"]
-    return response
+    return NoContent()
 
 
 def _exactly(origin: str) -> str | re.Pattern[str]:

@@ -10,6 +10,7 @@ import orjson
 from flask import Blueprint, Response, current_app, request
 
 from ..errors import UnknownFlight
+from ..http import NoContent
 from ..metrics import STEP, Activity, History, Reporter
 from ..settings import Settings
 
@@ -67,8 +68,6 @@ def blueprint(snapshot: Snapshot, activity: Activity, reporter: Reporter) -> Blu
         reporter.start()
         if not activity.cancel(flight_id):
             raise UnknownFlight
-        response = Response(status=204)
-        del response.headers["Content-Type"]
-        return response
+        return NoContent()
 
     return bp
