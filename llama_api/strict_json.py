@@ -6,6 +6,8 @@ from typing import Any
 
 from .errors import MalformedJSON
 
+Json = dict[str, Any]
+
 DEEPEST = 100  # levels of a value that is sent on; the writer of JSON can go no deeper than 253
 
 

@@ -7,8 +7,8 @@ from ..core import Service
 from ..http import NoContent
 from ..metrics import CONTENT_TYPE_LATEST, Metrics
 from ..settings import Settings
+from ..strict_json import Json
 from ..upstreams import Fleet
-from .exchange import Json
 
 
 def blueprint(settings: Settings, service: Service, cache: AnswerCache, fleet: Fleet, metrics: Metrics) -> Blueprint:

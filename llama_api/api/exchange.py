@@ -19,12 +19,12 @@ from ..http import gone_check, note, read_json_body
 from ..metrics import SAVING, Machine
 from ..model_call import ModelCall
 from ..settings import Settings
+from ..strict_json import Json
 from ..waiting import Wait, Watchdog
 from .parsed_bodies import ParsedBodies
 
 CACHE_NAME = "llama-api"
 JSON_TYPE = "application/json"
-Json = dict[str, Any]
 
 
 class Grammar(Protocol):

@@ -7,9 +7,10 @@ from ..answer import Answer, Piece
 from ..core import Reply
 from ..faults import Fault
 from ..http import problem_of
+from ..strict_json import Json
 from ..waiting import Wait
 from .event_stream import CONTENT_TYPE, comment, event
-from .exchange import JSON_TYPE, Exchanges, Json
+from .exchange import JSON_TYPE, Exchanges
 from .schemas import GenerateRequest
 
 

@@ -3,8 +3,8 @@
 from flask import Blueprint, Response, jsonify
 
 from ..cache import AnswerCache
+from ..strict_json import Json
 from ..upstreams import Fleet
-from .exchange import Json
 
 
 def blueprint(fleet: Fleet, cache: AnswerCache, model: str) -> Blueprint:

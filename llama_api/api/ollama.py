@@ -8,8 +8,9 @@ from flask import Blueprint, Response, abort, current_app
 from ..core import Models
 from ..faults import Fault
 from ..http import problems
+from ..strict_json import Json
 from ..upstreams import Fleet
-from .exchange import Exchanges, Json
+from .exchange import Exchanges
 from .ollama_grammar import (WHOLE, Asked, OllamaGrammar, Requests, embedded, embedded_one, error_body, status_and_text,
                              tags_of)
 

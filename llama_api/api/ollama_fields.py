@@ -13,9 +13,7 @@ from typing import Any, NoReturn
 
 from ..core import MOST_TEXTS
 from ..errors import InvalidRequest, MalformedJSON
-from ..strict_json import DEEPEST
-
-Json = dict[str, Any]
+from ..strict_json import DEEPEST, Json
 
 
 @dataclass(frozen=True, slots=True)

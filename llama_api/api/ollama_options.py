@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from .ollama_fields import Json, Kind, refuse
+from ..strict_json import Json
+from .ollama_fields import Kind, refuse
 
 _INTEGERS = frozenset({"num_keep", "seed", "num_predict", "top_k", "repeat_last_n", "mirostat"})
 _FRACTIONS = frozenset({"temperature", "top_p", "min_p", "typical_p", "tfs_z", "repeat_penalty", "presence_penalty",

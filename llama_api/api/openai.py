@@ -12,7 +12,8 @@ from ..core import Models
 from ..errors import OllamaRefused
 from ..faults import Fault
 from ..http import problem_of, problems
-from .exchange import Exchanges, Json
+from ..strict_json import Json
+from .exchange import Exchanges
 from .openai_answers import ChatGrammar, CompletionGrammar, Identity, OpenAIGrammar
 from .openai_embeddings import AskedVectors
 from .openai_errors import error_object, headers_of, refusal, status_of

@@ -11,9 +11,10 @@ import orjson
 from ..answer import Answer, Completion, Piece
 from ..core import Reply
 from ..faults import Fault, fault_of
+from ..strict_json import Json
 from ..waiting import Wait
 from .event_stream import CONTENT_TYPE, comment, event
-from .exchange import JSON_TYPE, Json
+from .exchange import JSON_TYPE
 from .openai_errors import error_object, refusal
 from .openai_requests import Asked
 

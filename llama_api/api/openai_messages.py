@@ -2,14 +2,12 @@
 
 import base64
 import re
-from typing import Any
 
 from ..errors import MalformedJSON
-from ..strict_json import parse_object, unsendable
+from ..strict_json import Json, parse_object, unsendable
 from .openai_errors import FieldError
 from .openai_fields import Members
 
-Json = dict[str, Any]
 Needs = dict[str, str]  # what the model must be able to do, and the path of the first field that asks for it
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 BETWEEN_PARTS = "\n\n"  # what the templates put between two messages of one role

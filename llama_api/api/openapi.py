@@ -13,8 +13,10 @@ from marshmallow import Schema, fields, validate
 from .. import __version__
 from ..faults import INTERNAL_ERROR, PROBLEMS
 from ..http import BEARER_ONLY, HEALTH_PATHS, OPEN_PATHS, PAGE_FILES, UNLIMITED
+from ..strict_json import Json
 from . import openapi_ollama, openapi_page, openapi_v1
-from .openapi_operations import DETAILS, FIELD_FAULTS, HEADERS, INFO, PARAMETERS, TAGS, Json, headers, operations, ref
+from .openapi_operations import DETAILS, FIELD_FAULTS, HEADERS, INFO, PARAMETERS, TAGS, operations
+from .openapi_parts import headers, ref
 from .schemas import (MAX_STOPS, Alive, CacheStats, GenerateRequest, GenerateResponse, Health, Metrics, OllamaHealth,
                       Problem, QueueHealth, Ready, Stop)
 

@@ -8,10 +8,11 @@ from werkzeug.exceptions import Forbidden, MethodNotAllowed, NotFound, TooManyRe
 
 from .. import errors
 from ..http import problems
-from .exchange import Json
+from ..strict_json import Json
 from .ollama import PREFIX, REFUSED, REFUSED_METHODS
 from .ollama_fields import schema_of
 from .ollama_grammar import CHAT_FIELDS, EMBED_FIELDS, EMBEDDINGS_FIELDS, GENERATE_FIELDS, SHOW_FIELDS, status_and_text
+from .openapi_parts import COUNT, NUMBER, TEXT, array, headers, in_path, ref
 
 SPOKEN = """\
 As Ollama does, with its cache, its queue and its limits beside: `Cache-Control` is honoured and `Cache-Status` tells
@@ -24,7 +25,7 @@ the first record is a line `{"error": "text"}`, after which nothing comes."""
 
 _POSTED = {PREFIX + name for name in ("generate", "chat", "show", "embed", "embeddings")}
 _ASKING = {PREFIX + "ps"}  # Ollama is asked at once
-_ERROR = {"$ref": "#/components/schemas/OllamaError"}
+_ERROR = ref("schemas", "OllamaError")
 _EXAMPLES = (
     errors.MalformedJSON("missing request body"), errors.OllamaRefused(400, '"llama3:8b" does not support thinking'),
     errors.InvalidRequest({"options.seed": ['option "seed" must be of type integer']}), errors.UntrustedHost(),
@@ -39,21 +40,21 @@ Each text has an entry of the cache of its own: a list is answered from what is 
 rest. `Cache-Status`, where there are texts, is `hit` when all were stored. `prompt_eval_count` is told where it is
 exact: Ollama tells but the sum of the texts of one call."""
 _EMBEDDER = "nomic-embed-text"
-_VECTOR: Json = {"type": "array", "items": {"type": "number"}}
+_VECTOR: Json = array(NUMBER)
 _EXAMPLE = {"model": "llama3:8b", "created_at": "2026-08-21T10:00:00.2Z"}
 _FIGURES = {"total_duration": 910000000, "load_duration": 31000000, "prompt_eval_count": 11,
             "prompt_eval_duration": 90000000, "eval_count": 3, "eval_duration": 60000000}
 _SKY = "Why is the sky blue?"
 _MEMBERS: Json = {
-    "model": {"type": "string"}, "created_at": {"type": "string", "format": "date-time"}, "done": {"type": "boolean"},
+    "model": TEXT, "created_at": {"type": "string", "format": "date-time"}, "done": {"type": "boolean"},
     "done_reason": {"enum": ["stop", "length", "load"]},
-    "context": {"type": "array", "items": {"type": "integer"}},
-    **{name: {"type": "integer", "minimum": 0} for name in (*_FIGURES, "prompt_eval_cached_count")},
-    "logprobs": {"type": "array", "items": {"type": "object"}}, "_debug_info": {"type": "object"}}
-_SAID = {"thinking": {"type": "string"}, "tool_calls": {"type": "array", "items": {"type": "object"}}}
+    "context": array({"type": "integer"}),
+    **{name: COUNT for name in (*_FIGURES, "prompt_eval_cached_count")},
+    "logprobs": array({"type": "object"}), "_debug_info": {"type": "object"}}
+_SAID = {"thinking": TEXT, "tool_calls": array({"type": "object"})}
 _MODELS = {"type": "object", "required": ["models"], "properties": {
-    "models": {"type": "array", "items": {"type": "object"}}}}
-_VERSION = {"type": "object", "required": ["version"], "properties": {"version": {"type": "string"}}}
+    "models": array({"type": "object"})}}
+_VERSION = {"type": "object", "required": ["version"], "properties": {"version": TEXT}}
 
 
 def _record(name: str, schema: Json, extra: Json) -> Json:
@@ -69,24 +70,24 @@ def schemas(limit: int) -> dict[str, Json]:
         request["properties"]["options"]["anyOf"][0]["properties"]["num_predict"] = {
             "type": ["integer", "null"], "maximum": limit}
     message = {"type": "object", "required": ["role", "content"], "properties": {
-        "role": {"const": "assistant"}, "content": {"type": "string"}, **_SAID}}
+        "role": {"const": "assistant"}, "content": TEXT, **_SAID}}
     return {
         **{f"Ollama{kind}Request": request for kind, request in requests.items()},
         "OllamaShowRequest": schema_of(SHOW_FIELDS), "OllamaEmbedRequest": schema_of(EMBED_FIELDS),
         "OllamaEmbeddingRequest": schema_of(EMBEDDINGS_FIELDS),
         "OllamaVectors": {"type": "object", "required": ["model", "embeddings"], "properties": {
-            "model": {"type": "string"}, "embeddings": {"type": "array", "items": _VECTOR},
+            "model": TEXT, "embeddings": array(_VECTOR),
             **{name: _MEMBERS[name] for name in ("total_duration", "load_duration", "prompt_eval_count")}}},
-        "OllamaGenerateRecord": _record("response", {"type": "string"}, _SAID),
+        "OllamaGenerateRecord": _record("response", TEXT, _SAID),
         "OllamaChatRecord": _record("message", message, {}),
-        "OllamaError": {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}}
+        "OllamaError": {"type": "object", "required": ["error"], "properties": {"error": TEXT}}}
 
 
 def operations() -> dict[tuple[str, str], Json]:
     """What each operation takes and answers, by path and method."""
     say = {"model": "llama3:8b", "stream": False}
-    action = _path("action", {"type": "string", "enum": list(REFUSED), "examples": ["pull"]})
-    target = _path("target", {"type": "string", "examples": ["sha256:365c0bd3c000"]})
+    action = in_path("action", "pull", enum=list(REFUSED))
+    target = in_path("target", "sha256:365c0bd3c000")
     refused: dict[tuple[str, str], Json] = {}
     for method in REFUSED_METHODS:
         name = f"ollama_refuse_{method.lower()}"
@@ -97,8 +98,8 @@ def operations() -> dict[tuple[str, str], Json]:
         (PREFIX + "generate", "POST"): _spoken("Generate", {**say, "prompt": _SKY}, {"response": "Hi"}),
         (PREFIX + "chat", "POST"): _spoken("Chat", {**say, "messages": [{"role": "user", "content": _SKY}]},
                                            {"message": {"role": "assistant", "content": "Hi"}}),
-        (PREFIX + "embed", "POST"): _embedding("OllamaEmbedRequest", {"model": _EMBEDDER, "input": [_SKY, "Hi"]}, {
-            "$ref": "#/components/schemas/OllamaVectors"}, {"model": _EMBEDDER, "embeddings": [[0.6, 0.8], [1, 0]]}),
+        (PREFIX + "embed", "POST"): _embedding("OllamaEmbedRequest", {"model": _EMBEDDER, "input": [_SKY, "Hi"]}, ref(
+            "schemas", "OllamaVectors"), {"model": _EMBEDDER, "embeddings": [[0.6, 0.8], [1, 0]]}),
         (PREFIX + "embeddings", "POST"): _embedding("OllamaEmbeddingRequest", {"model": _EMBEDDER, "prompt": _SKY}, {
             "type": "object", "required": ["embedding"], "properties": {"embedding": _VECTOR}}, {
                 "embedding": [1.2, 1.6]}),
@@ -114,18 +115,18 @@ def operations() -> dict[tuple[str, str], Json]:
 
 
 def _spoken(kind: str, asked: Json, said: Json) -> Json:
-    record = {"$ref": f"#/components/schemas/Ollama{kind}Record"}
+    record = ref("schemas", f"Ollama{kind}Record")
     example = {**_EXAMPLE, **said, "done": True, "done_reason": "stop", **_FIGURES}
     answered = _json("The answer: JSON, or a stream of records.", record, example)
-    answered["200"]["content"]["application/x-ndjson"] = {"schema": {"type": "string"}}
-    answered["200"]["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in ("Age", "Cache-Status")}
+    answered["200"]["content"]["application/x-ndjson"] = {"schema": TEXT}
+    answered["200"]["headers"] = headers("Age", "Cache-Status")
     return {**_operation(answered), "description": SPOKEN, "parameters": ["Cache-Control"],
             "requestBody": _body(f"Ollama{kind}Request", asked)}
 
 
 def _embedding(request: str, asked: Json, schema: Json, told: Json) -> Json:
     answered = _json("The vectors, in the order of the texts.", schema, told)
-    answered["200"]["headers"] = {"Age": {"$ref": "#/components/headers/Age"}}
+    answered["200"]["headers"] = headers("Age")
     return {**_operation(answered), "description": EMBEDDED, "parameters": ["Cache-Control"],
             "requestBody": _body(request, asked)}
 
@@ -154,13 +155,9 @@ def failures(path: str) -> dict[str, Json]:
 
 def _body(schema: str, example: Json) -> Json:
     return {"required": True, "content": {"application/json": {
-        "schema": {"$ref": f"#/components/schemas/{schema}"}, "examples": {"plain": {"value": example}}}}}
+        "schema": ref("schemas", schema), "examples": {"plain": {"value": example}}}}}
 
 
 def _json(description: str, schema: Json, example: Json) -> Json:
     return {"200": {"description": description, "content": {"application/json": {
         "schema": schema, "examples": {"plain": {"value": example}}}}}}
-
-
-def _path(name: str, schema: Json) -> Json:
-    return {"name": name, "in": "path", "required": True, "schema": schema}

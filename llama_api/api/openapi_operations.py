@@ -1,13 +1,12 @@
 """What the OpenAPI document says of each operation, beside what schemas, errors and routes tell by themselves."""
 
-from typing import Any
-
 from werkzeug.exceptions import MethodNotAllowed, NotFound, TooManyRequests
 
 from .. import errors
 from ..http import REQUEST_ID, problems
+from ..strict_json import Json
+from .openapi_parts import headers, in_path, kept, ref
 
-Json = dict[str, Any]
 
 INFO = """\
 Text from one Llama model behind Ollama by one plain call. Answers are cached, identical requests under way at once
@@ -135,22 +134,12 @@ HEALTH_EXAMPLES: dict[str, Json] = {
 }
 
 
-def ref(kind: str, name: str) -> Json:
-    """A reference to a component."""
-    return {"$ref": f"#/components/{kind}/{name}"}
-
-
 # OpenAPI 3.1 has no word for a sequence of events: some tools take the schema for the whole text, some for each event.
 STREAM = {"anyOf": [{"type": "string"}, {
     "type": "object", "required": ["data"], "properties": {
         "event": {"enum": ["message", "error"]},
         "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": {
             "oneOf": [ref("schemas", name) for name in ("StreamPiece", "StreamEnd", "Problem")]}}}}]}
-
-
-def headers(*names: str) -> Json:
-    """References to response headers."""
-    return {name: ref("headers", name) for name in names}
 
 
 def operations(known: Json) -> dict[tuple[str, str], Json]:
@@ -202,10 +191,6 @@ def _generate(known: Json) -> Json:
 
 def _documentation() -> dict[tuple[str, str], Json]:
     """The operations that serve the documentation."""
-    def kept(description: str, content: Json) -> Json:
-        return {"200": {"description": description, "headers": headers("ETag"), "content": content},
-                "304": {"description": "The copy at hand is still good.", "headers": headers("ETag")}}
-
     text = {"schema": {"type": "string"}}
     known_copy = "If-None-Match"
     return {
@@ -213,12 +198,8 @@ def _documentation() -> dict[tuple[str, str], Json]:
             "An OpenAPI 3.1 document.", {"application/json": {"schema": {"type": "object"}}}), known_copy),
         ("/docs", "GET"): _plain("documentation", kept("Swagger UI.", {"text/html": text}), known_copy),
         ("/docs/{asset}", "GET"): _plain("documentation", kept("The file.", {
-            "text/css": text, "text/javascript": text, "image/png": {}}), _path("asset", "swagger-ui.css"), known_copy)}
-
-
-def _path(name: str, example: str) -> Json:
-    """A parameter in the path."""
-    return {"name": name, "in": "path", "required": True, "schema": {"type": "string", "examples": [example]}}
+            "text/css": text, "text/javascript": text, "image/png": {}}), in_path(
+                "asset", "swagger-ui.css"), known_copy)}
 
 
 def _plain(tag: str, responses: Json, *parameters: str | Json) -> Json:

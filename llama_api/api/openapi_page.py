@@ -1,27 +1,14 @@
 """What the OpenAPI document says of the page and of the figures and problems that it shows."""
 
-from typing import Any
-
 from ..faults import SLUGS
 from ..metrics import LAST, POINTS, RESULTS, STEP
-from .openapi_operations import Json, headers, ref
-
-TEXT: Json = {"type": "string"}
-COUNT: Json = {"type": "integer", "minimum": 0}
-NUMBER: Json = {"type": "number"}
-
-
-def _null(schema: Json) -> Json:
-    return {"anyOf": [schema, {"type": "null"}]}
+from ..strict_json import Json
+from .openapi_parts import COUNT, NUMBER, TEXT, array, in_path, kept, nullable, ref
 
 
 def _object(optional: str, **properties: Json) -> Json:
     return {"type": "object", "required": [name for name in properties if name not in optional.split()],
             "properties": properties}
-
-
-def _list(schema: str, longest: int | None = None) -> Json:
-    return {"type": "array", "items": ref("schemas", schema), **({} if longest is None else {"maxItems": longest})}
 
 
 def schemas() -> dict[str, Json]:
@@ -31,21 +18,22 @@ def schemas() -> dict[str, Json]:
             **TEXT, "description": "The metric of GET /metrics that the points are of."},
         plot={**TEXT, "description": "The plot that shows it; none for outages, which are bands in all of them."},
         kind={"enum": ["area", "line", "limit", "outage"]}, tone={"enum": ["bad"]}, points={
-            "type": "array", "items": _null(NUMBER), "maxItems": POINTS,
+            "type": "array", "items": nullable(NUMBER), "maxItems": POINTS,
             "description": "The newest last; null where nothing is known."})
     flight = _object(
         "", id={**TEXT, "examples": ["9f1c2ab04d5e4c3f"]}, age_s=NUMBER, state={
             "enum": ["waiting", "loading", "writing"]}, readers={
-            **COUNT, "description": "Callers who wait for it, over all workers."}, tokens=COUNT, host=_null(TEXT))
+            **COUNT, "description": "Callers who wait for it, over all workers."}, tokens=COUNT, host=nullable(TEXT))
     request = _object(
         "", time={**TEXT, "format": "date-time"}, endpoint=TEXT, status={"type": "integer"},
-        cache=_null({"enum": list(RESULTS)}), duration_ms=NUMBER)
+        cache=nullable({"enum": list(RESULTS)}), duration_ms=NUMBER)
     stats = _object(
         "", step={"const": STEP, "description": "Seconds between two points."}, end={
             **COUNT, "description": "Time of the newest points, in seconds since 1970."},
-        health=ref("schemas", "Health"), series=_list("Series"), hosts={
+        health=ref("schemas", "Health"), series=array(ref("schemas", "Series")), hosts={
             "type": "array", "items": {"type": "object"}, "description": "As in GET /health."},
-        flights=_list("Flight"), requests=_list("EndedRequest", LAST), settings={
+        flights=array(ref("schemas", "Flight")), requests=array(ref("schemas", "EndedRequest"), maxItems=LAST),
+        settings={
             "type": "object", "description": "The settings in force by their variables, secrets masked."})
     return {
         "Series": {"description": "The points of one line or area of a plot.", **series},
@@ -59,30 +47,21 @@ def schemas() -> dict[str, Json]:
 def operations() -> dict[tuple[str, str], Json]:
     """What each operation takes and answers, by path and method."""
     text = {"schema": TEXT}
-    etag = headers("ETag")
-
-    def kept(description: str, content: Json) -> Json:
-        return {"200": {"description": description, "headers": etag, "content": content},
-                "304": {"description": "The copy at hand is still good.", "headers": etag}}
-
-    def path(name: str, *examples: str, **bounds: Any) -> Json:
-        return {"name": name, "in": "path", "required": True, "schema": {**TEXT, **bounds, "examples": list(examples)}}
-
     return {
         ("/", "GET"): {"tags": ["page"], "parameters": ["If-None-Match"], "responses": kept(
             "The page, for a client that names text/html in `Accept`; else a word.", {
                 "text/html": text, "text/plain": {**text, "example": "Ollama is running"}})},
         ("/page/{version}/{name}", "GET"): {
             "tags": ["page"], "parameters": [
-                path("version", "0123456789abcdef"), path("name", "style.css"), "If-None-Match"],
+                in_path("version", "0123456789abcdef"), in_path("name", "style.css"), "If-None-Match"],
             "responses": kept("The file.", {"text/css": text, "text/javascript": text, "image/svg+xml": text})},
         ("/stats", "GET"): {
             "tags": ["monitoring"], "parameters": ["If-None-Match"], "responses": kept(
                 "The figures, over all workers.", {"application/json": {"schema": ref("schemas", "Stats")}})},
         ("/flights/{flight_id}", "DELETE"): {
-            "tags": ["monitoring"], "parameters": [path("flight_id", "9f1c2ab04d5e4c3f")], "responses": {
+            "tags": ["monitoring"], "parameters": [in_path("flight_id", "9f1c2ab04d5e4c3f")], "responses": {
                 "204": {"description": "It is ended."}}},
         ("/problems/{slug}", "GET"): {
-            "tags": ["documentation"], "parameters": [path("slug", SLUGS[0], enum=list(SLUGS)), "If-None-Match"],
+            "tags": ["documentation"], "parameters": [in_path("slug", SLUGS[0], enum=list(SLUGS)), "If-None-Match"],
             "responses": kept("The page, or the same as JSON for a client that prefers that.", {
                 "text/html": text, "application/json": {"schema": ref("schemas", "ProblemPage")}})}}

@@ -8,16 +8,15 @@ from werkzeug.exceptions import MethodNotAllowed, NotFound, TooManyRequests
 from .. import errors
 from ..core import MOST_TEXTS
 from ..http import problems
-from .exchange import Json
+from ..strict_json import Json
 from .openai_embeddings import LARGEST
 from .openai_errors import LONGEST_WAIT, FieldError, error_object, headers_of, status_of
 from .openai_messages import ROLES
 from .openai_requests import (CHAT_FIELDS, COMPLETION_FIELDS, COMPLETION_LOGPROBS, COMPLETION_TOKENS, EFFORTS, IGNORED,
                               INTEGERS, NUMBERS, TOP_LOGPROBS)
+from .openapi_parts import COUNT, NUMBER, TEXT, array, headers, in_path, nullable, ref
 from .schemas import MAX_STOPS
 
-TEXT: Json = {"type": "string"}
-COUNT: Json = {"type": "integer", "minimum": 0}
 ANSWER = """\
 Answers come through the same cache, queue and limits as those of POST /generate; `Cache-Control` and `Cache-Status`
 mean the same. With `"stream": true` they come as server-sent events: `data: <JSON>` and a blank line each, with
@@ -38,7 +37,7 @@ _EXAMPLES = (
 _OF_BODIES = (errors.MalformedJSON, errors.PromptTooLong, FieldError)
 _GENERAL = {"400", "401", "429", "500", "default"}  # of endpoints that do not generate
 _HEADERS: dict[str, Json] = {
-    "x-should-retry": {"X-Should-Retry": {"$ref": "#/components/headers/X-Should-Retry"}},
+    "x-should-retry": headers("X-Should-Retry"),
     "Retry-After": {"Retry-After": {"description": "Seconds after which to try again, or to look again.", "schema": {
         "type": "integer", "minimum": 1, "maximum": LONGEST_WAIT}}}}
 
@@ -47,16 +46,8 @@ def _object(required: str, **properties: Json) -> Json:
     return {"type": "object", "required": required.split(), "properties": properties}
 
 
-def _null(schema: Json) -> Json:
-    return {"anyOf": [schema, {"type": "null"}]}
-
-
 def _ref(name: str) -> Json:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def _list(items: Json, **bounds: int) -> Json:
-    return {"type": "array", "items": items, **bounds}
+    return ref("schemas", name)
 
 
 def schemas(limit: int) -> dict[str, Json]:
@@ -64,57 +55,58 @@ def schemas(limit: int) -> dict[str, Json]:
     tool_call = _object("id type function", id=TEXT, type={"const": "function"},
                         function=_object("name arguments", name=TEXT, arguments={
                             **TEXT, "description": "A JSON object as text."}))
-    scored = {"token": TEXT, "logprob": {"type": "number"}, "bytes": _null(_list(COUNT))}
-    logprobs = _null(_object("content refusal", refusal={"type": "null"}, content=_list(_object(
-        "token logprob bytes top_logprobs", **scored, top_logprobs=_list(_object("token logprob bytes", **scored))))))
-    old = _null(_object("tokens token_logprobs top_logprobs text_offset", tokens=_list(TEXT), text_offset=_list(COUNT),
-                        token_logprobs=_list({"type": "number"}), top_logprobs=_null(_list({"type": "object"}))))
+    scored = {"token": TEXT, "logprob": NUMBER, "bytes": nullable(array(COUNT))}
+    logprobs = nullable(_object("content refusal", refusal={"type": "null"}, content=array(_object(
+        "token logprob bytes top_logprobs", **scored, top_logprobs=array(_object("token logprob bytes", **scored))))))
+    old = nullable(_object(
+        "tokens token_logprobs top_logprobs text_offset", tokens=array(TEXT), text_offset=array(COUNT),
+        token_logprobs=array(NUMBER), top_logprobs=nullable(array({"type": "object"}))))
     ended = {"enum": ["stop", "length", "tool_calls"]}
     text_choice = {"index": {"const": 0}, "text": TEXT, "logprobs": old}
-    message = _object("role content refusal", role={"const": "assistant"}, content=_null(TEXT),
-                      refusal={"type": "null"}, reasoning=TEXT, tool_calls=_list(tool_call))
+    message = _object("role content refusal", role={"const": "assistant"}, content=nullable(TEXT),
+                      refusal={"type": "null"}, reasoning=TEXT, tool_calls=array(tool_call))
     delta = {"type": "object", "properties": {
-        "role": {"const": "assistant"}, "content": _null(TEXT), "reasoning": TEXT, "tool_calls": _list(_object(
+        "role": {"const": "assistant"}, "content": nullable(TEXT), "reasoning": TEXT, "tool_calls": array(_object(
             "index id type function", index=COUNT, **tool_call["properties"]))}}
     return {
         **_requests(limit), **_embeddings(), "OpenAIError": _object("error", error=_object(
-            "message type param code", message=TEXT, type=TEXT, param=_null(TEXT), code=_null(TEXT))),
+            "message type param code", message=TEXT, type=TEXT, param=nullable(TEXT), code=nullable(TEXT))),
         "OpenAIUsage": _object("prompt_tokens completion_tokens total_tokens", prompt_tokens=COUNT,
                                completion_tokens=COUNT, total_tokens=COUNT),
         "OpenAIModel": _object("id object created owned_by", id=TEXT, object={"const": "model"}, created=COUNT,
                                owned_by=TEXT),
-        "OpenAIModelList": _object("object data", object={"const": "list"}, data=_list(_ref("OpenAIModel"))),
+        "OpenAIModelList": _object("object data", object={"const": "list"}, data=array(_ref("OpenAIModel"))),
         "ChatCompletion": _answer("chat.completion", _object(
             "index message logprobs finish_reason", index={"const": 0}, message=message, logprobs=logprobs,
             finish_reason=ended)),
         "ChatCompletionChunk": _answer("chat.completion.chunk", _object(
             "index delta logprobs finish_reason", index={"const": 0}, delta=delta, logprobs=logprobs,
-            finish_reason=_null(ended)), streamed=True),
+            finish_reason=nullable(ended)), streamed=True),
         "Completion": _answer("text_completion", _object(
             "index text logprobs finish_reason", **text_choice, finish_reason=ended)),
         "CompletionChunk": _answer("text_completion", _object(
-            "index text logprobs finish_reason", **text_choice, finish_reason=_null(ended)), streamed=True)}
+            "index text logprobs finish_reason", **text_choice, finish_reason=nullable(ended)), streamed=True)}
 
 
 def _answer(kind: str, choice: Json, streamed: bool = False) -> Json:
     required = "id object created model system_fingerprint choices" + ("" if streamed else " usage")
     return _object(required, id=TEXT, object={"const": kind}, created=COUNT, model=TEXT,
-                   system_fingerprint=_null(TEXT), usage=_null(_ref("OpenAIUsage")),
-                   choices=_list(choice, minItems=0 if streamed else 1, maxItems=1))
+                   system_fingerprint=nullable(TEXT), usage=nullable(_ref("OpenAIUsage")),
+                   choices=array(choice, minItems=0 if streamed else 1, maxItems=1))
 
 
 def _embeddings() -> dict[str, Json]:
     """The schemas of /v1/embeddings."""
     text = {**TEXT, "minLength": 1}
-    vector = {"anyOf": [_list({"type": "number"}), {**TEXT, "description": "Little-endian float32 as base64."}]}
+    vector = {"anyOf": [array(NUMBER), {**TEXT, "description": "Little-endian float32 as base64."}]}
     return {
         "EmbeddingRequest": _object(
             "model input", model={**TEXT, "examples": ["nomic-embed-text"]},
-            input={"anyOf": [text, _list(text, minItems=1, maxItems=MOST_TEXTS)]},
-            dimensions=_null({"type": "integer", "minimum": 1, "maximum": LARGEST}),
-            encoding_format=_null({"enum": ["float", "base64"]})),
+            input={"anyOf": [text, array(text, minItems=1, maxItems=MOST_TEXTS)]},
+            dimensions=nullable({"type": "integer", "minimum": 1, "maximum": LARGEST}),
+            encoding_format=nullable({"enum": ["float", "base64"]})),
         "EmbeddingList": _object(
-            "object data model usage", object={"const": "list"}, model=TEXT, data=_list(_object(
+            "object data model usage", object={"const": "list"}, model=TEXT, data=array(_object(
                 "object index embedding", object={"const": "embedding"}, index=COUNT, embedding=vector)),
             usage=_object("prompt_tokens total_tokens", prompt_tokens=COUNT, total_tokens=COUNT))}
 
@@ -126,7 +118,7 @@ def _requests(limit: int) -> dict[str, Json]:
         **{name: {"type": "number", "minimum": least, "maximum": most, **({} if usual is None else {"default": usual})}
            for name, (least, most, usual) in NUMBERS.items()},
         **{name: {"type": "integer", "minimum": least, "maximum": most} for name, (least, most) in INTEGERS.items()},
-        "stop": {"anyOf": [{**TEXT, "minLength": 1}, _list({**TEXT, "minLength": 1}, maxItems=MAX_STOPS)]},
+        "stop": {"anyOf": [{**TEXT, "minLength": 1}, array({**TEXT, "minLength": 1}, maxItems=MAX_STOPS)]},
         "stream": {"type": "boolean", "default": False}, "max_tokens": tokens, "max_completion_tokens": tokens,
         "stream_options": {"description": "Ignored without `stream`; `include_usage` asks for a chunk of usage."},
         "n": {"const": 1}, "best_of": {"const": 1}, "echo": {"const": False}, "suffix": TEXT,
@@ -135,22 +127,23 @@ def _requests(limit: int) -> dict[str, Json]:
         "modalities": {"const": ["text"]}, "verbosity": {"const": "medium"},
         "parallel_tool_calls": {"type": "boolean", "default": True}, "tool_choice": {"enum": ["auto", "none"]},
         "reasoning_effort": {"enum": list(EFFORTS)},
-        "reasoning": {"type": "object", "properties": {"effort": _null({"enum": list(EFFORTS)})}},
+        "reasoning": {"type": "object", "properties": {"effort": nullable({"enum": list(EFFORTS)})}},
         "response_format": {"oneOf": [
             _object("type", type={"enum": ["text", "json_object"]}),
             _object("type json_schema", type={"const": "json_schema"}, json_schema=_object(
                 "schema", schema={"type": "object"}))]},
-        "tools": _list(_object("type function", type={"const": "function"}, function=_object(
-            "name", name={**TEXT, "minLength": 1}, description=_null(TEXT), parameters=_null({"type": "object"}))))}
+        "tools": array(_object("type function", type={"const": "function"}, function=_object(
+            "name", name={**TEXT, "minLength": 1}, description=nullable(TEXT),
+            parameters=nullable({"type": "object"}))))}
     ignored = {name: {"description": "Ignored: it changes no answer."} for name in sorted(IGNORED)}
     prompt = {**TEXT, "minLength": 1, "examples": ["Why is the sky blue?"]}
     own: dict[str, Json] = {"model": {**TEXT, "examples": ["llama3:8b"]}, "messages": _messages(),
-                            "prompt": {"anyOf": [prompt, _list(prompt, minItems=1, maxItems=1)]}}
+                            "prompt": {"anyOf": [prompt, array(prompt, minItems=1, maxItems=1)]}}
     old = {"logprobs": {"type": "integer", "minimum": 0, "maximum": COMPLETION_LOGPROBS},
            "max_tokens": {**tokens, "default": min(COMPLETION_TOKENS, limit)}}
 
     def body(names: set[str], required: str, changed: dict[str, Json]) -> Json:
-        known = {name: own[name] if name in own else _null({**fields, **changed}[name]) for name in sorted(names)}
+        known = {name: own[name] if name in own else nullable({**fields, **changed}[name]) for name in sorted(names)}
         return {**_object(required, **known, **ignored), "additionalProperties": False}
 
     return {"ChatCompletionRequest": body(CHAT_FIELDS, "model messages", {}),
@@ -161,10 +154,10 @@ def _messages() -> Json:
     part = {"type": "object", "required": ["type"], "properties": {
         "type": {"enum": ["text", "image_url", "refusal"]}, "text": TEXT, "refusal": TEXT, "image_url": {
             "description": "A data URL with the image in base64, alone or as `url` of an object."}}}
-    message = _object("role", role={"enum": list(ROLES)}, content=_null({"anyOf": [TEXT, _list(part)]}),
-                      tool_calls=_null(_list({"type": "object"})), tool_call_id=_null(TEXT),
-                      reasoning=_null({**TEXT, "description": "What the model thought, as it told it."}))
-    return {**_list(message, minItems=1), "examples": [[{"role": "user", "content": "Why is the sky blue?"}]]}
+    message = _object("role", role={"enum": list(ROLES)}, content=nullable({"anyOf": [TEXT, array(part)]}),
+                      tool_calls=nullable(array({"type": "object"})), tool_call_id=nullable(TEXT),
+                      reasoning=nullable({**TEXT, "description": "What the model thought, as it told it."}))
+    return {**array(message, minItems=1), "examples": [[{"role": "user", "content": "Why is the sky blue?"}]]}
 
 
 def operations() -> dict[tuple[str, str], Json]:
@@ -178,8 +171,8 @@ def operations() -> dict[tuple[str, str], Json]:
         ("/v1/embeddings", "POST"): _embedding(),
         ("/v1/models", "GET"): _telling("The models, those that Ollama lacks left out.", "OpenAIModelList", {
             "object": "list", "data": [model]}),
-        ("/v1/models/{model}", "GET"): {**_telling("The model.", "OpenAIModel", model), "parameters": [{
-            "name": "model", "in": "path", "required": True, "schema": {**TEXT, "examples": ["llama3:8b"]}}]}}
+        ("/v1/models/{model}", "GET"): {**_telling("The model.", "OpenAIModel", model), "parameters": [
+            in_path("model", "llama3:8b")]}}
 
 
 def _generating(kind: str, example: Json) -> Json:
@@ -193,7 +186,7 @@ def _generating(kind: str, example: Json) -> Json:
                     "plain": {"value": example}, "stream": {"value": {**example, "stream": True}}}}}},
             "responses": {"200": {
                 "description": "The answer: JSON, or a stream of events where `stream` is true.",
-                "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in ("Cache-Status", "Age")},
+                "headers": headers("Cache-Status", "Age"),
                 "content": {"application/json": {"schema": _ref(kind)}, "text/event-stream": {"schema": chunks}}}}}
 
 
@@ -207,7 +200,7 @@ def _embedding() -> Json:
                 "schema": _ref("EmbeddingRequest"), "examples": {"plain": {"value": asked}}}}},
             "responses": {"200": {
                 "description": "The vectors, in the order of the texts.",
-                "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in ("Cache-Status", "Age")},
+                "headers": headers("Cache-Status", "Age"),
                 "content": {"application/json": {"schema": _ref("EmbeddingList"), "example": told}}}}}
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import Flight, Flights
+from ..strict_json import Json
 from .peers import Peer, Peers
 from .shared_files import Watched
 
@@ -18,7 +19,6 @@ LAST = 50  # requests that are told
 ORDER_SECONDS = 2.0  # that another worker has to end a flight: it looks four times a second
 POLL_SECONDS = 0.02
 
-Json = dict[str, Any]
 _ended_at = itemgetter(0)  # of a request: when (since 1970), endpoint, status, cache, seconds
 
 
