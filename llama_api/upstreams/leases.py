@@ -1,6 +1,5 @@
 """Slots counted over all machines, where a shared store can count them."""
 
-import hashlib
 import secrets
 import time
 
@@ -29,8 +28,7 @@ class Leases:
     def take(self, waiter: Waiter, upstream: Upstream) -> bool:
         """Take a lease of a slot of ``upstream``; False when there is none for ``waiter``. Asks the store."""
         waiter.token = waiter.token or secrets.token_hex(8)
-        name = hashlib.sha256(identity(upstream.slots.url).encode()).hexdigest()[:16]
-        lease = Lease(name, waiter.token)
+        lease = Lease(identity(upstream.slots.url), waiter.token)
         taken = self._keeper.lease(lease, time.monotonic() - waiter.since, upstream.slots.number)
         if taken is None and self._store.away_for <= AWAY_SECONDS:
             return False

@@ -24,10 +24,11 @@ OPENING_TRIES = 20  # of a folder that another user is just making
 
 
 def identity(url: str) -> str:
-    """What two URLs of one Ollama have in common: letter case of the host, default port and last slash do not count."""
+    """A name for the Ollama at ``url``: the host's letter case, the default port and a last slash do not change it."""
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
-    return f"{parts.scheme}://{parts.hostname}:{port}{parts.path.rstrip('/')}"
+    canonical = f"{parts.scheme}://{parts.hostname}:{port}{parts.path.rstrip('/')}"
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def open_folder(url: str) -> int:
@@ -36,7 +37,7 @@ def open_folder(url: str) -> int:
     It lies in systemd's $RUNTIME_DIRECTORY, which instances of our unit share, else where all services see it. Raises
     OSError when no place can be written.
     """
-    name = hashlib.sha256(identity(url).encode()).hexdigest()[:16]
+    name = identity(url)
     runtime = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
     for base in (*([runtime] if runtime else ()), *BASES):
         try:
