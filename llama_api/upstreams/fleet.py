@@ -55,7 +55,7 @@ class Fleet:
         self._loads, self._attempts, self._tracer = Loads(), Attempts(tracer), tracer
         self._preload = Preload(self._loads, models[0]) if preload else None
         for upstream in upstreams:
-            upstream.monitor.noted = partial(self._noted, upstream)
+            upstream.monitor.subscribe(partial(self._noted, upstream))
 
     # What is known
 

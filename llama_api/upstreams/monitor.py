@@ -23,14 +23,18 @@ HURRY_SECONDS = 0.05  # least time between two probes
 
 
 class Monitor:
-    """Probes one Ollama in the background, from the first question on. ``noted`` is told of each probe."""
+    """Probes one Ollama in the background, from the first question on."""
 
-    def __init__(self, client: OllamaClient, host: str = "", noted: Callable[[Probe], object] = lambda probe: None,
-                 clock: Callable[[], float] = time.monotonic):
-        self._client, self._host, self.noted, self._clock = client, host, noted, clock
+    def __init__(self, client: OllamaClient, host: str = "", clock: Callable[[], float] = time.monotonic):
+        self._client, self._host, self._clock = client, host, clock
+        self._subscribers: list[Callable[[Probe], object]] = []
         self._latest = _NONE
         self._probed, self._hurried = threading.Event(), threading.Event()
         self._thread = BackgroundThread("monitor", self._run)
+
+    def subscribe(self, callback: Callable[[Probe], object]) -> None:
+        """Call ``callback`` with each probe from now on."""
+        self._subscribers.append(callback)
 
     def start(self) -> None:
         """Begin to probe, unless that has begun."""
@@ -97,7 +101,8 @@ class Monitor:
                        probe.reason or f"version {probe.version}")
         if before.version != probe.version and (fault := fault_of_version(probe.version)):
             logger.warning("Ollama %s: %s", self._host, fault)
-        self.noted(probe)
+        for callback in self._subscribers:
+            callback(probe)
         self._probed.set()
         return probe
 

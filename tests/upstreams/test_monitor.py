@@ -153,7 +153,8 @@ def test_a_change_is_logged_once(monitor, client, caplog):
 def test_callers_share_one_probe(client):
     """Fifty callers at once wait for the same first probe; it is told to whoever listens."""
     client.delay, noted = 0.05, []
-    monitor = Monitor(client, noted=noted.append)
+    monitor = Monitor(client)
+    monitor.subscribe(noted.append)
 
     def ask(number):
         monitor.wait_fresh()
