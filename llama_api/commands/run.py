@@ -8,10 +8,10 @@ from pathlib import Path
 
 import click
 
-from ..waiting import Watchdog
-from ..ollama import OllamaClient
 from ..errors import OllamaError
+from ..ollama import OllamaClient
 from ..settings import PREFIX, OllamaHost, Settings, SettingsError
+from ..waiting import Watchdog
 from .address import Address
 from .client import INTERRUPTED
 

@@ -14,17 +14,17 @@ import orjson
 import requests
 import urllib3
 
-from ..waiting import Cancellation, Cancelled, Watchdog
 from ..answer import Completion, Piece
-from .connection import Call, CuttingAdapter, current
 from ..errors import (ModelNotFound, NotOllama, OllamaBrokeOff, OllamaBusy, OllamaError, OllamaGarbled, OllamaRefused,
                       OllamaReported, OllamaReset, OllamaTimeout, OllamaUnavailable, OllamaUntrusted)
 from ..model_call import GENERATE, ModelCall
+from ..settings import Settings, ca_bundle
+from ..trace import Trace
+from ..waiting import Cancellation, Cancelled, Watchdog
+from .connection import Call, CuttingAdapter, current
 from .protocol import (LINE_LIMIT, LineReader, completion_of, error_text, parse_record, piece_of, stops_of, too_long,
                        vectors_of)
 from .redaction import redacted
-from ..settings import Settings, ca_bundle
-from ..trace import Trace
 
 logger = logging.getLogger(__name__)
 
