@@ -62,7 +62,7 @@ def _add_facts(bp: Blueprint, exchanges: Exchanges, requests: Requests, models: 
     def ollama_show() -> Response:
         """Tell what Ollama knows of a served model."""
         model, fields = requests.show(exchanges.body(any_type=True))
-        return _json(models.show(model, **fields))
+        return _json(fleet.show(model, **fields))
 
     @bp.get("/tags")
     def ollama_tags() -> Response:

@@ -100,10 +100,6 @@ class Models:
         except OllamaError:
             return None
 
-    def show(self, model: str, **fields: Any) -> dict[str, Any]:
-        """What /api/show tells of a served ``model``, asked with further ``fields``. Raises OllamaError."""
-        return self._fleet.show(model, **fields)
-
     def loaded(self) -> list[dict[str, Any]]:
         """The entries of /api/ps of the served models. Raises OllamaError."""
         return [model for model in self._fleet.loaded() if self._named(normal(str(model.get("name"))))]
