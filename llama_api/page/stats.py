@@ -1,4 +1,4 @@
-"""GET /stats, what the page shows beside the prompt, and DELETE /flights/<id>, which ends a generation."""
+"""GET /stats, the data of the page, and DELETE /flights/<id>, which ends a generation."""
 
 import hashlib
 import threading
@@ -14,13 +14,13 @@ from ..http import NoContent
 from ..metrics import STEP, Activity, History, Reporter
 from ..settings import Settings
 
-FRESH_SECONDS = 1.0  # that a body serves all who ask
+FRESH_SECONDS = 1.0  # for which a body is served to all callers
 
 
 class Snapshot:
-    """The body of GET /stats and its version, made anew at most once a second.
+    """The body of GET /stats and its version, rebuilt once a second.
 
-    But at once when there are new points or a flight has been ended: no worker tells less of those than another did.
+    It is rebuilt at once for new points or an ended flight, so that no worker shows less of them than another did.
     """
 
     def __init__(self, settings: Settings, history: History, activity: Activity,
@@ -32,17 +32,25 @@ class Snapshot:
 
     def newest(self) -> tuple[bytes, str]:
         """The body and its version."""
+        if self._is_fresh(self._revision_now()):
+            return self._newest
+        health = self._health()  # outside of the lock, as it may wait for a probe
         with self._lock:
-            revision = self._activity.revision, self._history.revision
-            if revision != self._revision or time.monotonic() - self._made >= FRESH_SECONDS:
-                body = self._body()
+            revision = self._revision_now()
+            if not self._is_fresh(revision):
+                body = self._body(health)
                 self._newest = body, hashlib.blake2b(body, digest_size=12).hexdigest()
                 self._made, self._revision = time.monotonic(), revision
             return self._newest
 
-    def _body(self) -> bytes:
+    def _revision_now(self) -> tuple[Any, Any]:
+        return self._activity.revision, self._history.revision
+
+    def _is_fresh(self, revision: tuple[Any, Any]) -> bool:
+        return revision == self._revision and time.monotonic() - self._made < FRESH_SECONDS
+
+    def _body(self, health: dict[str, Any]) -> bytes:
         end, series = self._history.snapshot()
-        health = self._health()
         return orjson.dumps({"step": STEP, "end": end, "health": health, "series": orjson.Fragment(series),
                              "hosts": health["hosts"], **self._activity.snapshot(), "settings": self._settings.shown()})
 
@@ -53,8 +61,8 @@ def blueprint(snapshot: Snapshot, activity: Activity, reporter: Reporter) -> Blu
 
     @bp.get("/stats")
     def stats() -> Response:
-        """Tell the last 15 minutes in figures, and what the service does now."""
-        reporter.start()  # where the server has no hook that has done so
+        """Report the figures of the last 15 minutes and the current work."""
+        reporter.start()  # unless a hook of the server has started it
         body, version = snapshot.newest()
         response = current_app.response_class(body, mimetype="application/json", headers=[
             ("Cache-Control", "private, no-cache"), ("Vary", "Authorization")])
@@ -64,7 +72,7 @@ def blueprint(snapshot: Snapshot, activity: Activity, reporter: Reporter) -> Blu
 
     @bp.delete("/flights/<flight_id>")
     def flight_cancel(flight_id: str) -> Response:
-        """End a generation under way; its readers get the problem `cancelled`."""
+        """End a generation; its readers get the problem `cancelled`."""
         reporter.start()
         if not activity.cancel(flight_id):
             raise UnknownFlight
