@@ -1,19 +1,19 @@
 """Every failure the service knows. Each builds its own sentence from typed arguments, which are its ``args``.
 
-``faults`` has the one table from each to its status and slug.
+``faults.TABLE`` maps each to its status and slug.
 
     LlamaApiError
-    ├── what is wrong with a request: MalformedJSON, InvalidRequest, ModelNotServed, NotJSON, BodyTooLarge, ...
+    ├── a fault of the request: MalformedJSON, InvalidRequest, ModelNotServed, NotJSON, BodyTooLarge, ...
     ├── QueueFull, QueueTimeout      no slot, and no room or no time left to wait
     ├── NotCached, GenerationCancelled, ClientGone
     └── OllamaError                  Ollama answered with an error, garbage or a partial answer
-        ├── OllamaUnavailable        nobody listens there
-        │   ├── OllamaUntrusted      it does not speak TLS, or with a certificate that is not trusted
+        ├── OllamaUnavailable        nothing listens there
+        │   ├── OllamaUntrusted      it does not speak TLS, or its certificate is not trusted
         │   └── OllamaHangs          its last generations timed out
         ├── OllamaBusy               it stayed busy over a few tries
         ├── OllamaTimeout            the deadline passed
         ├── ModelNotFound            it lacks the model
-        │   └── RemoteModel          what it has of that name runs on a foreign host
+        │   └── RemoteModel          what it has under that name runs on another host
         └── PromptTooLong            the prompt does not fit the context window
 """
 
@@ -22,12 +22,12 @@ from typing import Any
 
 
 class LlamaApiError(Exception):
-    """A failure with a sentence for whoever asked. ``retry_after`` is in whole seconds, None where it does not help."""
+    """A failure; its text is for the caller. ``retry_after`` is in whole seconds, None where a retry does not help."""
 
     retry_after: int | None = None
 
 
-# What is wrong with a request
+# Faults of a request
 
 
 class MalformedJSON(LlamaApiError):
@@ -45,11 +45,11 @@ class InvalidRequest(LlamaApiError):
         self.errors = errors
 
     def __str__(self) -> str:
-        return f"Correct what `errors` says of: {', '.join(list(self.errors)[:3])}."
+        return f"Some fields are invalid ({', '.join(list(self.errors)[:3])}); `errors` says why."
 
 
 class ModelNotServed(LlamaApiError):
-    """The request names another model than those served; the arguments are its name and the names of these."""
+    """The request names a model that is not served; the arguments are its name and the names of the served ones."""
 
     def __init__(self, name: str, served: Sequence[str]):
         super().__init__(name, list(served))
@@ -60,7 +60,7 @@ class ModelNotServed(LlamaApiError):
 
 
 class ModelMissing(ModelNotServed):
-    """The model is one of those served, but not there; the arguments are its name and ``why``, a sentence."""
+    """The model is served but cannot be found; the arguments are its name and ``why``, a sentence."""
 
     def __init__(self, name: str, why: str):
         super().__init__(name, [])
@@ -86,7 +86,7 @@ class UntrustedHost(LlamaApiError):
 
 
 class Unauthorized(LlamaApiError):
-    """The API key is missing or wrong; ``bearer_only`` where X-API-Key is not looked at."""
+    """The API key is missing or wrong; ``bearer_only`` where X-API-Key is not accepted."""
 
     def __init__(self, bearer_only: bool = False):
         super().__init__(bearer_only)
@@ -103,7 +103,7 @@ class BodyTooLarge(LlamaApiError):
 
 
 class BodyTimeout(LlamaApiError):
-    """The body did not come within the argument, in seconds."""
+    """The body did not arrive in time; the argument is the time limit in seconds."""
 
     def __str__(self) -> str:
         return f"The body was not complete after {self.args[0]:g} s."
@@ -123,21 +123,21 @@ class ClientGone(LlamaApiError):
         return "The client closed the connection."
 
 
-# What keeps an answer from coming
+# Failures to answer
 
 
 class NotCached(LlamaApiError):
     """The caller wanted a stored answer only, and there is none."""
 
     def __str__(self) -> str:
-        return "only-if-cached forbids to generate and no fresh answer is stored; send the request without it."
+        return "No fresh answer is stored, and `only-if-cached` forbids generating one; send the request without it."
 
 
 class GenerationCancelled(LlamaApiError):
     """An operator ended the generation."""
 
     def __str__(self) -> str:
-        return "An operator ended this generation; ask again if the answer is still wanted."
+        return "An operator ended this generation; ask again if you still need the answer."
 
 
 class QueueFull(LlamaApiError):
@@ -148,7 +148,7 @@ class QueueFull(LlamaApiError):
         self.retry_after = retry_after
 
     def __str__(self) -> str:
-        return (f"The model is busy: every slot is busy and {self.args[0]} others wait already."
+        return (f"The model is busy: every slot is taken and {self.args[0]} requests are already waiting."
                 f" Try again in {self.retry_after} s.")
 
 
@@ -168,7 +168,7 @@ class OllamaError(LlamaApiError):
     """Ollama answered with an error, garbage or a partial answer."""
 
     def __str__(self) -> str:
-        return "Ollama failed; its log and ours say why."
+        return "Ollama failed; see its log and this service's log."
 
 
 class OllamaBrokeOff(OllamaError):
@@ -182,64 +182,64 @@ class OllamaReset(OllamaError):
     """The connection broke."""
 
     def __str__(self) -> str:
-        return "Ollama broke the connection off; it may have crashed or been restarted. Try again."
+        return "The connection to Ollama was lost; Ollama may have crashed or been restarted. Try again."
 
 
 class OllamaReported(OllamaError):
-    """Ollama reported an error in the midst of an answer."""
+    """Ollama reported an error in the middle of an answer."""
 
     def __str__(self) -> str:
         return "Ollama reported an error while generating; its log says why."
 
 
 class OllamaGarbled(OllamaError):
-    """What came is not Ollama's protocol; the argument says what came, such as ``a line longer than any answer``."""
+    """The response violates Ollama's protocol; the argument names the fault: ``a line longer than any answer``."""
 
     def __str__(self) -> str:
         return f"Ollama sent {self.args[0]}; check OLLAMA_URL and Ollama's log."
 
 
 class NotOllama(OllamaError):
-    """Something else answers at OLLAMA_URL, with the status in the argument."""
+    """Something other than Ollama answers at OLLAMA_URL; the argument is its status."""
 
     def __str__(self) -> str:
-        return (f"What answers at OLLAMA_URL (status {self.args[0]}) does not speak Ollama's protocol; check the URL,"
+        return (f"The server at OLLAMA_URL (status {self.args[0]}) does not speak Ollama's protocol; check the URL,"
                 " its path and the host names that Ollama accepts.")
 
 
 class OllamaRefused(OllamaError):
-    """Ollama answered with an error ``status`` and ``text``, its own words, which may hold paths."""
+    """Ollama answered with an error: its ``status`` and its own ``text``, which may contain paths."""
 
     def __init__(self, status: int, text: str = ""):
         super().__init__(status, text)
         self.status, self.text = status, text
 
     def __str__(self) -> str:
-        return f"Ollama refused or failed to generate (status {self.status}); its log and ours say why."
+        return f"Ollama refused or failed to generate (status {self.status}); see its log and this service's log."
 
 
 class OllamaUnavailable(OllamaError):
-    """Nobody accepts connections at OLLAMA_URL."""
+    """Nothing accepts connections at OLLAMA_URL."""
 
     retry_after = 5
 
     def __str__(self) -> str:
-        return "Nobody accepts connections at OLLAMA_URL; start Ollama with `ollama serve`."
+        return "Nothing accepts connections at OLLAMA_URL; start Ollama with `ollama serve`."
 
 
 class OllamaUntrusted(OllamaUnavailable):
     """No TLS connection to OLLAMA_URL could be made."""
 
     def __str__(self) -> str:
-        return "No TLS with OLLAMA_URL; name who signed its certificate in REQUESTS_CA_BUNDLE, or write http://."
+        return "No TLS connection to OLLAMA_URL; set REQUESTS_CA_BUNDLE to its certificate's issuer, or use http://."
 
 
 class OllamaHangs(OllamaUnavailable):
-    """As many generations in a row as the argument says timed out, so only one at a time is tried."""
+    """The last generations timed out (the argument is their number), so only one at a time is tried."""
 
     def __str__(self) -> str:
         return (f"The last {self.args[0]} generations timed out, so only one at a time is tried until Ollama answers"
-                " again; restart Ollama (`ollama serve`) if this lasts.")
+                " again; restart Ollama (`ollama serve`) if this continues.")
 
 
 class OllamaBusy(OllamaError):
@@ -254,7 +254,7 @@ class OllamaBusy(OllamaError):
 
 
 class OllamaTimeout(OllamaError):
-    """The deadline passed and the call was closed. The argument tells whether a piece of the answer had come."""
+    """The deadline passed and the call was closed. The argument says whether a piece of the answer had arrived."""
 
     def __init__(self, flowing: bool = False):
         super().__init__(flowing)
@@ -265,7 +265,7 @@ class OllamaTimeout(OllamaError):
 
 
 class ModelNotFound(OllamaError):
-    """Ollama has no such ``model``; ``text`` is how it said so, None where it was not asked."""
+    """Ollama has no such ``model``; ``text`` is its message, None if it was not asked."""
 
     retry_after = 60
 
@@ -278,17 +278,17 @@ class ModelNotFound(OllamaError):
 
 
 class RemoteModel(ModelNotFound):
-    """What Ollama has under the name of ``model`` runs on a foreign host: nothing is sent to it."""
+    """Ollama has ``model`` only as a stub for a model on another host: nothing is sent to it."""
 
     def __str__(self) -> str:
-        return (f"Ollama has {self.model} as a cloud model alone, which would send the prompts to another host; run"
+        return (f"Ollama has {self.model} only as a cloud model, which would send the prompts to another host; run"
                 f" `ollama rm {self.model}` and `ollama pull {self.model}` on its host.")
 
 
 class PromptTooLong(OllamaError):
-    """The prompt does not fit the context window: ``tokens`` and ``window`` where Ollama told them, else None.
+    """The prompt does not fit the context window: ``tokens`` and ``window`` where Ollama reported them, else None.
 
-    ``text`` is how it said so.
+    ``text`` is its message.
     """
 
     def __init__(self, tokens: int | None = None, window: int | None = None, text: str | None = None):
@@ -306,7 +306,7 @@ def to_wire(error: LlamaApiError) -> dict[str, Any]:
 
 
 def from_wire(fields: dict[str, Any]) -> LlamaApiError | None:
-    """The error in ``fields``; None for one that this version does not know."""
+    """The error described by ``fields``; None for one that this version does not know."""
     try:
         return _BY_NAME[fields["error"]](*fields["args"])
     except (TypeError, KeyError):

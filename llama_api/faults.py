@@ -1,6 +1,6 @@
-"""What is told of a failure: one table from each error to its status and slug, whichever API tells it.
+"""The fault reported for each error: one table of statuses and slugs, shared by all APIs.
 
-Whoever writes a response, an event or a line of a terminal asks ``fault_of`` and puts the Fault into its own grammar.
+Code that writes a response, an event or a line to a terminal calls ``fault_of`` and formats the Fault itself.
 """
 
 from dataclasses import dataclass
@@ -36,18 +36,19 @@ TABLE: tuple[tuple[type[LlamaApiError], int, str, str], ...] = (
 )
 _ROWS = {row[0]: row for row in TABLE}
 HTTP_SLUGS = {404: "not-found", 405: "method-not-allowed", 413: "body-too-large", 429: "rate-limited"}
-INTERNAL_ERROR = (500, "internal-error", "A fault of this service")  # whatever nobody foresaw
-# Status and title by slug. The table comes last: where both have a slug, its title is what is sent.
+INTERNAL_ERROR = (500, "internal-error", "A fault of this service")  # any other exception
+UNREADABLE = (400, "bad-request", "Bad Request")  # of data that never becomes a request of the application
+UNREADABLE_DETAIL = "This is not a valid HTTP request; correct its request line, its headers or its framing."
+# Status and title by slug. The table comes last, so its titles take precedence.
 PROBLEMS = {slug: (status, title) for status, slug, title in (
     *((status, slug, HTTPStatus(status).phrase) for status, slug in HTTP_SLUGS.items()), INTERNAL_ERROR,
-    *(row[1:] for row in TABLE))}
+    UNREADABLE, *(row[1:] for row in TABLE))}
 SLUGS = tuple(sorted(PROBLEMS))
-UNREADABLE = (400, "bad-request", "Bad Request")  # of what never becomes a request of the application
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is told of a failure, before it is put into the grammar of an API. ``retry_after`` is in seconds."""
+    """The report of a failure, before an API formats it. ``retry_after`` is in seconds."""
 
     status: int
     slug: str
@@ -58,11 +59,11 @@ class Fault:
 
 
 def fault_of(error: BaseException) -> Fault:
-    """What to tell of ``error``; of one that nobody foresaw, that the service failed."""
+    """The fault to report for ``error``; an internal error for an unexpected exception."""
     for kind in type(error).__mro__:
         if kind in _ROWS:
             _, status, slug, title = _ROWS[kind]
             return Fault(status, slug, title, str(error), getattr(error, "retry_after", None),
                          getattr(error, "errors", None))
     return Fault(*INTERNAL_ERROR, "The service failed; its log has the details under this request_id. Try again, and"
-                                  " report it if it lasts.")
+                                  " report it if it continues.")

@@ -1,4 +1,4 @@
-"""What each kind of setting may be: from its text to its value. What is not allowed raises ValueError with what is."""
+"""Parsers of settings: each takes a text and returns a value, or raises ValueError that says what is allowed."""
 
 import importlib.util
 import math
@@ -26,7 +26,7 @@ class OllamaHost(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What names it in the log and in metrics, such as ``a:11434``; equal for URLs of one Ollama."""
+        """The name in the log and in metrics, such as ``a:11434``; equal for URLs of the same Ollama."""
         parts = urlsplit(self.url)
         host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
         return f"{host}:{parts.port or (443 if parts.scheme == 'https' else 80)}{parts.path}"
@@ -90,12 +90,12 @@ _http_url = _url(("http", "https"))
 
 
 def ollamas(text: str) -> tuple[OllamaHost, ...]:
-    """The Ollamas, of which none appears twice."""
+    """A list of Ollamas without duplicates."""
     hosts = []
     for item in _items(text, complete=True):
         url, star, slots = item.partition("*")
         if star and not (re.fullmatch(r"[0-9]{1,6}", slots) and int(slots)):
-            raise ValueError("one URL or several, separated by commas, each with its own number of slots or none, as in"
+            raise ValueError("a list of URLs, separated by commas, each optionally with its number of slots, as in"
                              " http://a:11434*4,http://b:11434")
         hosts.append(OllamaHost(_http_url(url.strip()), int(slots) if star else None))
     names = [host.name for host in hosts]
@@ -105,7 +105,7 @@ def ollamas(text: str) -> tuple[OllamaHost, ...]:
 
 
 def otlp_endpoint(text: str) -> str:
-    """A collector, where the extra that can export to one is installed."""
+    """The URL of a collector; needs the packages of the ``otel`` extra."""
     try:
         installed = all(map(importlib.util.find_spec, _OTLP))
     except ModuleNotFoundError:  # a package above it is missing
@@ -116,16 +116,16 @@ def otlp_endpoint(text: str) -> str:
 
 
 def cache_url(text: str) -> str:
-    """Where answers are kept: in memory, in a SQLite file or in a Redis."""
+    """The place of stored answers: memory, a SQLite file or Redis."""
     if text == "memory://":
         return text
     if text.startswith("sqlite:///") and (path := text.removeprefix("sqlite:///")):
         try:
             good = Path(path).parent.is_dir() and not Path(path).is_dir()
-        except OSError:  # a directory that may not be entered, or a name that no file can have
+        except OSError:  # a directory without permission, or an invalid file name
             good = False
         if not good:
-            raise ValueError("sqlite:///PATH of a file, in a directory that exists and can be read")
+            raise ValueError("sqlite:///PATH of a file in an existing, readable directory")
         return text
     try:
         url = _url(("redis", "rediss"))(text)
@@ -151,7 +151,7 @@ def models(text: str) -> tuple[str, ...]:
 
 
 def aliases(text: str) -> tuple[tuple[str, str], ...]:
-    """Pairs of another name and the model that it means."""
+    """Pairs of an alias and its model."""
     found = []
     for item in _items(text, complete=True):
         alias, equals, target = (part.strip() for part in item.partition("="))
@@ -173,11 +173,11 @@ def keep_alive(text: str) -> str | int | float:
 
 
 def _items(text: str, complete: bool = False) -> tuple[str, ...]:
-    """The items of a comma list; an empty one is nothing, or a fault where the list must be ``complete``."""
+    """The items of a comma-separated list; empty ones are ignored, or a fault if the list must be ``complete``."""
     items = tuple(item.strip() for item in text.split(","))
     found = tuple(filter(None, items))
     if not found or complete and found != items:
-        raise ValueError("a list, its items separated by commas, none of them empty")
+        raise ValueError("a list of non-empty items, separated by commas")
     return found
 
 
@@ -185,7 +185,7 @@ def api_keys(text: str) -> tuple[str, ...]:
     """API keys that fit into a header."""
     keys = _items(text)
     if not all(map(_is_key, keys)):
-        raise ValueError("a list of keys of printable ASCII without blanks, separated by commas")
+        raise ValueError("a list of keys of printable ASCII without spaces, separated by commas")
     return keys
 
 
@@ -194,14 +194,14 @@ def _is_key(text: str) -> bool:
 
 
 def api_keys_file(text: str) -> tuple[str, ...]:
-    """The API keys in a file, one a line."""
+    """The API keys in a file, one per line."""
     try:
         lines = Path(text).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"a readable text file ({type(error).__name__})") from None
     keys = tuple(line.strip() for line in lines if line.strip())
     if not keys or not all(map(_is_key, keys)):
-        raise ValueError("a file with at least one key of printable ASCII without blanks, one per line")
+        raise ValueError("a file with at least one key of printable ASCII without spaces, one per line")
     return keys
 
 

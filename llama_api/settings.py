@@ -33,7 +33,7 @@ def _var(default: Any, parse: Callable[[str], Any], variable: str = "", prefix: 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All that an operator can set. Each field is the variable ``LLAMA_API_<FIELD>``; times are seconds."""
+    """The settings. Each field is the variable ``LLAMA_API_<FIELD>``; times are seconds."""
 
     bind: str = _var("127.0.0.1:8000", parse.bind)
     ollamas: tuple[OllamaHost, ...] = _var((OllamaHost("http://127.0.0.1:11434"),), parse.ollamas,
@@ -72,7 +72,7 @@ class Settings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> "Settings":
-        """Read the settings from ``environ``. Raises SettingsError that names every fault at once."""
+        """Read the settings from ``environ``. Raises SettingsError that lists every fault."""
         values: dict[str, Any] = {}
         faults: list[str] = []
         known = {variable(spec): spec for spec in fields(cls) if spec.metadata}
@@ -87,46 +87,46 @@ class Settings:
         faults += _alias_faults(values, environ.get(PREFIX + "MODEL_ALIASES", "").strip())
         if faults:
             raise SettingsError(faults)
-        if environ.get(PREFIX + "LOG_FILE") == "":  # here alone an empty value says something: no file
+        if environ.get(PREFIX + "LOG_FILE") == "":  # the only setting whose empty value is not the default: no file
             values["log_file"] = ""
         unknown = sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
         return cls(**values, unknown=tuple(unknown))
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The API keys, those of the variable and those of the file."""
+        """The API keys of the variable and of the file."""
         return self.api_keys + self.api_keys_file
 
     def shown(self) -> dict[str, Any]:
-        """The settings by their variables, fit to be shown: keys, and what URLs have of passwords, are masked."""
+        """The settings by variable, with keys and passwords in URLs masked."""
         return {variable(spec): _shown(spec.name, getattr(self, spec.name)) for spec in fields(self) if spec.metadata}
 
     def warnings(self) -> list[str]:
-        """What is allowed but probably not meant, a sentence each."""
+        """A sentence for each setting that is valid but probably a mistake."""
         found = [f"{name} is not a setting of this service; is it misspelled?" for name in self.unknown]
         if not is_loopback(self.bind) and not self.keys:
-            found.append(f"{PREFIX}BIND={self.bind} can be reached from other hosts and no {PREFIX}API_KEYS are set:"
-                         " anyone there can use the model")
+            found.append(f"{PREFIX}BIND={self.bind} can be reached from other hosts and no {PREFIX}API_KEYS are set,"
+                         " so anyone there can use the model")
         if self.workers > 1 and self.cache_url == "memory://":
-            found.append(f"WEB_CONCURRENCY={self.workers} with {PREFIX}CACHE_URL=memory://: each worker has a cache of"
-                         " its own; set sqlite:/// or redis:// to share answers")
+            found.append(f"WEB_CONCURRENCY={self.workers} with {PREFIX}CACHE_URL=memory://: each worker has its own"
+                         " cache; set sqlite:/// or redis:// to share answers")
         if self.cache_url.startswith("redis") and not _is_local(self.cache_url):
-            found += [f"{PREFIX}OLLAMA_URL={_masked(url, False)} with a Redis elsewhere: machines that use both"
-                      " count Ollamas of their own as one; write a host name that all of them know"
+            found += [f"{PREFIX}OLLAMA_URL={_masked(url, False)} with Redis on another host: machines that use both"
+                      " count their local Ollamas as one; use a host name that all of them can resolve"
                       for url, _ in self.ollamas if _is_local(url)]
         return found
 
 
 def _alias_faults(values: Mapping[str, Any], text: str) -> list[str]:
-    """What is wrong with the aliases, written as ``text``, beside the models that are served."""
+    """The faults of the aliases in ``text``, given the served models."""
     served = {normal(name) for name in (values.get("model", DEFAULT_MODEL), *values.get("models", ()))}
     everything = "*" in values.get("models", ())
     faults = []
     for alias, model in values.get("model_aliases", ()):
         if normal(alias) in served:
-            faults.append(f"other names than those of served models, and {alias} is one")
+            faults.append(f"names other than those of served models, but {alias} is one")
         elif not everything and normal(model) not in served:
-            faults.append(f"names for models of {PREFIX}MODEL or {PREFIX}MODELS, and {model} is not one")
+            faults.append(f"names for models in {PREFIX}MODEL or {PREFIX}MODELS, but {model} is not one")
     return [f"{PREFIX}MODEL_ALIASES={text!r} must be {fault}" for fault in faults]
 
 
@@ -141,10 +141,10 @@ def variable(spec: Any) -> str:
 
 
 def _shown(name: str, value: Any) -> Any:
-    """A value as one would write it, without its secrets."""
+    """A value in the form of its variable, without secrets."""
     if name in ("api_keys", "api_keys_file"):
         return "***" if value else ""
-    if name == "ollamas":  # as pairs: after a reload their class is not this OllamaHost
+    if name == "ollamas":  # as pairs, because after a reload their class is not this OllamaHost
         return ",".join(_masked(url, False) + ("" if slots is None else f"*{slots}") for url, slots in value)
     if name == "model_aliases":
         return ",".join(f"{alias}={model}" for alias, model in value)
@@ -154,7 +154,7 @@ def _shown(name: str, value: Any) -> Any:
 
 
 def _masked(text: str, secret: bool) -> str:
-    """``text`` fit to be shown: without passwords, wherever a malformed URL may have them."""
+    """``text`` without passwords, wherever a malformed URL may have them."""
     return "***" if secret else re.sub(r"(?s)\A((?:[a-z]+:)?/*).*@|\?.+", _mask, text)
 
 
@@ -167,7 +167,7 @@ def _is_local(url: str) -> bool:
 
 
 def is_loopback(bind: str) -> bool:
-    """Whether a socket bound to ``bind`` can be reached from this machine alone."""
+    """Whether a socket bound to ``bind`` can be reached only from this machine."""
     host = bind.rpartition(":")[0].strip("[]")
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -1,4 +1,4 @@
-"""The health endpoints, for load balancers, orchestrators and people: never a generation, never a long wait."""
+"""The health endpoints, for load balancers, orchestrators and people. They never generate and never wait long."""
 
 from flask import Blueprint, Response, jsonify
 
@@ -13,18 +13,18 @@ def blueprint(fleet: Fleet, cache: AnswerCache, model: str) -> Blueprint:
 
     @bp.get("/livez")
     def livez() -> Response:
-        """Say that the process answers; look at nothing."""
+        """Report that the process answers, without checking anything."""
         return jsonify(status="alive")
 
     @bp.get("/readyz")
     def readyz() -> tuple[Response, int]:
-        """Say whether requests can be served."""
+        """Report whether requests can be served."""
         reason = fleet.state().unready
         return (jsonify(status="not ready", reason=reason), 503) if reason else (jsonify(status="ready"), 200)
 
     @bp.get("/health")
     def health() -> tuple[Response, int]:
-        """Tell the state of the service."""
+        """Report the state of the service."""
         state = health_of(fleet, cache, model)
         return jsonify(state), 503 if state["status"] == "unhealthy" else 200
 

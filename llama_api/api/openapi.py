@@ -1,4 +1,4 @@
-"""The OpenAPI document: made from the routes, the schemas that validate and the table of errors, so it cannot drift."""
+"""The OpenAPI document: made from the routes, the validating schemas and the table of errors, so it cannot drift."""
 
 import inspect
 import re
@@ -20,17 +20,17 @@ from .openapi_parts import headers, ref
 from .schemas import (MAX_STOPS, Alive, CacheStats, GenerateRequest, GenerateResponse, Health, Metrics, OllamaHealth,
                       Problem, QueueHealth, Ready, Stop)
 
-_UNKNOWN = ("not-found", "method-not-allowed")  # of any URL, so they stand under "default"
+_UNKNOWN = ("not-found", "method-not-allowed")  # of any URL, so they are listed under "default"
 _GENERAL = {"untrusted-host", "unauthorized", "rate-limited", INTERNAL_ERROR[1], *_UNKNOWN}
 _LIMIT_HEADERS = ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
-# APIs of others, by the prefix of their URLs: they have their own words for failures.
+# Foreign APIs by the prefix of their URLs; they have error formats of their own.
 FOREIGN: dict[str, Any] = {"/v1/": openapi_v1, "/api/": openapi_ollama}
 _PROBLEM_HEADERS = {"401": ("WWW-Authenticate",), "429": ("Retry-After", *_LIMIT_HEADERS), "503": ("Retry-After",),
                     "default": ("Allow",)}
 
 
 class StreamPiece(Schema):
-    """The data of an event of a stream: the next piece of the answer."""
+    """The data of an event in a stream: the next piece of the answer."""
 
     response = fields.String(required=True, metadata={"example": "Sunlight is"})
     done = fields.Boolean(required=True, validate=validate.Equal(False))
@@ -44,9 +44,9 @@ class StreamEnd(GenerateResponse):
 
 
 def document(app: Flask, request_schema: GenerateRequest, keyed: bool, limited: bool) -> Json:
-    """Describe every route of ``app``. A route that operations() does not know raises KeyError.
+    """Describe every route of ``app``. Raises KeyError for a route that operations() lacks.
 
-    ``keyed`` tells whether API keys are configured, ``limited`` whether a rate limit is.
+    ``keyed`` says whether API keys are configured, ``limited`` whether a rate limit is.
     """
     plugin = MarshmallowPlugin()
     spec = APISpec("llama_api", __version__, "3.1.0", plugins=[plugin], info={"description": INFO},
@@ -75,7 +75,7 @@ def document(app: Flask, request_schema: GenerateRequest, keyed: bool, limited: 
 
 
 def _refine(converter: Any, field: fields.Field[Any], ret: Json) -> Json:
-    """Add to the schema of a field what apispec leaves out; one with a default shows that as its example."""
+    """Complete the schema that apispec makes of a field; a default also becomes its example."""
     if isinstance(field, Stop):
         text = {"type": "string", "minLength": 1}
         ret["anyOf"] = [text, {"type": "array", "maxItems": MAX_STOPS, "items": text}, {"type": "null"}]
@@ -83,7 +83,7 @@ def _refine(converter: Any, field: fields.Field[Any], ret: Json) -> Json:
         if isinstance(validator, validate.Range) and not validator.min_inclusive:
             ret["exclusiveMinimum"] = ret.pop("minimum")
     if ret.get("default", ...) is None:
-        del ret["default"]  # the model's own, which has no value to tell
+        del ret["default"]  # the model's own default, which is unknown
     if "example" in ret:
         ret["examples"] = [ret.get("default", ret["example"])]
         del ret["example"]
@@ -98,7 +98,7 @@ def _add_components(spec: APISpec, request_schema: GenerateRequest) -> None:
         spec.components.schema(name, schema=schema)
         spec.components.schemas[name]["description"] = f"{inspect.cleandoc(schema.__doc__ or '').partition('.')[0]}."
         if schema is not request_schema:
-            del spec.components.schemas[name]["additionalProperties"]  # a later version may tell more
+            del spec.components.schemas[name]["additionalProperties"]  # a later version may add fields
     for name, header in HEADERS.items():
         spec.components.header(name, header)
     for name, parameter in PARAMETERS.items():
@@ -108,7 +108,7 @@ def _add_components(spec: APISpec, request_schema: GenerateRequest) -> None:
 
 
 def _operation(spec: APISpec, text: Json, path: str, method: str, view: Any, keyed: bool, limited: bool) -> Json:
-    """The description of one method of one path; ``text`` is what operations() says of it."""
+    """The description of one method of one path; ``text`` is its entry in operations()."""
     head = method == "HEAD"
     limitable = path not in UNLIMITED and not path.startswith(PAGE_FILES)
     limit_headers = _LIMIT_HEADERS if limitable and limited else ()
@@ -135,7 +135,7 @@ def _operation(spec: APISpec, text: Json, path: str, method: str, view: Any, key
 
 
 def _foreign_responses(spec: APISpec, foreign: Any, path: str, limit_headers: tuple[str, ...]) -> Json:
-    """The responses to failures in the words of a foreign API, some with headers of its own."""
+    """The error responses of a foreign API, some with headers of their own."""
     return {status: {**response, "headers": {
         **headers("X-Request-ID", *_PROBLEM_HEADERS.get(status, ()), *limit_headers), **response.get("headers", {})}}
         for status, response in foreign.failures(path).items()}

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of Ollama's API: requests by the fields that are read, errors in its grammar."""
+"""Ollama's API in the OpenAPI document: requests by the fields that are read, errors in its format."""
 
 from collections import defaultdict
 from copy import deepcopy
@@ -15,12 +15,12 @@ from .ollama_grammar import CHAT_FIELDS, EMBED_FIELDS, EMBEDDINGS_FIELDS, GENERA
 from .openapi_parts import COUNT, NUMBER, TEXT, array, headers, in_path, ref
 
 SPOKEN = """\
-As Ollama does, with its cache, its queue and its limits beside: `Cache-Control` is honoured and `Cache-Status` tells
-what the cache did. `keep_alive` and the options of a load are the operator's and are ignored; `num_ctx` may not be
-above the context window in force, `num_predict` not above LLAMA_API_MAX_TOKENS_LIMIT; `stop` is added to the model's
-own stops. Names of fields match in any case, unknown ones are ignored, and the `Content-Type` is not looked at.
+As in Ollama, plus the cache, the queue and the limits of this service: `Cache-Control` is honoured and `Cache-Status`
+says what the cache did. `keep_alive` and load-time options are set by the operator, so they are ignored here. `num_ctx`
+may not exceed the context window in force, nor `num_predict` LLAMA_API_MAX_TOKENS_LIMIT; `stop` is added to the model's
+own stops. Field names are case-insensitive, unknown ones are ignored, and the `Content-Type` is not checked.
 
-Without `"stream": false` the answer comes as NDJSON, a record a line, the last one with `"done": true`. A failure after
+Without `"stream": false` the answer is NDJSON, one record per line, the last one with `"done": true`. A failure after
 the first record is a line `{"error": "text"}`, after which nothing comes."""
 
 _POSTED = {PREFIX + name for name in ("generate", "chat", "show", "embed", "embeddings")}
@@ -36,9 +36,9 @@ _EXAMPLES = (
     errors.OllamaTimeout(), errors.NotCached(), NotFound(), MethodNotAllowed(["OPTIONS", "POST"]))
 _OF_BODIES = (errors.MalformedJSON, errors.OllamaRefused, errors.InvalidRequest)
 EMBEDDED = """\
-Each text has an entry of the cache of its own: a list is answered from what is stored and one call to Ollama for the
-rest. `Cache-Status`, where there are texts, is `hit` when all were stored. `prompt_eval_count` is told where it is
-exact: Ollama tells but the sum of the texts of one call."""
+Each text has its own cache entry: a list is answered from the stored entries and one call to Ollama for the rest.
+`Cache-Status`, sent if there are texts, is `hit` when all were stored. `prompt_eval_count` is present only where it is
+exact, because Ollama reports only the total for the texts of one call."""
 _EMBEDDER = "nomic-embed-text"
 _VECTOR: Json = array(NUMBER)
 _EXAMPLE = {"model": "llama3:8b", "created_at": "2026-08-21T10:00:00.2Z"}
@@ -84,7 +84,7 @@ def schemas(limit: int) -> dict[str, Json]:
 
 
 def operations() -> dict[tuple[str, str], Json]:
-    """What each operation takes and answers, by path and method."""
+    """The requests and responses of each operation, by path and method."""
     say = {"model": "llama3:8b", "stream": False}
     action = in_path("action", "pull", enum=list(REFUSED))
     target = in_path("target", "sha256:365c0bd3c000")

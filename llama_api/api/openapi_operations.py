@@ -1,44 +1,45 @@
-"""What the OpenAPI document says of each operation, beside what schemas, errors and routes tell by themselves."""
+"""The texts of the OpenAPI document on each operation that schemas, errors and routes do not contain."""
 
-from werkzeug.exceptions import MethodNotAllowed, NotFound, TooManyRequests
+from werkzeug.exceptions import BadRequest, MethodNotAllowed, NotFound, TooManyRequests
 
 from .. import errors
+from ..faults import UNREADABLE_DETAIL
 from ..http import REQUEST_ID, problems
 from ..strict_json import Json
 from .openapi_parts import headers, in_path, kept, ref
 
 
 INFO = """\
-Text from one Llama model behind Ollama by one plain call. Answers are cached, identical requests under way at once
-share one generation, and every answer carries honest figures of what it took.
+Text from a Llama model behind Ollama by one plain call. Answers are cached, identical requests that arrive at the
+same time share one generation, and every answer includes figures of what it took.
 
 - Every response has an `X-Request-ID`; the log line of the request has the same.
 - Every error is an RFC 9457 problem (`application/problem+json`). Its `type` ends in a stable slug; its `detail` says
-  what to do. Only the health endpoints keep their own bodies for 503, and the APIs of others have their own errors.
-- `HEAD` works wherever `GET` does, and `OPTIONS` tells the methods of a URL.
-- Where API keys are configured, every endpoint but the health ones, the page and the documentation wants one."""
+  what to do. Only the health endpoints have their own bodies for 503, and OpenAI's and Ollama's APIs their own errors.
+- `HEAD` works wherever `GET` does, and `OPTIONS` lists the methods of a URL.
+- Where API keys are configured, every endpoint except health, the page and the documentation requires one."""
 
 TAGS = {
     "generation": "Ask the model.",
     "openai": "OpenAI's API: an official client works by changing its base URL.",
     "ollama": "Ollama's API: its clients work by changing the host.",
     "cache": "Look at the stored answers, or remove them.",
-    "health": "For load balancers, orchestrators and people. Always fast, never limited, never a generation.",
-    "monitoring": "Figures for Prometheus and for the page; generations under way can be ended.",
-    "page": "A prompt and the service at a glance, for people.",
-    "documentation": "This document, a page to read and try it, and a page on each problem.",
+    "health": "For load balancers, orchestrators and people. Always fast, never rate-limited; they never generate.",
+    "monitoring": "Figures for Prometheus and for the page; ends a generation.",
+    "page": "The page for people: ask the model and watch the service.",
+    "documentation": "This document, a page to read it and try the calls, and a page on each problem.",
 }
 
 GENERATE = """\
 Requests that would get the same answer share one entry of the cache, streamed or not, and join a generation that is
-already under way. `Cache-Status` says what happened. While Ollama fails, an answer past its freshness may be served
+already under way. `Cache-Status` says what happened. While Ollama fails, a stale answer may be served
 instead of an error, with `Age` and `Cache-Status: llama-api; fwd=stale; detail=<slug>`.
 
 A client that closes its connection ends its generation, unless another request is waiting for the same answer.
 
 With `"stream": true` the answer comes as server-sent events. Each is one line `data: <JSON>` and a blank line:
 
-- `StreamPiece`, as often as needed: the next piece of the answer. All pieces joined are the answer.
+- `StreamPiece`, as often as needed: the next piece of the answer. The concatenated pieces are the answer.
 - `StreamEnd`, once, at the end: `"done": true` and the fields of the plain answer.
 - A failure after the first piece is an event named `error` (a line `event: error` before the `data`) with a `Problem`;
   then there is no `StreamEnd`. A failure before the first piece is an ordinary problem response."""
@@ -55,14 +56,14 @@ data: {"response": "", "done": true, "model": "llama3:8b", "finish_reason": "sto
 """
 
 CACHE_CONTROL = """\
-What to do with the cache; several directives are joined by commas, unknown ones are ignored.
+How to use the cache. Separate directives by commas; unknown ones are ignored.
 
 | directive | meaning |
 |---|---|
 | `no-cache` | do not answer from the cache; store the new answer |
 | `no-store` | neither answer from the cache nor store |
-| `max-age=N` | only accept an answer at most N seconds old |
-| `only-if-cached` | never generate: without a stored answer it is 504 `not-cached` |"""
+| `max-age=N` | accept only an answer at most N seconds old |
+| `only-if-cached` | never generate; without a stored answer the response is 504 `not-cached` |"""
 
 METRICS_EXAMPLE = """\
 # HELP llama_api_generations_running Generations that hold a slot.
@@ -76,14 +77,14 @@ PARAMETERS: dict[str, Json] = {
     "X-Request-ID": {
         "description": "1 to 128 characters of `A-Za-z0-9._-` that name this request; anything else is replaced.",
         "schema": {"type": "string", "examples": ["9f1c2ab04d5e4c3f"]}},
-    "If-None-Match": {"description": "The `ETag` of the copy at hand; 304 when it is still good.",
+    "If-None-Match": {"description": "The `ETag` of the cached copy; the response is 304 if it is still current.",
                       "schema": {"type": "string"}},
 }
 
 _COUNT = {"type": "integer", "minimum": 0}
 _LIMITED = "Only where a rate limit is configured."
 HEADERS: dict[str, Json] = {
-    "X-Request-ID": {"description": "The id of this request, the caller's if it sent a good one.", "required": True,
+    "X-Request-ID": {"description": "The id of this request; the caller's if it sent a valid one.", "required": True,
                      "schema": {"type": "string", "pattern": f"^{REQUEST_ID}$"}},
     "Cache-Status": {"description": "What the cache did (RFC 9211).", "required": True, "schema": {
         "type": "string", "pattern": "^llama-api; (hit|fwd=(miss|stale|request|bypass))(; .+)?$",
@@ -91,9 +92,9 @@ HEADERS: dict[str, Json] = {
     "Age": {"description": "Seconds since the stored answer was generated; only on a stored answer.",
             "schema": _COUNT},
     "Retry-After": {"description": "Seconds after which to try again.", "schema": {"type": "integer", "minimum": 1}},
-    "X-Should-Retry": {"description": "Whether OpenAI's clients are to try again by themselves.",
+    "X-Should-Retry": {"description": "Whether OpenAI's clients should retry automatically.",
                        "schema": {"type": "string", "enum": ["true", "false"]}},
-    "Allow": {"description": "The methods that this URL takes; on 405.", "schema": {"type": "string"}},
+    "Allow": {"description": "The methods that this URL supports; sent with 405.", "schema": {"type": "string"}},
     "WWW-Authenticate": {"description": "How to authenticate.", "required": True,
                          "schema": {"type": "string", "const": "Bearer"}},
     "RateLimit-Limit": {"description": f"Requests allowed in the window. {_LIMITED}", "schema": _COUNT},
@@ -103,14 +104,14 @@ HEADERS: dict[str, Json] = {
 }
 
 FIELD_FAULTS = {"prompt": ["Must not be empty or only white space."], "max_tokens": ["Not a valid integer."]}
-# An example of each problem, in the words that the service itself has for it; a slug that is missing fails the start.
+# An example of each problem, with the service's own detail; a missing slug fails the start.
 _EXAMPLES = (
     errors.MalformedJSON("Expecting value at line 1, column 1"), errors.UntrustedHost(), errors.Unauthorized(),
     errors.BodyTimeout(15.0), errors.BodyTooLarge(1048576), errors.NotJSON(), errors.InvalidRequest(FIELD_FAULTS),
     errors.PromptTooLong(9113, 8192), errors.ClientGone(), errors.OllamaBrokeOff(), errors.OllamaUnavailable(),
     errors.ModelNotFound("llama3:8b"), errors.QueueFull(64, 30), errors.GenerationCancelled(),
-    errors.OllamaTimeout(), errors.NotCached(), Exception(),
-    NotFound(), MethodNotAllowed(["OPTIONS", "POST"]), TooManyRequests("60 per 1 minute"))
+    errors.OllamaTimeout(), errors.NotCached(), Exception(), BadRequest(UNREADABLE_DETAIL), NotFound(),
+    MethodNotAllowed(["OPTIONS", "POST"]), TooManyRequests("60 per 1 minute"))
 DETAILS = {fault.slug: fault.detail for fault in (problems.fault_for(error, "PUT") for error in _EXAMPLES)}
 
 
@@ -119,7 +120,7 @@ _HOST: Json = {"host": "127.0.0.1:11434", "usable": True, "reachable": True, "ve
                "slots": 1, "reason": None}
 _AWAY = _HOST | {"usable": False, "reachable": False, "version": None, "model_present": False, "loaded": None,
                  "gpu_percent": None, "context_length": None, "digest": None,
-                 "reason": "Nobody accepts connections at OLLAMA_URL; start Ollama with `ollama serve`."}
+                 "reason": "Nothing accepts connections at OLLAMA_URL; start Ollama with `ollama serve`."}
 HEALTH_EXAMPLES: dict[str, Json] = {
     "healthy": {"status": "healthy", "cache_size": 42, "model": "llama3:8b",
                 "ollama": {"reachable": True, "version": "0.33.0", "model_present": True},
@@ -134,7 +135,7 @@ HEALTH_EXAMPLES: dict[str, Json] = {
 }
 
 
-# OpenAPI 3.1 has no word for a sequence of events: some tools take the schema for the whole text, some for each event.
+# OpenAPI 3.1 cannot describe a sequence of events: tools apply the schema to the whole text or to each event.
 STREAM = {"anyOf": [{"type": "string"}, {
     "type": "object", "required": ["data"], "properties": {
         "event": {"enum": ["message", "error"]},
@@ -143,7 +144,7 @@ STREAM = {"anyOf": [{"type": "string"}, {
 
 
 def operations(known: Json) -> dict[tuple[str, str], Json]:
-    """What each operation takes and answers, by path and method; ``known`` are the schemas."""
+    """The requests and responses of each operation, by path and method; ``known`` are the schemas."""
     stats = _json("The figures, since the start, over all workers.", "CacheStats", now=_sample(known, "CacheStats"))
     ready = _json("They can.", "Ready", ready={"status": "ready"})
     unready = _json("They cannot.", "Ready", unready={"status": "not ready", "reason": DETAILS["ollama-unavailable"]})
@@ -156,7 +157,7 @@ def operations(known: Json) -> dict[tuple[str, str], Json]:
         ("/livez", "GET"): _plain("health", {"200": _json("It does.", "Alive", alive=_sample(known, "Alive"))}),
         ("/readyz", "GET"): _plain("health", {"200": ready, "503": unready}),
         ("/health", "GET"): _plain("health", {
-            "200": _json("It serves; `reason` says what is amiss when it is `degraded`.", "Health", **well),
+            "200": _json("It serves; `reason` says what is wrong when it is `degraded`.", "Health", **well),
             "503": _json("It cannot serve; `reason` says why.", "Health", **ill)}),
         ("/metrics", "GET"): _plain("monitoring", {"200": {
             "description": "All figures, over all workers, in the text format of Prometheus.",
@@ -213,7 +214,7 @@ def _json(description: str, schema: str, **examples: Json) -> Json:
 
 
 def _sample(known: Json, name: str) -> Json:
-    """A value of a schema, of its fields' examples; a field without one shows the first value it can have."""
+    """An example of a schema, made of its fields' examples; a field without one has its first allowed value."""
     return {field: _sample(known, schema["$ref"].rpartition("/")[2]) if "$ref" in schema
             else (schema.get("examples") or schema["enum"])[0]
             for field, schema in known[name]["properties"].items()}

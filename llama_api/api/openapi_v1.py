@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of OpenAI's API at /v1, from the tables and the errors that the door itself uses."""
+"""OpenAI's API at /v1 in the OpenAPI document, generated from the tables and errors that the door itself uses."""
 
 from collections import defaultdict
 from http import HTTPStatus
@@ -18,14 +18,14 @@ from .openapi_parts import COUNT, NUMBER, TEXT, array, headers, in_path, nullabl
 from .schemas import MAX_STOPS
 
 ANSWER = """\
-Answers come through the same cache, queue and limits as those of POST /generate; `Cache-Control` and `Cache-Status`
-mean the same. With `"stream": true` they come as server-sent events: `data: <JSON>` and a blank line each, with
+Requests share the cache, the queue and the limits with POST /generate; `Cache-Control` and `Cache-Status` mean the
+same. With `"stream": true` they come as server-sent events: `data: <JSON>` and a blank line each, with
 `data: [DONE]` at the end. While a caller waits, comments (`: waiting`) are sent. A failure after the first event is
 `data: {"error": …}`, and then there is no `[DONE]`."""
 EMBEDDED = """\
-Each text has an entry of the cache of its own: a list is answered from what is stored and one call to Ollama for the
-rest. `Cache-Status` is `hit` when all were stored. `usage` counts the tokens that are known, so it may be too low: of
-the texts of one call Ollama tells but the sum, which counts only where all of them are asked for together."""
+Each text has its own cache entry: a list is answered from the stored entries and one call to Ollama for the rest.
+`Cache-Status` is `hit` when all were stored. `usage` counts the known tokens, so it may be too low: for a call with
+several texts Ollama reports only the total, which counts once for each complete set of those texts in the request."""
 _EXAMPLES = (
     errors.MalformedJSON("Expecting value at line 1, column 1"), errors.PromptTooLong(9001, 8192),
     FieldError("messages[0].role", "invalid_value", f"must be one of {', '.join(ROLES)}"), errors.UntrustedHost(),
@@ -112,7 +112,7 @@ def _embeddings() -> dict[str, Json]:
 
 
 def _requests(limit: int) -> dict[str, Json]:
-    """The schemas of the bodies; every field but those that are required may be null."""
+    """The schemas of the bodies; every optional field may be null."""
     tokens = {"type": "integer", "minimum": 1, "maximum": limit}
     fields: dict[str, Json] = {
         **{name: {"type": "number", "minimum": least, "maximum": most, **({} if usual is None else {"default": usual})}
@@ -156,12 +156,12 @@ def _messages() -> Json:
             "description": "A data URL with the image in base64, alone or as `url` of an object."}}}
     message = _object("role", role={"enum": list(ROLES)}, content=nullable({"anyOf": [TEXT, array(part)]}),
                       tool_calls=nullable(array({"type": "object"})), tool_call_id=nullable(TEXT),
-                      reasoning=nullable({**TEXT, "description": "What the model thought, as it told it."}))
+                      reasoning=nullable({**TEXT, "description": "The model's thinking, as it was returned."}))
     return {**array(message, minItems=1), "examples": [[{"role": "user", "content": "Why is the sky blue?"}]]}
 
 
 def operations() -> dict[tuple[str, str], Json]:
-    """What each operation takes and answers, by path and method."""
+    """The requests and responses of each operation, by path and method."""
     model = {"id": "llama3:8b", "object": "model", "created": 1787299200, "owned_by": "library"}
     return {
         ("/v1/chat/completions", "POST"): _generating("ChatCompletion", {
@@ -169,7 +169,7 @@ def operations() -> dict[tuple[str, str], Json]:
         ("/v1/completions", "POST"): _generating("Completion", {
             "model": "llama3:8b", "prompt": "Why is the sky blue?", "max_tokens": 100}),
         ("/v1/embeddings", "POST"): _embedding(),
-        ("/v1/models", "GET"): _telling("The models, those that Ollama lacks left out.", "OpenAIModelList", {
+        ("/v1/models", "GET"): _telling("The models, except those that Ollama lacks.", "OpenAIModelList", {
             "object": "list", "data": [model]}),
         ("/v1/models/{model}", "GET"): {**_telling("The model.", "OpenAIModel", model), "parameters": [
             in_path("model", "llama3:8b")]}}
@@ -210,7 +210,7 @@ def _telling(description: str, schema: str, example: Json) -> Json:
 
 
 def failures(path: str) -> dict[str, Json]:
-    """The responses to failures at ``path``, by status, with the headers that only these have."""
+    """The error responses at ``path``, by status, with their specific headers."""
     generates = path.endswith(("completions", "embeddings"))
     rows: dict[str, Json] = defaultdict(dict)
     own: dict[str, Json] = defaultdict(dict)

@@ -1,4 +1,4 @@
-"""The shapes of requests and responses. They validate, and the OpenAPI document is made from them."""
+"""The schemas of requests and responses: they validate, and the OpenAPI document is generated from them."""
 
 from typing import Any
 
@@ -11,16 +11,16 @@ from ..strict_json import is_text, parse_object
 
 MAX_STOPS = 16
 DEFAULT_TOKENS = 100
-ERRORS_SHOWN, NAME_SHOWN = 20, 100  # faults told of one body, and characters of a field's name
+ERRORS_SHOWN, NAME_SHOWN = 20, 100  # faults reported for one body, and characters of a field's name
 
 
 class Text(fields.String):
-    """A string of Unicode scalar values; a lone surrogate is none."""
+    """A string of Unicode scalar values, without lone surrogates."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
         text: str = super()._deserialize(value, attr, data, **kwargs)
         if not is_text(text):
-            raise ValidationError("Has a lone surrogate, which is no character.")
+            raise ValidationError("Contains a lone surrogate, which is not a character.")
         return text
 
 
@@ -36,7 +36,7 @@ class StrictInteger(fields.Integer):
 
 
 class StrictNumber(fields.Float):
-    """A JSON number, not "0.7" nor true."""
+    """A JSON number, neither "0.7" nor true."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> float:
         if type(value) not in (int, float) or abs(value) > 1e308:
@@ -45,7 +45,7 @@ class StrictNumber(fields.Float):
 
 
 class StrictBoolean(fields.Boolean):
-    """true or false, nothing else."""
+    """true or false and nothing else."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> bool:
         if type(value) is not bool:
@@ -63,13 +63,13 @@ class Stop(fields.Field[tuple[str, ...]]):
         text = Text()
         checked = tuple(str(text.deserialize(stop)) for stop in stops)
         if "" in checked:
-            raise ValidationError("An empty string would stop at once.")
+            raise ValidationError("Must not contain an empty string.")
         return checked
 
 
 def _not_blank(text: str) -> None:
     if not text.strip():
-        raise ValidationError("Must not be empty or only white space.")
+        raise ValidationError("Must not be empty or only whitespace.")
 
 
 def _optional(example: Any, description: str) -> dict[str, Any]:
@@ -80,25 +80,25 @@ class GenerateRequest(Schema):
     """The body of POST /generate. Loads to a pair of ModelCall and whether to stream."""
 
     prompt = Text(required=True, validate=_not_blank, metadata={
-        "example": "Why is the sky blue?", "minLength": 1, "pattern": r"\S", "description": "What the model answers."})
+        "example": "Why is the sky blue?", "minLength": 1, "pattern": r"\S", "description": "The question."})
     max_tokens = StrictInteger(**_optional(100, "The most tokens that the answer may have."))
     temperature = StrictNumber(load_default=0.7, allow_none=True, validate=validate.Range(0, 2), metadata={
-        "example": 0.7, "description": "0 always takes the likeliest token, 2 is wild."})
+        "example": 0.7, "description": "0 always picks the likeliest token; higher is more random."})
     system = Text(**_optional("Answer in one sentence.", "Replaces the system message of the model."))
     stop = Stop(**_optional(["\n\n"], "Texts that end the answer, added to the model's own."))
     seed = StrictInteger(validate=validate.Range(0, 2 ** 31 - 1), **_optional(42, "Repeats the same random choices."))
     top_p = StrictNumber(validate=validate.Range(0, 1, min_inclusive=False), **_optional(
-        0.9, "Choose among the likeliest tokens of this joint probability."))
-    top_k = StrictInteger(validate=validate.Range(1, 1000), **_optional(40, "Choose among this many tokens."))
+        0.9, "Choose among the likeliest tokens of this total probability."))
+    top_k = StrictInteger(validate=validate.Range(1, 1000), **_optional(40, "Choose among this many likeliest tokens."))
     stream = StrictBoolean(load_default=False, allow_none=True, metadata={
         "example": False, "description": "Send the answer as server-sent events while it is written."})
 
-    model = Text(**_optional("llama3:8b", "The model that answers, one of those served, under any of its names."))
+    model = Text(**_optional("llama3:8b", "The model that answers: a served one, under any of its names."))
 
     def __init__(self, models: Models, max_tokens_limit: int = 8192, num_ctx: int | None = None, **kwargs: Any):
         super().__init__(**kwargs)
         self._models, self._num_ctx = models, num_ctx
-        if names := models.names:  # equivalent names are taken as well; the document shows the configured ones
+        if names := models.names:  # equivalent names are accepted too; the document lists the configured ones
             self.fields["model"].metadata = {**self.fields["model"].metadata, "enum": [*names, None]}
         field = self.fields["max_tokens"]
         field.load_default = min(DEFAULT_TOKENS, max_tokens_limit)
@@ -130,7 +130,7 @@ class GenerateRequest(Schema):
 
 
 def messages_of(error: ValidationError) -> dict[str, list[str]]:
-    """The messages of ``error`` by field: bounded and encodable, for a hostile body can have thousands of faults."""
+    """The messages of ``error`` by field: bounded and encodable, as a hostile body can have thousands of faults."""
     def clean(text: str) -> str:
         return text.encode("utf-8", "replace").decode()  # no response can carry a lone surrogate
 
@@ -147,12 +147,12 @@ def _figure(description: str, example: float | int, null: bool = False) -> field
 
 
 class Metrics(Schema):
-    """The honest figures beside each answer."""
+    """The figures of an answer."""
 
-    inference_latency_ms = _figure("Wall time to get the answer from Ollama or the cache, queueing excluded.", 812.4)
+    inference_latency_ms = _figure("Wall time to get the answer from Ollama or the cache, without queueing.", 812.4)
     input_tokens = _figure("Tokens of the prompt, as Ollama counted them.", 17, null=True)
     cached_input_tokens = fields.Integer(metadata={
-        "description": "Of these, tokens that Ollama had read before; absent where it does not tell.", "example": 12})
+        "description": "Those of them that Ollama had read before; absent if not reported.", "example": 12})
     output_tokens = _figure("Tokens of the answer, as Ollama counted them.", 50, null=True)
     cpu_usage_percent = _figure("Of the whole machine, sampled at most once a second.", 45.2)
     memory_usage_percent = _figure("Of the whole machine, sampled at most once a second.", 60.1)
@@ -179,11 +179,11 @@ class Problem(Schema):
     type = fields.String(required=True, metadata={"example": "/problems/invalid-request"})
     title = fields.String(required=True, metadata={"example": "A field is wrong"})
     status = fields.Integer(required=True, metadata={"example": 422})
-    detail = fields.String(required=True, metadata={"description": "A sentence to act on."})
+    detail = fields.String(required=True, metadata={"description": "A sentence that says what to do."})
     instance = fields.String(required=True, metadata={"example": "/generate"})
     request_id = fields.String(required=True, metadata={"example": "9f1c2ab04d5e4c3f"})
     errors = fields.Dict(keys=fields.String(), values=fields.List(fields.String()), metadata={
-        "description": "Field to its faults, for 422 alone.", "example": {"prompt": ["Must not be empty."]}})
+        "description": "The faults of each field; only with 422.", "example": {"prompt": ["Must not be empty."]}})
 
 
 class Alive(Schema):
@@ -196,7 +196,7 @@ class Ready(Schema):
     """Whether a load balancer should send requests."""
 
     status = fields.String(required=True, validate=validate.OneOf(["ready", "not ready"]))
-    reason = fields.String(metadata={"description": "Why not, when it is not."})
+    reason = fields.String(metadata={"description": "Why it is not ready."})
 
 
 class OllamaHealth(Schema):
@@ -217,7 +217,7 @@ class QueueHealth(Schema):
 
 
 class HostHealth(Schema):
-    """The newest probe of one Ollama; null is what it did not tell."""
+    """The newest probe of one Ollama; values that it did not report are null."""
 
     host = fields.String(required=True, metadata={"example": "127.0.0.1:11434"})
     usable = fields.Boolean(required=True, metadata={"description": "Whether generations may go there."})
@@ -234,14 +234,14 @@ class HostHealth(Schema):
     running = fields.Integer(required=True, metadata={"example": 0})
     slots = fields.Integer(required=True, metadata={"example": 1})
     reason = fields.String(required=True, allow_none=True, metadata={
-        "example": None, "description": "Why it is not usable, or what is amiss all the same."})
+        "example": None, "description": "Why it is not usable, or what is wrong although it is."})
 
 
 class Health(Schema):
     """The state of the service."""
 
     status = fields.String(required=True, validate=validate.OneOf(["healthy", "degraded", "unhealthy"]))
-    reason = fields.String(metadata={"description": "Why it is not healthy, when it is not."})
+    reason = fields.String(metadata={"description": "Why it is not healthy."})
     cache_size = fields.Integer(required=True, metadata={"example": 42, "description": "Answers in the cache."})
     model = fields.String(required=True, metadata={"example": "llama3:8b"})
     ollama = fields.Nested(OllamaHealth, required=True)
@@ -262,4 +262,4 @@ class CacheStats(Schema):
     collapsed = fields.Integer(required=True, metadata={"example": 7})
     evictions = fields.Integer(required=True, metadata={"example": 0})
     hit_ratio = fields.Float(required=True, metadata={
-        "example": 0.71, "description": "Hits by hits and misses, 0 … 1."})
+        "example": 0.71, "description": "Hits divided by hits plus misses, 0 … 1."})

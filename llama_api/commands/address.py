@@ -1,4 +1,4 @@
-"""Where the service listens: by the settings, and by GUNICORN_CMD_ARGS, which win over them."""
+"""The address of the service, from GUNICORN_CMD_ARGS or else the settings."""
 
 import argparse
 import errno
@@ -13,7 +13,7 @@ from ..settings import PREFIX, Settings
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """What gunicorn binds: HOST:PORT or unix:PATH, and whether it is known to speak TLS there."""
+    """The address that gunicorn binds, HOST:PORT or unix:PATH, and whether it is known to speak TLS."""
 
     bind: str
     tls: bool = False
@@ -26,7 +26,7 @@ class Address:
         parser.add_argument("--certfile")
         try:
             given, _ = parser.parse_known_args(shlex.split(os.environ.get("GUNICORN_CMD_ARGS", "")))
-        except (argparse.ArgumentError, ValueError):  # gunicorn itself says what is wrong with them
+        except (argparse.ArgumentError, ValueError):  # gunicorn reports the fault itself
             return cls(settings.bind)
         bind = next((one for one in given.bind if re.fullmatch(r"unix:.+|.+:[0-9]{1,5}", one)), settings.bind)
         return cls(bind, given.certfile is not None)
@@ -38,18 +38,18 @@ class Address:
 
     @property
     def host(self) -> str:
-        """Where a program on this machine finds it: an address that stands for all of them is the loopback one."""
+        """The host to connect to from this machine: loopback for a wildcard address."""
         host = self.bind.rpartition(":")[0]
         return {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
 
     @property
     def url(self) -> str:
-        """Its base URL; that of a Unix socket names no port."""
+        """The base URL; without a port for a Unix socket."""
         scheme = "https" if self.tls else "http"
         return f"{scheme}://localhost" if self.path else f"{scheme}://{self.host}:{self.bind.rpartition(':')[2]}"
 
     def fault(self) -> str | None:
-        """Why nobody can listen there, with the cure; None where one can. A Unix socket is gunicorn's to judge."""
+        """Why the address cannot be bound, with the cure, or None. Unix sockets are left to gunicorn."""
         if self.path:
             return None
         host, _, port = self.bind.rpartition(":")
@@ -59,7 +59,7 @@ class Address:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind((host, int(port)))
         except OSError as error:
-            cure = {errno.EADDRINUSE: f"end what uses the port (`ss -ltnp` tells), or choose another by {PREFIX}BIND",
+            cure = {errno.EADDRINUSE: f"end the program that uses it (see `ss -ltnp`), or set {PREFIX}BIND",
                     errno.EACCES: f"choose a port of 1024 or above by {PREFIX}BIND"}
             return (f"{self.bind} cannot be listened on ({error.strerror}):"
                     f" {cure.get(error.errno or 0, f'set {PREFIX}BIND to an address of this machine')}")

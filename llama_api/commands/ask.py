@@ -1,4 +1,4 @@
-"""``ask``: one question to the running server, its answer on standard output as it is written."""
+"""``ask``: send one question to the running server and print the answer as it is generated."""
 
 import codecs
 import json
@@ -14,15 +14,15 @@ from .client import INTERRUPTED, Server, object_of, settings
 
 @click.command()
 @click.argument("prompt", required=False)
-@click.option("--model", help="One of the models that are served.")
+@click.option("--model", help="One of the served models.")
 @click.option("--system", help="Replaces the model's system message.")
-@click.option("--max-tokens", type=int, help="The most tokens that the answer may have.")
-@click.option("--temperature", type=float, help="0 always takes the likeliest token, 2 is wild.")
-@click.option("--seed", type=int, help="Repeats the same random choices.")
+@click.option("--max-tokens", type=int, help="Maximum number of tokens in the answer.")
+@click.option("--temperature", type=float, help="0 always picks the most likely token; higher values are more random.")
+@click.option("--seed", type=int, help="The same seed repeats the same random choices.")
 def ask(prompt: str | None, **fields: Any) -> None:
-    """Ask PROMPT (- for standard input) and print the answer while it is written.
+    """Ask PROMPT (- for standard input) and print the answer while it is generated.
 
-    Nothing but the answer goes to standard output. Ctrl-C ends the generation too.
+    Only the answer goes to standard output. Ctrl-C also ends the generation.
     """
     if prompt is None:
         raise click.ClickException('Give a prompt, as in `llama-api ask "Why is the sky blue?"`, or - to read one from'
@@ -37,7 +37,7 @@ def ask(prompt: str | None, **fields: Any) -> None:
 
 
 def _input() -> str:
-    """What standard input has. Raises ClickException when that is not text."""
+    """The text from standard input. Raises ClickException when it is not UTF-8."""
     try:
         return sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as error:
@@ -74,13 +74,13 @@ def _print(answer: requests.Response) -> None:
                 click.echo(event["response"].encode(), nl=False)  # as bytes, whatever the terminal's encoding
             ended = event["done"]
     except (requests.RequestException, ValueError, KeyError):
-        pass  # told by what is missing
+        pass  # reported below, as the answer has not ended
     finally:
         wait.end()
         if sys.stdout.isatty():
-            click.echo(err=True)  # ends the line, beside the answer and not in it
+            click.echo(err=True)  # ends the line without adding to the answer
     if not ended:
-        raise click.ClickException("The server broke off before the answer was complete; what was printed is a part.")
+        raise click.ClickException("The server broke off before the answer was complete; only a part was printed.")
 
 
 def events(chunks: Iterator[bytes]) -> Iterator[tuple[str, str]]:
@@ -100,13 +100,13 @@ def events(chunks: Iterator[bytes]) -> Iterator[tuple[str, str]]:
 
 
 class Wait:
-    """The line on stderr that tells of the wait before the answer, where stderr is a terminal."""
+    """The line on stderr that reports the wait for the answer, if stderr is a terminal."""
 
     def __init__(self) -> None:
         self._shown = self._ended = False
 
     def show(self, text: str) -> None:
-        """Show ``text`` in place of what was shown; never once the answer stands on that line."""
+        """Show ``text`` in place of what was shown; never after the answer has begun on that line."""
         if sys.stderr.isatty() and not self._ended:
             click.echo(f"\r\033[K{text}", nl=False, err=True)
             self._shown = True

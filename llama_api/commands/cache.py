@@ -14,18 +14,18 @@ from ..settings import PREFIX
 from ..strict_json import parse_object
 from .client import INTERRUPTED, Server, could_not_connect, object_of, problem, settings, tell
 
-NOTED_SECONDS = 5.0  # a wait longer than this is told
-BUSY = {"/problems/rate-limited", "/problems/overloaded"}  # no fault of the line: it has its turn later
+NOTED_SECONDS = 5.0  # a longer wait is reported
+BUSY = {"/problems/rate-limited", "/problems/overloaded"}  # no fault of the line, which is sent again later
 
 
 @click.group()
 def cache() -> None:
-    """Look after the cache of the running server."""
+    """Inspect, clear or fill the cache of the running server."""
 
 
 @cache.command()
 def stats() -> None:
-    """Tell what is in the cache and what it was good for."""
+    """Show the content and the use of the cache."""
     for name, value in _server().call("GET", "/cache").items():
         click.echo(f"{name:12} {value}")
 
@@ -40,16 +40,16 @@ def clear() -> None:
 @cache.command()
 @click.argument("file")
 def warm(file: str) -> None:
-    """Generate the answers to FILE (- for standard input) ahead of need.
+    """Generate the answers to the lines of FILE (- for standard input) in advance.
 
-    A line is a prompt, or a JSON object: the body of a request. A line that fails is reported and skipped. Run it again
-    to go on after an interruption: what the cache holds already costs nothing.
+    Each line is a prompt or a JSON object, the body of a request. A line that fails is reported and skipped. After an
+    interruption, run it again to continue: answers in the cache are not generated again.
     """
     lines = _lines(file)
     server = _server()
     room = server.call("GET", "/cache")["max_entries"]
     if len(lines) > room:
-        tell(f"The cache has room for {room} answers, and these are {len(lines)} lines: raise the server's"
+        tell(f"The cache has room for {room} answers, but there are {len(lines)} lines: raise the server's"
              f" {PREFIX}CACHE_MAX_ENTRIES.")
     pace, end, status = Pace(len(lines)), "", 0
     try:
@@ -60,9 +60,9 @@ def warm(file: str) -> None:
                 if fault:
                     tell(f"line {number}: {fault}")
     except KeyboardInterrupt:
-        end, status = "Interrupted; run it again to go on.", INTERRUPTED
+        end, status = "Interrupted; run it again to continue.", INTERRUPTED
     except click.ClickException as error:
-        end, status = f"Error: {error.message} Then run it again to go on.", 1
+        end, status = f"Error: {error.message} Then run it again to continue.", 1
     click.echo(pace.summary())
     if end:
         click.echo(end, err=True)
@@ -70,7 +70,7 @@ def warm(file: str) -> None:
 
 
 def _lines(path: str) -> list[tuple[int, bytes]]:
-    """The lines of a file that are not blank, with their numbers. Raises ClickException."""
+    """The non-blank lines of a file with their numbers. Raises ClickException."""
     try:
         with click.open_file(path, "rb") as file:
             return [(number, line.strip()) for number, line in enumerate(file, 1) if line.strip()]
@@ -97,7 +97,7 @@ class Pace:
         self._started = self._last = time.monotonic()
 
     def note(self, outcome: str) -> None:
-        """Count a line that is done: generated, cached or failed."""
+        """Count a finished line: generated, cached or failed."""
         now = time.monotonic()
         self.counts[outcome] += 1
         self._spent[outcome] += now - self._last  # type: ignore[assignment]
@@ -105,11 +105,11 @@ class Pace:
 
     @property
     def left(self) -> int:
-        """The number of lines that are not done."""
+        """The number of unfinished lines."""
         return self._total - self.counts.total()
 
     def text(self, _: Any = None) -> str | None:
-        """The rate and the time left; the lines left are taken for such that must be generated, if there were any."""
+        """The rate and the time left, assuming that the lines left must be generated if any had to be."""
         if not self.counts:
             return None
         generated = self.counts["generated"]
@@ -119,14 +119,14 @@ class Pace:
             f"  {timedelta(seconds=round(each * self.left))} left")
 
     def summary(self) -> str:
-        """What became of all lines."""
+        """The counts of all outcomes."""
         counts = self.counts
         return (f"{self._total} lines: {counts['generated']} generated, {counts['cached']} were cached,"
                 f" {counts['failed']} failed, {self.left} left; {time.monotonic() - self._started:.1f} s")
 
 
 def warm_one(server: Server, number: int, line: bytes) -> tuple[str, str | None]:
-    """Send one line; returns what became of it (cached, generated, failed) and the fault, if any."""
+    """Send one line; returns its outcome (cached, generated, failed) and the fault, if any."""
     try:
         text = line.decode("utf-8-sig")
         body = parse_object(text.encode()) if text.startswith("{") else {"prompt": text}

@@ -1,4 +1,4 @@
-"""The running service, as the commands call it: every failure is a sentence that says what to do."""
+"""The commands' client of the running service; every failure is a sentence that says what to do."""
 
 import sys
 import warnings
@@ -18,7 +18,7 @@ INTERRUPTED = 130  # the exit status that shells expect after a Ctrl-C
 
 
 def settings() -> Settings:
-    """The settings in force. Raises ClickException that names every fault."""
+    """The settings in force. Raises ClickException that lists every fault."""
     try:
         return Settings.from_env()
     except SettingsError as error:
@@ -26,7 +26,7 @@ def settings() -> Settings:
 
 
 def tell(message: str) -> None:
-    """Print to stderr, on a line of its own also where a progress bar stands; the bar is drawn anew below it."""
+    """Print to stderr, replacing the progress bar's line if there is one; the bar is drawn again below it."""
     if sys.stdout.isatty():
         click.echo("\r\033[K", nl=False)
     click.echo(message, err=True)
@@ -41,12 +41,12 @@ class Server:
 
     @property
     def place(self) -> str:
-        """Where it is called, for people to read."""
+        """The address of the service, for messages."""
         return self._address.path or self.url
 
     @cached_property
     def url(self) -> str:
-        """Its base URL: https where whoever listens there does not take plain HTTP but TLS."""
+        """The base URL of the service: https if its port speaks TLS and not plain HTTP."""
         address = self._address
         if address.path or address.tls:
             return address.url
@@ -79,7 +79,7 @@ class Server:
     def _request(self, url: str, method: str, path: str, seconds: float, **options: Any) -> requests.Response:
         """Send one request. Raises requests.RequestException.
 
-        A certificate is not looked at on loopback, where it may be of the service's public name.
+        Certificates are not verified on loopback, where they may be for the service's public name.
         """
         headers = options.pop("headers", {})
         if hosts := self.settings.trusted_hosts:
@@ -88,7 +88,7 @@ class Server:
         bundle = ca_bundle()
         with requests.Session() as session, warnings.catch_warnings():
             warnings.simplefilter("ignore", urllib3.exceptions.InsecureRequestWarning)
-            session.trust_env = False  # a proxy from the environment is no way to a local server
+            session.trust_env = False  # ignore proxies from the environment
             if self._address.path:
                 session.mount("http://", UnixAdapter(self._address.path))
             try:
@@ -100,7 +100,7 @@ class Server:
                 raise click.ClickException(f"REQUESTS_CA_BUNDLE={bundle} cannot be read; correct it.") from None
 
     def call(self, method: str, path: str) -> dict[str, Any]:
-        """The object that it answers about its cache. Raises ClickException for anything else."""
+        """The JSON object of a response about the cache. Raises ClickException for anything else."""
         try:
             answer = self.send(method, path, SHORT_SECONDS)
         except requests.RequestException as error:
@@ -113,41 +113,41 @@ class Server:
         return reply
 
     def unreachable(self, error: requests.RequestException) -> click.ClickException:
-        """It gave no answer, for the reason ``error``."""
+        """The exception for a request that failed with ``error``."""
         if isinstance(error, requests.exceptions.SSLError):
-            return click.ClickException(f"The certificate of {self.place} is not trusted; set REQUESTS_CA_BUNDLE to the"
-                                        " file of whoever signed it, which is its own when it is self-signed.")
+            return click.ClickException(f"The certificate of {self.place} is not trusted; set REQUESTS_CA_BUNDLE to its"
+                                        " issuer's certificate file, which is its own if it is self-signed.")
         if isinstance(error, requests.Timeout):
-            return click.ClickException(f"The server at {self.place} does not answer in time; `llama-api doctor` tells"
-                                        " what may be wrong.")
+            return click.ClickException(f"The server at {self.place} does not answer in time; run `llama-api doctor`"
+                                        " to find out why.")
         if could_not_connect(error):
             return click.ClickException(
-                f"No server answers at {self.place}; start it, or set {PREFIX}BIND to where it is.")
-        return click.ClickException(f"The server at {self.place} broke the connection off; its log says why.")
+                f"No server answers at {self.place}; start it, or set {PREFIX}BIND to its address.")
+        return click.ClickException(f"The server at {self.place} closed the connection; its log says why.")
 
     def stranger(self) -> click.ClickException:
-        """Something else answered."""
-        return click.ClickException(f"What answers at {self.place} is not llama_api; set {PREFIX}BIND to where it is.")
+        """The exception for a response of another program."""
+        return click.ClickException(f"The server at {self.place} is not llama_api; set {PREFIX}BIND to its address.")
 
     def refused(self, answer: requests.Response, reply: dict[str, Any]) -> click.ClickException:
-        """It answered with an error."""
+        """The exception for an error response."""
         if not str(reply.get("type")).startswith("/problems/"):
             return self.stranger()
         if answer.status_code == 401:
-            return click.ClickException(f"The server wants an API key; set {PREFIX}API_KEYS or {PREFIX}API_KEYS_FILE as"
-                                        " it was set for the server.")
+            return click.ClickException(f"The server requires an API key; set {PREFIX}API_KEYS or {PREFIX}API_KEYS_FILE"
+                                        " as for the server.")
         return click.ClickException(problem(answer, reply))
 
 
 def could_not_connect(error: requests.RequestException) -> bool:
-    """Whether nobody took the connection at all."""
+    """Whether the connection could not be established."""
     cause = error.args[0] if error.args else None
     reason = getattr(cause, "reason", None)
     return isinstance(reason, urllib3.exceptions.NewConnectionError | urllib3.exceptions.ConnectTimeoutError)
 
 
 def object_of(answer: requests.Response) -> dict[str, Any]:
-    """The JSON object in ``answer``, an empty one when there is none."""
+    """The JSON object in ``answer``, or an empty one."""
     try:
         reply = answer.json()
     except ValueError:
@@ -156,6 +156,6 @@ def object_of(answer: requests.Response) -> dict[str, Any]:
 
 
 def problem(answer: requests.Response, reply: dict[str, Any]) -> str:
-    """A problem as a sentence, with what is wrong in each field."""
+    """A problem as a sentence, with the faults of each field."""
     faults = "; ".join(f"{name}: {' '.join(texts)}" for name, texts in reply.get("errors", {}).items())
     return f"the server answered {answer.status_code}: {reply.get('detail', answer.reason)} {faults}".strip()

@@ -1,4 +1,4 @@
-"""``doctor``: look at everything that may be wrong, and say of each what was found and what to do."""
+"""``doctor``: check everything that may be wrong, and report each finding with its cure."""
 
 import os
 import sys
@@ -26,14 +26,14 @@ def doctor() -> None:
 
 
 def findings() -> Iterator[Finding]:
-    """What each check found, as it is found."""
+    """The findings of all checks, as they are made."""
     try:
         chosen = Settings.from_env()
     except SettingsError as error:
         yield from (Finding(FAULT, "settings", fault) for fault in error.faults)
-        yield Finding(WARNING, "the rest", "was not looked at: correct the settings, and run this again")
+        yield Finding(WARNING, "the rest", "was not checked: correct the settings, and run this again")
         return
-    yield Finding(OK, "settings", "all can be read")
+    yield Finding(OK, "settings", "all are valid")
     yield from (Finding(WARNING, "settings", warning) for warning in chosen.warnings())
     yield log_file(chosen.log_file)
     service = Service(chosen)
@@ -49,14 +49,14 @@ def findings() -> Iterator[Finding]:
 
 
 def log_file(path: str) -> Finding:
-    """Whether the log can be written."""
+    """Whether the log file can be written."""
     if not path:
         return Finding(OK, "log file", "none is set: the log goes to stdout alone")
     folder = os.path.dirname(os.path.abspath(path))
     if os.path.isdir(path):
         cure = f"is a directory: set {PREFIX}LOG_FILE to a file in it"
     elif not os.path.isdir(folder):
-        cure = f"lies in a directory that does not exist: make it, or set {PREFIX}LOG_FILE"
+        cure = f"is in a directory that does not exist: create it, or set {PREFIX}LOG_FILE"
     elif not os.access(path if os.path.exists(path) else folder, os.W_OK):
         cure = f"cannot be written by this user: change its owner, or set {PREFIX}LOG_FILE"
     else:
@@ -70,8 +70,8 @@ def builds(looks: list[Look], model: str) -> Finding:
     if len({look.digest for look in found}) > 1:
         told = ", ".join(f"{look.host.name} has {look.digest[:12]}" for look in found)
         return Finding(FAULT, "builds", f"{model} is not the same everywhere ({told}), and only one build is used: run"
-                                        " `llama-api pull`; one made by `ollama create` is equal where its blobs and"
-                                        " its manifest were copied to the same path")
+                                        " `llama-api pull`; one made by `ollama create` is equal only if its blobs"
+                                        " and its manifest were copied to the same path")
     if len(found) > 1:
         return Finding(OK, "builds", f"{model} is the same on {len(found)} of {len(looks)}")
     return Finding(OK, "builds", f"{len(found)} of {len(looks)} has {model}: there is nothing to compare")
@@ -81,7 +81,7 @@ def store(chosen: Settings) -> Finding:
     """Whether the shared store can be used, and how fast it is."""
     url, subject = chosen.cache_url, "shared store"
     if not chosen.cache_max_entries:
-        return Finding(OK, subject, f"none is used, nor any cache: {PREFIX}CACHE_MAX_ENTRIES is 0")
+        return Finding(OK, subject, f"none is used, as {PREFIX}CACHE_MAX_ENTRIES is 0: there is no cache")
     if url == "memory://":
         return Finding(OK, subject, "none is set: answers are kept in each worker and do not survive a restart")
     path = url.removeprefix("sqlite:///")
@@ -91,7 +91,7 @@ def store(chosen: Settings) -> Finding:
             return Finding(FAULT, subject, f"{path} cannot be written by this user: change its owner, or set"
                                            f" {PREFIX}CACHE_URL")
         if not there:
-            return Finding(OK, subject, f"{path} is not there yet; the service will make it")
+            return Finding(OK, subject, f"{path} does not exist yet; the service will create it")
     try:
         found = examine(url)
     except StoreError as error:

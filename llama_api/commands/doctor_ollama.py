@@ -1,4 +1,4 @@
-"""What ``doctor`` finds of one Ollama."""
+"""The checks of ``doctor`` on one Ollama."""
 
 import logging
 import time
@@ -17,11 +17,11 @@ from ..waiting import Cancellation, Watchdog
 from .client import PROBE_SECONDS
 from .finding import FAULT, OK, WARNING, Finding
 
-AT_ONCE = 8  # generations at most that look at how many Ollama takes at once
+AT_ONCE = 8  # most generations to test how many Ollama runs at once
 
 
 class Look:
-    """One Ollama, looked at."""
+    """One Ollama and the checks on it."""
 
     def __init__(self, host: OllamaHost, chosen: Settings):
         self.host, self._settings = host, chosen
@@ -29,7 +29,7 @@ class Look:
         self.present, self.digest = False, ""
 
     def findings(self) -> Iterator[Finding]:
-        """Whether it answers, its version, the models, how the model is loaded, and its window."""
+        """Check that it answers, its version, its models, how the model is loaded, and its window."""
         model = self._settings.model
         with _spoken() as said:
             try:
@@ -60,13 +60,13 @@ class Look:
             yield from self._loaded()
 
     def _loaded(self) -> Iterator[Finding]:
-        """Where the model is in memory, and the windows that it has and could have."""
+        """Check where the model is in memory, and its current and its largest window."""
         with _spoken():
             try:
                 loaded = self._client.loaded(PROBE_SECONDS)
                 info = self._client.show(self._settings.model).get("model_info") or {}
             except OllamaError as error:
-                yield self._found(WARNING, f"does not tell how the model is loaded: {error}")
+                yield self._found(WARNING, f"does not report how the model is loaded: {error}")
                 return
         entry = next((one for one in loaded if normal(str(one.get("name"))) == normal(self._settings.model)), {})
         yield self._on_gpu(entry)
@@ -76,16 +76,16 @@ class Look:
 
     def _on_gpu(self, entry: dict[str, Any]) -> Finding:
         if not entry:
-            return self._found(OK, "the model is not loaded: the first answer waits for that; set"
+            return self._found(OK, "the model is not loaded, so the first answer waits for that: set"
                                    f" {PREFIX}PRELOAD=true and {PREFIX}KEEP_ALIVE=-1 to have it ready")
         size, on_gpu = entry.get("size") or 0, entry.get("size_vram") or 0
         share = round(100 * on_gpu / size) if size else 0
         if share == 0:
-            return self._found(WARNING, "the model is loaded, and runs on the CPU alone: where there is a GPU, Ollama's"
-                                        " log says why it is not used")
+            return self._found(WARNING, "the model is loaded, and runs on the CPU only: if there is a GPU, Ollama's log"
+                                        " says why it is not used")
         if share < 100:
-            return self._found(WARNING, f"only {share} % of the model is on the GPU, and the rest is slow: free the"
-                                        f" GPU's memory, lower {PREFIX}NUM_CTX or OLLAMA_NUM_PARALLEL, or take a"
+            return self._found(WARNING, f"only {share} % of the model is on the GPU, and the rest is slow: free"
+                                        f" GPU memory, lower {PREFIX}NUM_CTX or OLLAMA_NUM_PARALLEL, or use a"
                                         " smaller model")
         return self._found(OK, "the model is loaded, all of it on the GPU")
 
@@ -93,20 +93,20 @@ class Look:
         """Compare NUM_CTX with the window ``now`` in memory and with the one that the model was ``trained`` for."""
         asked = self._settings.num_ctx
         if asked is None:
-            return self._found(OK, f"the context window is Ollama's choice: {now or 'not known before the model is'}"
+            return self._found(OK, f"the context window is Ollama's choice: {now or 'not known until the model is'}"
                                    f"{' tokens' if now else ' loaded'}; {PREFIX}NUM_CTX is not set")
         if isinstance(trained, int) and asked > trained:
             return self._found(WARNING, f"{PREFIX}NUM_CTX={asked} is more than the {trained} tokens that the model was"
-                                        f" made for: set {trained} or less")
+                                        f" trained for: set {trained} or less")
         if now is not None and now != asked:
             return self._found(WARNING, f"the model is loaded with a window of {now} tokens, which {PREFIX}NUM_CTX="
-                                        f"{asked} will change by a new load: give all who use it the same window")
+                                        f"{asked} will change by loading it again: give all its users the same window")
         return self._found(OK, f"{PREFIX}NUM_CTX={asked} fits the model's window of {trained or 'unknown'} tokens")
 
     def generations(self, running: int) -> Iterator[Finding]:
-        """A generation of one token, and whether as many run at once as it has slots.
+        """Generate one token, and check that as many generations run at once as it has slots.
 
-        ``running`` is how many the service has under way: beside those nothing could be told.
+        ``running`` is how many the service has under way; they would falsify the second check.
         """
         started = time.monotonic()
         with _spoken() as said:
@@ -126,7 +126,7 @@ class Look:
             yield self._at_once(slots)
 
     def _at_once(self, slots: int) -> Finding:
-        """Compare ``slots`` with what Ollama runs at once: who waited in it for another did not run beside it."""
+        """Compare ``slots`` with the number of generations that Ollama runs at once, those that do not wait in it."""
         tried = min(slots, AT_ONCE)
         with _spoken() as said:
             try:
@@ -134,8 +134,8 @@ class Look:
                     waits = list(pool.map(lambda _: self._generate(8), range(tried)))
             except OllamaError as error:
                 return self._found(FAULT, f"{tried} generations at once fail: {self._why(error, said)}")
-        # The first of those that run one after the other waits for none of them, the second waits for one, and so on.
-        # What even the first has waited, it has waited for something else.
+        # Of generations that run one after the other, the first waits for none, the second for one, and so on.
+        # So the shortest wait was for something else.
         beside = sum(waited - min(waits) < 0.5 for waited in waits)
         if beside >= tried:
             return self._found(OK, f"runs {tried} generations at once, and {PREFIX}PARALLEL gives it {slots}")
@@ -143,7 +143,7 @@ class Look:
                                     f" it, or lower {PREFIX}PARALLEL")
 
     def _generate(self, tokens: int) -> float:
-        """Generate some tokens; returns how long it waited inside Ollama, by the time the generation itself took."""
+        """Generate some tokens; returns its wait inside Ollama as a multiple of its own time."""
         chosen = self._settings
         call = ModelCall.of(GENERATE, chosen.model, {"num_predict": tokens, "num_ctx": chosen.num_ctx}, prompt="Hi",
                             truncate=False)
@@ -156,9 +156,9 @@ class Look:
         return Finding(level, self.host.name, text)
 
     def _why(self, error: OllamaError, said: list[str]) -> str:
-        """What is wrong, what Ollama ``said``, and what to do."""
+        """The fault, what Ollama ``said``, and what to do."""
         if type(error) is OllamaUnavailable:
-            return ("nobody accepts connections: start Ollama there with `ollama serve`, or correct"
+            return ("nothing accepts connections: start Ollama there with `ollama serve`, or correct"
                     f" {PREFIX}OLLAMA_URL")
         if isinstance(error, OllamaTimeout):
             return "it does not answer in time: see Ollama's log, and restart it"
@@ -167,7 +167,7 @@ class Look:
 
 @contextmanager
 def _spoken() -> Iterator[list[str]]:
-    """The warnings that the wing of Ollama logs inside the block: what Ollama said to an error, in its own words."""
+    """The warnings that the ollama wing logs inside the block: Ollama's own error messages."""
     said: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""What ``doctor`` finds of the service itself: whether it runs, how it is, and whether it runs by these settings."""
+"""The checks of ``doctor`` on the service: whether it runs, its health, and whether it runs with these settings."""
 
 from collections.abc import Iterator
 
@@ -9,18 +9,18 @@ from .address import Address
 from .client import PROBE_SECONDS, Server, could_not_connect, object_of
 from .finding import FAULT, OK, WARNING, Finding
 
-OWN = {PREFIX + "BIND", "WEB_CONCURRENCY"}  # gunicorn's command line may have said otherwise
+OWN = {PREFIX + "BIND", "WEB_CONCURRENCY"}  # gunicorn's command line may override them
 
 
 class Service:
-    """The service at the address of ``chosen``, looked at."""
+    """The service at the address of ``chosen`` and the checks on it."""
 
     def __init__(self, chosen: Settings):
         self._settings, self._server = chosen, Server(chosen)
         self.running = 0  # generations under way
 
     def findings(self) -> Iterator[Finding]:
-        """Whether it runs or could; how it is; what it was started with."""
+        """Check that it runs or could run, its health, and its settings."""
         place = self._server.place
         try:
             health = object_of(self._server.send("GET", "/health", PROBE_SECONDS))
@@ -28,11 +28,12 @@ class Service:
             yield Finding(WARNING, "port", self._server.unreachable(error).message)
             return
         except requests.RequestException as error:
-            yield self._port(f"what takes connections at {place} does not answer: if it is the service, see its log and"
-                             f" restart it, else end it or set {PREFIX}BIND", could_not_connect(error))
+            yield self._port(f"the program that listens at {place} does not answer: if it is the service, see its log"
+                             f" and restart it, else end it or set {PREFIX}BIND", could_not_connect(error))
             return
         if "status" not in health or "queue" not in health:
-            yield self._port(f"what answers at {place} is not llama_api: end it, or set {PREFIX}BIND", False)
+            yield self._port(f"the program that answers at {place} is not llama_api: end it, or set"
+                             f" {PREFIX}BIND", False)
             return
         yield Finding(OK, "port", f"the service runs at {place}")
         self.running = health["queue"]["running"]
@@ -42,7 +43,7 @@ class Service:
         yield self._started_with()
 
     def _port(self, text: str, vacant: bool) -> Finding:
-        """The service does not run here; ``vacant`` is that nobody takes connections, else ``text`` tells."""
+        """The finding when the service does not run here; ``text`` says why unless the port is ``vacant``."""
         if not vacant:
             return Finding(FAULT, "port", text)
         if fault := Address.of(self._settings).fault():
@@ -51,7 +52,7 @@ class Service:
                                    " `llama-api run`")
 
     def _started_with(self) -> Finding:
-        """Whether the service runs by the settings of this environment."""
+        """Check that the service runs with the settings of this environment."""
         subject = "its settings"
         try:
             answer = self._server.send("GET", "/stats", PROBE_SECONDS)

@@ -1,4 +1,4 @@
-"""``pull``: have each Ollama fetch the model, and see how far it is."""
+"""``pull``: have each Ollama pull the model, showing the progress."""
 
 import json
 import sys
@@ -14,14 +14,14 @@ from ..errors import OllamaUntrusted
 from ..settings import PREFIX, OllamaHost, ca_bundle
 from .client import INTERRUPTED, could_not_connect, settings, tell
 
-CONNECT_SECONDS, SILENCE_SECONDS = 5.0, 300.0  # Ollama tells of its progress many times a second
+CONNECT_SECONDS, SILENCE_SECONDS = 5.0, 300.0  # Ollama reports its progress many times a second
 
 
 @click.command()
 def pull() -> None:
-    """Have each Ollama pull the model, with its progress.
+    """Have each Ollama pull the model, showing the progress.
 
-    One that cannot is told of, and the next one has its turn all the same.
+    A failure is reported, and the next Ollama is still tried.
     """
     chosen = settings()
     failed = 0
@@ -33,13 +33,13 @@ def pull() -> None:
                 failed += 1
                 tell(f"Error: {error.message}")
     except KeyboardInterrupt:
-        tell("Interrupted; run it again to go on where it ended.")
+        tell("Interrupted; run it again to continue.")
         sys.exit(INTERRUPTED)
     sys.exit(1 if failed else 0)
 
 
 def _pull(host: OllamaHost, model: str) -> None:
-    """Pull ``model`` at ``host``. Raises ClickException with what Ollama said when it cannot."""
+    """Pull ``model`` at ``host``. Raises ClickException with Ollama's error message."""
     click.echo(f"{host.name}: pulling {model}")
     layers = Layers()
     status = ""
@@ -52,15 +52,15 @@ def _pull(host: OllamaHost, model: str) -> None:
     finally:
         layers.finish()
     if status != "success":
-        raise click.ClickException(f"{host.name} broke off while pulling {model}; run it again to go on.")
-    click.echo(f"{host.name}: {model} is there")
+        raise click.ClickException(f"{host.name} broke off while pulling {model}; run it again to continue.")
+    click.echo(f"{host.name}: {model} is complete")
 
 
 def _records(host: OllamaHost, model: str) -> Iterator[dict[str, Any]]:
-    """What Ollama tells of its progress, a record a line; one that breaks off tells no more."""
+    """The progress records of a pull, which just end if the connection breaks."""
     begun = False
     with requests.Session() as session:
-        session.trust_env = False  # a proxy from the environment is no way to a local server
+        session.trust_env = False  # ignore proxies from the environment
         try:
             with session.post(f"{host.url}/api/pull", json={"model": model}, stream=True,
                               timeout=(CONNECT_SECONDS, SILENCE_SECONDS), verify=ca_bundle()) as answer:
@@ -74,10 +74,10 @@ def _records(host: OllamaHost, model: str) -> Iterator[dict[str, Any]]:
             if isinstance(error, requests.exceptions.SSLError) or type(error) is OSError:  # no such bundle
                 raise click.ClickException(f"{host.name}: {OllamaUntrusted()}") from None
             if isinstance(error, requests.RequestException) and could_not_connect(error):
-                raise click.ClickException(f"Nobody answers at {host.name}; start Ollama there with `ollama serve`, or"
-                                           f" correct {PREFIX}OLLAMA_URL.") from None
+                raise click.ClickException(f"No server answers at {host.name}; start Ollama there with `ollama serve`,"
+                                           f" or correct {PREFIX}OLLAMA_URL.") from None
             if not begun:
-                raise click.ClickException(f"{host.name} did not answer as Ollama does ({type(error).__name__}); check"
+                raise click.ClickException(f"{host.name} did not answer like an Ollama ({type(error).__name__}); check"
                                            f" {PREFIX}OLLAMA_URL.") from None
 
 
@@ -85,13 +85,13 @@ class Layers:
     """The progress of all layers as one bar: bytes, rate and time left."""
 
     def __init__(self) -> None:
-        self._layers: dict[str, tuple[int, int]] = {}  # by digest: its bytes, and those that are there
+        self._layers: dict[str, tuple[int, int]] = {}  # by digest: bytes in total, and bytes pulled
         self._bar: Any = None
         self._started = time.monotonic()
-        self._before = 0  # bytes that were there at the start
+        self._before = 0  # bytes present at the start
 
     def note(self, record: dict[str, Any]) -> None:
-        """Take one record of the progress."""
+        """Process one progress record."""
         digest, total, done = record.get("digest"), record.get("total"), record.get("completed", 0)
         if not (isinstance(digest, str) and isinstance(total, int) and isinstance(done, int) and total > 0):
             return
@@ -108,11 +108,11 @@ class Layers:
 
     @property
     def done(self) -> int:
-        """Bytes that are there."""
+        """Bytes pulled."""
         return sum(done for _, done in self._layers.values())
 
     def text(self) -> str:
-        """How far it is: bytes, rate, time left."""
+        """The progress: bytes, rate, time left."""
         total = sum(size for size, _ in self._layers.values())
         rate = (self.done - self._before) / max(time.monotonic() - self._started, 1e-3)
         left = f"  {timedelta(seconds=round((total - self.done) / rate))} left" if rate > 0 else ""

@@ -1,4 +1,4 @@
-"""``make run``: the service in the foreground, with the embedded model behind it where no Ollama answers."""
+"""``make run``: serve in the foreground, with the embedded model if no Ollama answers."""
 
 import os
 import shlex
@@ -21,7 +21,7 @@ PROBE_SECONDS = 2.0
 
 @click.command()
 def run() -> None:
-    """Serve in the foreground, with the embedded model where no Ollama answers."""
+    """Serve in the foreground, with the embedded model if no Ollama answers."""
     try:
         settings = Settings.from_env()
         address = Address.of(settings)
@@ -37,13 +37,13 @@ def run() -> None:
     keys = bool(settings.keys)
     print(f"Serving on {address.bind}; try:\n  {example(address, keys)}\n{clients(address, keys)}Ctrl-C ends it.",
           flush=True)
-    gunicorn = Path(sys.executable).with_name("gunicorn")  # by way of this Python: its first line breaks in a move
+    gunicorn = Path(sys.executable).with_name("gunicorn")  # run by this Python, as a moved venv breaks its first line
     os.execv(sys.executable, [sys.executable, str(gunicorn), "-c", "python:llama_api.server.gunicorn_conf",
                               "llama_api.wsgi:app"])
 
 
 def _announce_ollama(settings: Settings) -> bool:
-    """Tell whether an Ollama answers, and what to do should it lack the model."""
+    """Print whether an Ollama answers, and how to pull the model."""
     if not any(_answers(host, settings) for host in settings.ollamas):
         print("No Ollama answers at OLLAMA_URL. In its place a small stand-in model runs on this machine: real text,"
               f"\nbut of {EMBEDDED_MODEL} and NOT of Llama 3. For Llama 3: install Ollama,"
@@ -65,7 +65,7 @@ def _answers(host: OllamaHost, settings: Settings) -> bool:
 def _start_embedded() -> str:
     """Start the embedded model, which ends with this process, and return its URL."""
     command = [sys.executable, "-m", "llama_api.embedded", "--port", "0", "--parent", str(os.getpid())]
-    # A group of its own keeps a Ctrl-C from it: gunicorn ends first, and it sees that and follows.
+    # Its own process group keeps Ctrl-C from it: gunicorn ends first, and then the model follows.
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, process_group=0)
     assert process.stdout is not None
     try:
@@ -82,7 +82,7 @@ def _start_embedded() -> str:
 
 
 def example(address: Address, keys: bool) -> str:
-    """A call to try; the key, where ``keys`` are wanted, is left to be filled in."""
+    """An example call, with a placeholder for the key if ``keys`` are required."""
     key = " -H 'Authorization: Bearer KEY'" if keys else ""
     over = f" --unix-socket {shlex.quote(address.path)}" if address.path else " -k" if address.tls else ""
     return (f"curl -s{over} {address.url}/generate{key} -H 'Content-Type: application/json'"
@@ -90,7 +90,7 @@ def example(address: Address, keys: bool) -> str:
 
 
 def clients(address: Address, keys: bool) -> str:
-    """How the clients of other APIs are pointed here, which is not done over a Unix socket."""
+    """How to point OpenAI's and Ollama's clients here; empty for a Unix socket."""
     if address.path:
         return ""
     key = "KEY" if keys else "any"

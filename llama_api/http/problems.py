@@ -1,4 +1,4 @@
-"""Every failure of a request as an RFC 9457 problem, or in the grammar of the API whose URL was called."""
+"""Every failure of a request as an RFC 9457 problem, or in the format of the API whose URL was called."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -13,14 +13,14 @@ from ..faults import HTTP_SLUGS, INTERNAL_ERROR, Fault, fault_of
 
 logger = logging.getLogger(__name__)
 
-Writer = Callable[[Fault, Exception], Response]  # how one API writes a failure
+Writer = Callable[[Fault, Exception], Response]  # writes a failure in the format of one API
 
 
 def init_app(app: Flask, writers: Mapping[str, Writer]) -> None:
-    """Answer every exception of ``app``; ``writers`` are those of foreign APIs, by the prefix of their URLs."""
+    """Handle every exception of ``app``; ``writers`` are those of foreign APIs, by the prefix of their URLs."""
     def respond(error: Exception) -> Response:
         fault = note(error)
-        path = f"/{request.path.strip('/')}/"  # so that a prefix is whole parts of a path
+        path = f"/{request.path.strip('/')}/"  # so that a prefix matches whole segments
         writer = next((writer for prefix, writer in writers.items() if path.startswith(prefix)), write)
         response = writer(fault, error)
         if isinstance(error, HTTPException):  # the headers that belong to it: Allow, Retry-After and the like
@@ -52,7 +52,7 @@ def problem_of(fault: Fault) -> dict[str, Any]:
 
 
 def note(error: Exception) -> Fault:
-    """The fault of ``error``; its slug goes into the request's record, and a fault of ours into the log."""
+    """The fault of ``error``; its slug goes into the request's record, and an internal error into the log."""
     fault = fault_for(error, request.method)
     if fault.slug == INTERNAL_ERROR[1]:
         logger.error("internal error", exc_info=error, extra={"fields": {"request_id": g.record["request_id"]}})
@@ -72,12 +72,13 @@ def fault_for(error: Exception, method: str) -> Fault:
 
 def _http_detail(error: HTTPException, method: str) -> str:
     if isinstance(error, NotFound):
-        return "There is nothing at this URL; /docs lists what there is."
+        return "There is nothing at this URL; /docs lists the URLs of this service."
     if error.code == 405:
         allowed = ", ".join(sorted(getattr(error, "valid_methods", None) or []))
         return f"This URL does not take {_clean(method)}; it takes {allowed}."
     if error.code == 429:
-        return f"More than {error.description} came from you; wait for as long as Retry-After says."
+        limit = str(error.description).replace(" per 1 ", " per ")
+        return f"You exceeded the rate limit of {limit}; retry after the number of seconds in `Retry-After`."
     return f"{error.description or HTTPStatus(error.code or 400).phrase}"
 
 

@@ -93,7 +93,7 @@ def _tool_calls(calls: Any) -> tuple[dict[str, Any], ...]:
         and isinstance(call["function"].get("name"), str) and isinstance(call["function"].get("arguments"), dict)
         for call in calls)
     if not good:
-        raise OllamaGarbled("a tool call that is not one")
+        raise OllamaGarbled("a malformed tool call")
     return tuple(calls)
 
 
@@ -136,7 +136,7 @@ def vectors_of(record: dict[str, Any], count: int) -> tuple[bytes, ...]:
     try:
         return tuple(struct.pack(f"<{len(vector)}f", *vector) for vector in found)
     except (struct.error, OverflowError):
-        raise OllamaGarbled("a vector that is not one") from None
+        raise OllamaGarbled("a malformed vector") from None
 
 
 def numbers_of(vector: bytes) -> list[float]:

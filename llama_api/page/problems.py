@@ -4,7 +4,7 @@ import orjson
 from flask import Blueprint, Response, abort, request
 from markupsafe import Markup, escape
 
-from ..faults import PROBLEMS, UNREADABLE
+from ..faults import PROBLEMS
 from ..http import kept
 from .page import PageFiles
 from .problem_texts import ADVICE, Advice
@@ -39,14 +39,13 @@ PAGE = Markup("""\
 def blueprint(files: PageFiles) -> Blueprint:
     """The pages on problems, in the style of ``files``."""
     bp = Blueprint("problems", __name__)
-    known = {**PROBLEMS, UNREADABLE[1]: (UNREADABLE[0], UNREADABLE[2])}
-    pages = {slug: _page(slug, *known[slug], advice, files.folder).encode() for slug, advice in ADVICE.items()}
-    values = {slug: orjson.dumps({"type": f"/problems/{slug}", "title": known[slug][1], "status": known[slug][0],
+    pages = {slug: _page(slug, *PROBLEMS[slug], advice, files.folder).encode() for slug, advice in ADVICE.items()}
+    values = {slug: orjson.dumps({"type": f"/problems/{slug}", "title": PROBLEMS[slug][1], "status": PROBLEMS[slug][0],
                                   **advice._asdict()}) for slug, advice in ADVICE.items()}
 
     @bp.get("/problems/<slug>")
     def problem(slug: str) -> Response:
-        """Tell what a problem means, and what can be done about it."""
+        """Explain a problem and what can be done about it."""
         if slug not in ADVICE:
             abort(404)
         kind = request.accept_mimetypes.best_match(["text/html", "application/json"], "text/html")
@@ -64,6 +63,6 @@ def _page(slug: str, status: int, title: str, advice: Advice, folder: str) -> st
 
 
 def _prose(sentence: str) -> Markup:
-    """``sentence`` with what stands in backticks as code."""
+    """``sentence`` with the text in backticks as code."""
     return Markup("").join(Markup("<code>{}</code>").format(part) if number % 2 else escape(part)
                            for number, part in enumerate(sentence.split("`")))

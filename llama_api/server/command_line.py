@@ -1,4 +1,4 @@
-"""gunicorn's command line: what this service cannot honour is refused at the start, not dropped in silence."""
+"""gunicorn's command line: unsupported options are refused at start rather than silently ignored."""
 
 from collections.abc import Iterator
 
@@ -11,16 +11,16 @@ from .worker import Worker
 def faults_of(cfg: Config) -> Iterator[str]:
     """A sentence for each option in ``cfg`` that cannot be honoured."""
     if cfg.preload_app:
-        yield "--preload would leave the threads of the log in the master: leave it out"
+        yield "--preload would leave the threads of the log in the master; remove it"
     if not issubclass(cfg.worker_class, Worker):
-        yield (f"--worker-class {cfg.worker_class_str} is not the service's own, which sees its clients leave: leave it"
-               " out")
+        yield (f"--worker-class {cfg.worker_class_str} does not notice clients that leave, unlike the service's own;"
+               " remove it")
     if cfg.threads > 1:
-        yield f"--threads {cfg.threads}: the worker has a greenlet for each connection and no threads: leave it out"
+        yield f"--threads {cfg.threads} has no effect, because each connection has a greenlet; remove it"
     if "h2" in cfg.http_protocols or cfg.http2_cleartext != "off":
-        yield "HTTP/2 is not spoken here: put a proxy in front that does, see deploy/nginx"
+        yield "HTTP/2 is not supported; put a proxy that supports it in front, see deploy/nginx"
     if cfg.control_socket != ControlSocket.default:
-        yield "--control-socket: there is none: leave it out, and steer the master by signals"
+        yield "--control-socket is not supported; remove it, and control the master by signals"
     for name in sorted(cfg.env):
         if name.startswith((PREFIX, "WEB_CONCURRENCY", "PROMETHEUS_", "OTEL_")):
-            yield f"--env {name}=… comes after the settings are read: set {name} in the environment instead"
+            yield f"--env {name}=… takes effect after the settings are read; set {name} in the environment instead"

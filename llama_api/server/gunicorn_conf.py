@@ -55,7 +55,7 @@ control_socket_disable = True
 def on_starting(server: Any) -> None:
     """Refuse what cannot be honoured, and let go of the code."""
     if faults := list(faults_of(server.cfg)):
-        sys.exit("\n  ".join(["llama_api does not start, for gunicorn was told what cannot be done here:", *faults]))
+        sys.exit("\n  ".join(["llama_api does not start, because these gunicorn options are not supported:", *faults]))
     if server.cfg.daemon:
         atexit.register(_remove_directory, os.getpid())  # which is another process by now
     shutil.chown(os.environ[DIRECTORY], server.cfg.uid, server.cfg.gid)

@@ -16,7 +16,7 @@ def load() -> Settings:
     except SettingsError as error:
         if not reload_state.settings:
             raise
-        print(f"reloading with the settings in force, because {error}", file=sys.stderr)
+        print(f"reloading with the previous settings, because {error}", file=sys.stderr)
         settings = in_force()
     reload_state.settings = {field.name: getattr(settings, field.name) for field in fields(Settings)}
     return settings

@@ -1,4 +1,4 @@
-"""A breaker for the hang of Ollama that no probe can see."""
+"""A circuit breaker for hangs of Ollama that no probe can see."""
 
 import threading
 import time
@@ -13,10 +13,10 @@ RECENT_SECONDS = 60.0
 
 
 class Breaker:
-    """Stops piling requests on an Ollama that hangs (its other endpoints stay green; ollama issue 15950).
+    """Stops sending requests to an Ollama that hangs while its other endpoints answer (ollama issue 15950).
 
     After HANG_TIMEOUTS generations in a row timed out without a piece, one at a time is let through as a trial and the
-    others fail at once; any answer of Ollama's, even an error or a piece, closes it again.
+    others fail at once; any answer, even an error or a single piece, closes the breaker again.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -42,7 +42,8 @@ class Breaker:
         recent = self.timeouts and self._clock() - self._last_timeout < RECENT_SECONDS
         if not (self.open or recent):
             return None
-        return f"generations in a row that timed out: {self.timeouts}; Ollama may hang: restart it if this lasts"
+        last = "generation" if self.timeouts == 1 else f"{self.timeouts} generations"
+        return f"the last {last} timed out; restart Ollama if this continues"
 
     def check(self) -> None:
         """Raise OllamaHangs when one more generation would not be let through."""
@@ -51,7 +52,7 @@ class Breaker:
 
     @contextmanager
     def admission(self) -> Iterator[None]:
-        """Let one generation through, and learn from how it ends. Raises OllamaHangs when another is the trial."""
+        """Let one generation through and record how it ends. Raises OllamaHangs while another one is the trial."""
         mine = object()
         with self._lock:
             self.check()

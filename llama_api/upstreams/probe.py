@@ -50,7 +50,7 @@ def fault_of_version(version: str | None) -> str | None:
     numbers = tuple(map(int, found.groups())) if found else (0, 0, 0)
     if not (0, 0, 0) < numbers < UNCUT_SINCE:  # builds from the source call themselves 0.0.0
         return None
-    return (f"version {version} cuts prompts that are too long in silence: update it to"
+    return (f"version {version} silently truncates prompts that are too long; update it to"
             f" {'.'.join(map(str, UNCUT_SINCE))} or later")
 
 

@@ -11,7 +11,7 @@ from .monitor import Monitor
 from .probe import Loaded, Probe, builds_of, fault_of_version
 from .slots import Slots
 
-CURE_CPU = "half of the model or more runs on the processor: free memory of the GPU, or lower NUM_CTX or PARALLEL"
+CURE_CPU = "at least half of the model runs on the CPU; free GPU memory, or lower NUM_CTX or PARALLEL"
 ASK_SECONDS = 0.5
 PROVEN_SECONDS = 1.5  # after an answer in which its model must still be in memory
 LOST_SECONDS = 5.0  # that a model leaves memory before its time, beyond what clocks of two hosts may differ
@@ -106,7 +106,7 @@ class Upstream:
         if not probe.reachable:
             return probe.reason
         if not self.reached:
-            return "it failed, or does not answer in time; it is left alone until a probe finds it well"
+            return "it failed or did not answer in time, and is not used until a probe succeeds"
         if self.has_stub(model):
             return str(RemoteModel(model)).removesuffix(".")
         if normal(model) not in probe.builds:

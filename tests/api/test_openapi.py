@@ -123,8 +123,9 @@ def test_every_error_is_documented_with_an_example(document):
     """Each row of the table, and what any URL can answer, at its status, where it can come."""
     found = {(status, value["type"]) for path, method, status, response in answers(document)
              for value in examples(response.get("content", {}).get("application/problem+json", {}))}
-    rows = {(str(status), slug) for _, status, slug, _ in TABLE} | {("500", "internal-error")} | {
-        (str(status), slug) for status, slug in HTTP_SLUGS.items()}
+    rows = {(str(status), slug) for _, status, slug, _ in TABLE} | {
+        ("500", "internal-error"), ("400", "bad-request"),
+        *((str(status), slug) for status, slug in HTTP_SLUGS.items())}
     unknown = {"not-found", "method-not-allowed"}
     assert found == {("default" if slug in unknown else status, f"/problems/{slug}") for status, slug in rows}
     assert {slug for _, slug in rows} == PROBLEMS.keys()

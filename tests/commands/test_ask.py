@@ -141,8 +141,8 @@ def test_a_server_that_is_down_is_a_sentence():
     port = free_port()
     status, out, err = run(f"127.0.0.1:{port}", "ask", "x")
     assert (status, out) == (1, "")
-    assert err == (f"Error: No server answers at http://127.0.0.1:{port}; start it, or set LLAMA_API_BIND to where it"
-                   " is.\n")
+    assert err == (f"Error: No server answers at http://127.0.0.1:{port}; start it, or set LLAMA_API_BIND to its"
+                   " address.\n")
 
 
 def test_another_server_is_a_sentence(double):
@@ -160,7 +160,7 @@ def test_a_server_that_dies_midway_leaves_a_part(shared_serve, double):
         api.kill()
         out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
-    assert err.decode() == ("Error: The server broke off before the answer was complete; what was printed is a part.\n")
+    assert err.decode() == ("Error: The server broke off before the answer was complete; only a part was printed.\n")
 
 
 def test_a_key_is_sent_and_its_lack_told(shared_serve, double):

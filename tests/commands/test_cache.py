@@ -124,7 +124,7 @@ def test_ctrl_c_ends_with_the_summary(api, shared_double, prompts, tmp_path):
         os.killpg(process.pid, signal.SIGINT)
         out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130 and summary(out.decode()) == [3, 1, 0, 0, 2]
-    assert err.decode().strip() == "Interrupted; run it again to go on."
+    assert err.decode().strip() == "Interrupted; run it again to continue."
     shared_double.wait(running=0)  # what nobody waits for is not generated on
     assert summary(warm(api, prompts[0], prompts[2])[1]) == [2, 1, 1, 0, 0]
 
@@ -156,8 +156,8 @@ def test_a_server_that_is_down_is_a_sentence(how, command):
     port = free_port()
     status, out, err = how(f"0.0.0.0:{port}", *command, text=b"x")
     assert (status, out) == (1, "")
-    assert err == (f"Error: No server answers at http://127.0.0.1:{port}; start it, or set LLAMA_API_BIND to where it"
-                   " is.\n")
+    assert err == (f"Error: No server answers at http://127.0.0.1:{port}; start it, or set LLAMA_API_BIND to its"
+                   " address.\n")
 
 
 def test_a_server_that_goes_away_ends_with_the_summary():
@@ -165,7 +165,7 @@ def test_a_server_that_goes_away_ends_with_the_summary():
     with impostor(['{"cached": true}', None]) as port:
         status, out, err = run_here(f"127.0.0.1:{port}", "warm", "-", text=b"a\nb\nc\nd")
     assert (status, summary(out)) == (1, [4, 0, 2, 0, 2])
-    assert "No server answers at" in err and err.endswith("Then run it again to go on.\n")
+    assert "No server answers at" in err and err.endswith("Then run it again to continue.\n")
 
 
 @pytest.mark.parametrize("body", ["<h1>It works!</h1>", "[]", "{}"])

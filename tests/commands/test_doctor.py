@@ -68,11 +68,11 @@ def test_without_the_service_it_works_as_well(double, tmp_path):
 
 
 @pytest.mark.parametrize("break_it, level, words", [
-    (lambda double: double.stop(), "fault", ["nobody accepts connections", "`ollama serve`"]),
+    (lambda double: double.stop(), "fault", ["nothing accepts connections", "`ollama serve`"]),
     (lambda double: double.set(version_fault="hang"), "fault", ["does not answer in time", "restart it"]),
     (lambda double: double.set(tags_fault="html_200"), "fault", ["Ollama", "check"]),
     (lambda double: double.remove_model("llama3:8b"), "fault", ["does not have llama3:8b", "`llama-api pull`"]),
-    (lambda double: double.set(version="0.12.5"), "warning", ["cuts prompts", "0.12.6 or later"]),
+    (lambda double: double.set(version="0.12.5"), "warning", ["silently truncates prompts", "0.12.6 or later"]),
     (lambda double: double.set_model("llama3:8b", gpu_percent=50, loaded=True), "warning", ["only 50 %", "smaller"]),
     (lambda double: double.set_model("llama3:8b", gpu_percent=0, loaded=True), "warning", ["CPU alone", "log says"]),
     (lambda double: double.set_model("llama3:8b", context_length=2048), "warning", ["NUM_CTX=4096", "2048 or less"]),
@@ -121,7 +121,7 @@ def test_each_of_several_ollamas_is_looked_at(double):
         away = free_port()
         other.set_digest("llama3:8b")
         status, found = doctor(ollama_url=f"{double.url},{other.url}*2,http://127.0.0.1:{away}")
-    assert status == 1 and told(found, OLLAMA(away), "nobody accepts connections") == "fault"
+    assert status == 1 and told(found, OLLAMA(away), "nothing accepts connections") == "fault"
     assert told(found, "builds", "not the same everywhere", OLLAMA(double.port), OLLAMA(other.port), "pull") == "fault"
     assert told(found, OLLAMA(other.port), "runs 2 generations at once") in ("ok", "warning")
 
@@ -195,7 +195,7 @@ def test_a_wrong_key_is_told(serve, double):
     here = {"ollama_url": double.url, "log_file": api.log_path}
     for wrong in ({}, {"api_keys": "other"}):
         status, found = doctor(api.settings["bind"], **here, **wrong)
-        assert told(found, "its settings", "wants an API key", "LLAMA_API_API_KEYS") == "warning" and status == 0
+        assert told(found, "its settings", "requires an API key", "LLAMA_API_API_KEYS") == "warning" and status == 0
     status, found = doctor(api.settings["bind"], **here, api_keys="sesame")
     assert (status, troubles(found)) == (0, []) and told(found, "its settings", "are those of this environment") == "ok"
     assert all("sesame" not in text for _, _, text in found)

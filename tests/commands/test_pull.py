@@ -61,8 +61,8 @@ def test_a_terminal_sees_bytes_rate_and_time_left(empty):
 @pytest.mark.parametrize("knobs, model, words", [
     ({}, "nope", "cannot pull nope: pull model manifest: file does not exist"),
     ({"pull_fault": "error_line"}, "llama3:8b", "cannot pull llama3:8b: "),
-    ({"pull_fault": "eof"}, "llama3:8b", "broke off while pulling llama3:8b; run it again to go on."),
-    ({"pull_fault": "reset"}, "llama3:8b", "did not answer as Ollama does"),
+    ({"pull_fault": "eof"}, "llama3:8b", "broke off while pulling llama3:8b; run it again to continue."),
+    ({"pull_fault": "reset"}, "llama3:8b", "did not answer like an Ollama"),
     ({"pull_fault": "repeats_prompt"}, "llama3:8b", "cannot pull llama3:8b: ")], ids=str)
 def test_what_ollama_said_is_told(empty, knobs, model, words):
     """In a sentence on stderr, with the host; the status is 1."""
@@ -75,7 +75,7 @@ def test_what_ollama_said_is_told(empty, knobs, model, words):
 @pytest.mark.parametrize("body, words", [
     (b'{"status": "pulling manifest"}\n{"error": "write /root/.ollama/models: no space left on device"}\n',
      "cannot pull llama3:8b: write /root/.ollama/models: no space left on device"),
-    (b"<h1>It works!</h1>", "did not answer as Ollama does"), (b"[]\n", "did not answer as Ollama does"),
+    (b"<h1>It works!</h1>", "did not answer like an Ollama"), (b"[]\n", "did not answer like an Ollama"),
     (b'{"status": "pulling"}\n<', "broke off"), (b"", "broke off")], ids=["full", "page", "list", "garbage", "nothing"])
 def test_what_comes_may_be_anything(answering, body, words):
     """Also a full disk there, which Ollama tells of midway."""
@@ -96,7 +96,7 @@ def test_one_that_fails_does_not_keep_the_others_waiting(empty):
     away = free_port()
     status, out, err = run(BIND, "pull", ollama_url=f"http://127.0.0.1:{away},{empty.url}")
     assert status == 1 and f"{name(empty)}: llama3:8b is there" in out
-    assert err == (f"Error: Nobody answers at 127.0.0.1:{away}; start Ollama there with `ollama serve`, or correct"
+    assert err == (f"Error: No server answers at 127.0.0.1:{away}; start Ollama there with `ollama serve`, or correct"
                    " LLAMA_API_OLLAMA_URL.\n")
 
 
@@ -108,7 +108,7 @@ def test_ctrl_c_ends_the_pull(empty):
         empty.wait(PATIENCE, connections=1)
         os.killpg(process.pid, signal.SIGINT)
         out, err = process.communicate(timeout=PATIENCE)
-    assert (process.returncode, err) == (130, b"Interrupted; run it again to go on where it ended.\n")
+    assert (process.returncode, err) == (130, b"Interrupted; run it again to continue.\n")
     empty.wait(PATIENCE, closed_early=1)
 
 

@@ -131,7 +131,7 @@ def test_the_old_form_gives_one_vector(api, double):
     ({"model": "nope"}, 404, "model 'nope' not found"),
     ({"model": ""}, 400, "model is required"), ({"model": "llama3:8b"}, 501, "does not support embeddings"),
     ({"input": "word " * 9000, "truncate": False}, 400, "the input length exceeds the context length"),
-    ({"input": "[[fault=oom]]"}, 502, "its log and ours")])
+    ({"input": "[[fault=oom]]"}, 502, "this service's log")])
 def test_what_is_wrong_is_refused(api, fields, status, text):
     """In Ollama's words where it is the request that is wrong."""
     reply = embed(api, **{"texts": "Hi", **({"texts": fields.pop("input")} if "input" in fields else {})}, **fields)

@@ -87,7 +87,7 @@ def test_an_ollama_that_cuts_prompts_is_told_of_with_its_cure(api, double):
     reply = api.get("/health")
     assert (reply.status, reply.json["status"], reply.json["hosts"][0]["usable"]) == (200, "degraded", True)
     assert reply.json["reason"] == reply.json["hosts"][0]["reason"]
-    assert "cuts prompts" in reply.json["reason"] and "update it to 0.12.6 or later" in reply.json["reason"]
+    assert "truncates prompts" in reply.json["reason"] and "update it to 0.12.6 or later" in reply.json["reason"]
     assert api.get("/readyz").status == 200
     double.set(version="0.12.6")
     until(lambda: api.health()["status"] == "healthy")

@@ -156,7 +156,7 @@ def test_the_service_dies_and_comes_back(double, serve, visit):
     tab.evaluate("window.down = true")  # what is played goes down with it
     tab.until("document.body.dataset.state === 'down'")
     assert "does not answer" in tab.evaluate(STATE) and text(tab, "#answer") == answer
-    assert text(tab, "#figures-note").startswith("These figures are of ") and "eaten 4" in text(tab, ".legend")
+    assert text(tab, "#figures-note").startswith("These figures are from ") and "eaten 4" in text(tab, ".legend")
     assert ask(tab, "Anybody?") == "" and "does not answer" in tab.evaluate(TROUBLE)
     api.start()
     tab.evaluate("window.down = false")

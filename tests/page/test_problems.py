@@ -5,7 +5,7 @@ from html import unescape
 
 import pytest
 
-from llama_api.faults import PROBLEMS, UNREADABLE
+from llama_api.faults import PROBLEMS
 from llama_api.page.problem_texts import ADVICE
 from llama_api.settings import Settings
 
@@ -20,7 +20,7 @@ def api(shared_double, serve):
 
 def test_each_problem_has_advice_and_nothing_else_does():
     """The two tables agree."""
-    assert ADVICE.keys() == PROBLEMS.keys() | {UNREADABLE[1]}
+    assert ADVICE.keys() == PROBLEMS.keys()
 
 
 @pytest.mark.parametrize("slug", sorted(ADVICE))
@@ -39,7 +39,7 @@ def test_a_page_on_each_problem(api, slug):
     page = api.get(f"/problems/{slug}")
     assert page.status == 200 and page.headers["Content-Type"] == "text/html; charset=utf-8"
     shown = unescape(re.sub(r"<[^>]+>", "", page.body.decode()))
-    status, title = {**PROBLEMS, UNREADABLE[1]: (UNREADABLE[0], UNREADABLE[2])}[slug]
+    status, title = PROBLEMS[slug]
     assert all(text.replace("`", "") in shown for text in (title, f"Status {status}, {slug}", *ADVICE[slug]))
     told = api.get(f"/problems/{slug}", headers={"Accept": "application/json"})
     assert told.json == {"type": f"/problems/{slug}", "title": title, "status": status, **ADVICE[slug]._asdict()}

@@ -93,7 +93,7 @@ def test_a_reload_takes_new_code_and_a_wrong_file_of_keys_keeps_the_old_ones(ser
     api.signal(signal.SIGHUP)
     until(lambda: not set(before) & set(api.workers))
     until(lambda: api.get("/livez").json == {"status": "quite alive"})
-    assert "reloading with the settings in force" in api.stderr and "LLAMA_API_API_KEYS_FILE" in api.stderr
+    assert "reloading with the previous settings" in api.stderr and "LLAMA_API_API_KEYS_FILE" in api.stderr
     prompt = new_prompt()
     assert api.ask(prompt, {"X-API-Key": "old"}).text == answer_for(prompt)
     assert api.ask(prompt, {"X-API-Key": "two"}).status == 401

@@ -143,7 +143,7 @@ def test_a_change_is_logged_once(monitor, client, caplog):
         monitor.probe()
     seen = list(dict.fromkeys((record.created, record.getMessage()) for record in caplog.records))
     assert [message.partition("; ")[0] for _, message in seen] == [
-        "Ollama a:11434: version 0.33.0", "Ollama a:11434: Nobody accepts connections at OLLAMA_URL",
+        "Ollama a:11434: version 0.33.0", "Ollama a:11434: Nothing accepts connections at OLLAMA_URL",
         "Ollama a:11434: version 0.33.0"]
 
 

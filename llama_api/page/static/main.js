@@ -1,4 +1,4 @@
-/** The page: one look at the service every few seconds, and what it brings shown. */
+/** The page: polls the service every few seconds and shows the result. */
 
 import { init } from "./ask.js";
 import { byId, prose, say } from "./dom.js";
@@ -8,11 +8,11 @@ import { demand, Failure, jsonOf, keyed, send, useKey } from "./service.js";
 import { every } from "./timer.js";
 import { clock } from "./words.js";
 
-const SECONDS = 5; // between two looks: as often as /stats has something new
-let figuresWanted = true; // not while the service has said that it has none, or none without a key
+const SECONDS = 5; // between two polls: as often as /stats has new points
+let figuresWanted = true; // false after the service has refused them
 let figuresOf = null; // when the figures shown came
 
-/** Look at the figures and the state, by one call where the figures tell the state too. */
+/** Fetch the figures and the state, in one call if the figures include the state. */
 async function lookAround(signal) {
   try {
     const stats = figuresWanted ? await figures(signal) : null;
@@ -22,11 +22,11 @@ async function lookAround(signal) {
     if (error.name === "AbortError") return;
     if (!(error instanceof Failure)) throw error;
     showState("down", `${error.title}. ${error.detail}`);
-    if (figuresOf) say(byId("figures-note"), `These figures are of ${clock(figuresOf)}.`);
+    if (figuresOf) say(byId("figures-note"), `These figures are from ${clock(figuresOf)}.`);
   }
 }
 
-/** What GET /stats tells, null when the service refuses it. */
+/** The figures of GET /stats, null when the service refuses it. */
 async function figures(signal) {
   try {
     return await jsonOf(await demand("stats", { signal, cache: "no-cache" })); // the browser asks with its ETag
@@ -47,7 +47,7 @@ function showFigures(stats) {
 }
 
 function showHealth(health) {
-  figuresWanted ||= document.body.dataset.state === "down"; // another service may have come in its place
+  figuresWanted ||= document.body.dataset.state === "down"; // it may have been replaced by another version
   showState(health.status, sentence(health));
   if (health.model) document.forms.ask.elements.model.placeholder = health.model;
 }
@@ -71,8 +71,8 @@ byId("key-form").addEventListener("submit", (event) => {
   byId("key-form").hidden = true;
 });
 document.addEventListener("key-wanted", () => {
-  say(byId("key-note"), keyed() ? "The service did not accept this key; is it another one?"
-    : "This service wants a key. It is kept for this tab alone.");
+  say(byId("key-note"), keyed() ? "The service did not accept this key. Enter another one."
+    : "This service requires an API key. It is kept for this tab only.");
   byId("key-form").hidden = false;
 });
 document.addEventListener("key-given", () => {

@@ -10,18 +10,18 @@ export class Failure extends Error {
   }
 }
 
-const UNREACHABLE = "Start it (`make run`) or look at its log; this page keeps what it has and asks again by itself.";
+const UNREACHABLE = "Start it (`make run`) or read its log; this page keeps its content and retries by itself.";
 
 /** Whether this tab has a key. */
 export const keyed = () => sessionStorage.getItem(STORED) !== null;
 
-/** Keep a key for this tab, and tell the page. */
+/** Keep a key for this tab, and notify the page. */
 export function useKey(key) {
   sessionStorage.setItem(STORED, key);
   document.dispatchEvent(new Event("key-given"));
 }
 
-/** The failure of a call that has ended before its answer was whole. */
+/** The failure of a call that ended before its answer was complete. */
 export const brokenOff = () => new Failure("The answer broke off", UNREACHABLE);
 
 /** Send a request and return its response, whatever its status. Throws a Failure when there is none. */
@@ -46,7 +46,7 @@ export async function demand(path, options) {
   return response;
 }
 
-/** The JSON of a response. Throws a Failure when it does not come whole, or is something else. */
+/** The JSON of a response. Throws a Failure when it is incomplete or something else. */
 export async function jsonOf(response) {
   try {
     return await response.json();
@@ -56,11 +56,11 @@ export async function jsonOf(response) {
   }
 }
 
-/** The failure that a response tells of: a problem (RFC 9457), or whatever a proxy in between made of it. */
+/** The failure that a response describes: a problem (RFC 9457), or whatever a proxy in between made of it. */
 async function failureOf(response) {
   const json = response.headers.get("Content-Type")?.includes("json");
   return json ? failureFrom(await jsonOf(response), response) : new Failure(
-    `Status ${response.status}`, "This answer is not the service's own; a proxy in between may have sent it.",
+    `Status ${response.status}`, "This response is not from the service; a proxy in between may have sent it.",
     { status: response.status });
 }
 
