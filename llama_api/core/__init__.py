@@ -1,4 +1,4 @@
-"""The way of a call to its answer, through cache, flight and claim."""
+"""From a call to its answer, through cache, flight and claim."""
 
 from .embeddings import MOST_TEXTS, EmbeddingReply, Embeddings
 from .flights import Flight, Flights, Landing

@@ -1,7 +1,7 @@
 """One generation across processes and hosts: the claim of a key in the shared store, with an expiry.
 
-Who gets the claim generates and publishes the outcome in the store; the others follow it there. A claim that is no
-longer kept up, because its holder was killed, expires and a follower takes over.
+The process that gets the claim generates and publishes the outcome in the store; the others follow it there. A claim
+whose holder was killed is no longer renewed: it expires, and a follower takes over.
 """
 
 import secrets
@@ -17,10 +17,10 @@ from ..errors import LlamaApiError, OllamaError, QueueFull, QueueTimeout, from_w
 from ..waiting import Cancelled
 from .flights import Flight, Flights, Landing
 
-LINGER_SECONDS = 3.0  # that an outcome can be read by those who wait for it
+LINGER_SECONDS = 3.0  # for which followers can read an outcome
 POLL_SECONDS = 0.05
-LARGEST = 1 << 20  # bytes, roughly, of an answer that is handed over by the store where the cache has it as well
-_STORED = orjson.dumps({"stored": True})  # the outcome that stands for such an answer
+LARGEST = 1 << 20  # approximate bytes of the largest answer published in an outcome if the cache has it too
+_STORED = orjson.dumps({"stored": True})  # the outcome for a larger one
 Find = Callable[[bool], Landing | None]
 
 
@@ -34,8 +34,8 @@ class Claims:
     def fly(self, flight: Flight, key: str, generate: Callable[[], Landing], find: Find) -> Landing:
         """The landing of ``flight``: generated here, or followed where it is generated. Raises what the leader raised.
 
-        ``find`` looks into the cache once more: another process may have answered since the first look. When it is
-        given True, that answer is the leader's, which will do even where no stored one is wanted.
+        ``find`` looks into the cache again, as another process may have answered since. Called with True, it returns
+        the leader's answer even if the caller refused stored ones.
         """
         self._keeper.start()
         token = secrets.token_hex(8)
@@ -46,19 +46,19 @@ class Claims:
             if outcome == _STORED:
                 if (found := find(True)) is not None:
                     return found._replace(source="followed", born=None)
-                flight.followed = False  # it has gone already
+                flight.followed = False  # it was evicted already
             elif outcome is not None:
                 came = _read_outcome(outcome)
                 if came is None:
                     flight.followed = False
-                    break  # a newer version's, which others of its kind still read: so the claim is left alone
+                    break  # leave the claim to processes of the newer version that wrote it
                 if isinstance(came, Exception):
                     raise came
                 return came
         return find(False) or generate()
 
     def _claim(self, key: str, token: str) -> Claim | None:
-        """The living claim on ``key``, ours or another's; None when the store does not tell."""
+        """The current claim on ``key``, ours or another's; None when the store is unavailable."""
         since = self._cache.epoch
         claim = self._store.claim(key, token, KEPT_FOR)
         if claim is not None:
@@ -77,7 +77,7 @@ class Claims:
             published = orjson.dumps(to_wire(error))
             raise
         except Cancelled:
-            reason = flight.cancellation.reason  # an operator's: it is for the readers elsewhere too
+            reason = flight.cancellation.reason  # an operator's is published for other readers too
             published = orjson.dumps(to_wire(reason)) if isinstance(reason, LlamaApiError) else None
             raise
         finally:
@@ -88,7 +88,7 @@ class Claims:
                 self._store.settle(claim, published, LINGER_SECONDS)
 
     def _follow(self, flight: Flight, claim: Claim, token: str) -> bytes | None:
-        """What came of ``claim``, None when it ended without an outcome."""
+        """The outcome of ``claim``, None when it ended without one."""
         woken, flight.followed = threading.Event(), True
         with flight.cancellation.interrupts(woken.set):
             while (outcome := self._store.peek(claim, token)) == UNDER_WAY:
@@ -99,7 +99,7 @@ class Claims:
 
 
 def _outcome_of(landing: Landing) -> bytes:
-    """What is published of ``landing``. A store is not held up by megabytes that it has already."""
+    """The outcome to publish for ``landing``: not the answer itself if it is large and the store has it already."""
     size = landing.answer.weight + sum(answer.weight for answer in landing.answers.values())
     if size > LARGEST and (landing.stored or landing.source == "found"):
         return _STORED
@@ -108,7 +108,7 @@ def _outcome_of(landing: Landing) -> bytes:
 
 
 def _read_outcome(outcome: bytes) -> Landing | Exception | None:
-    """What a published outcome makes of those who follow, None when this version cannot read it."""
+    """The landing or error for followers of a published outcome, None when this version cannot read it."""
     try:
         fields = orjson.loads(outcome)
         if not isinstance(fields, dict) or not isinstance(fields.get("answers", {}), dict):

@@ -1,6 +1,6 @@
-"""Embeddings: an entry for each text, and one call to Ollama for those of a request that nobody has embedded yet.
+"""Embeddings: an entry for each text, and one call to Ollama for those texts of a request that are not stored.
 
-A flight of embeddings carries several texts, each under its own key, so that whoever needs one of them joins it.
+A flight of embeddings carries several texts, each under its own key, so that other requests for any of them join it.
 """
 
 import hashlib
@@ -18,9 +18,9 @@ from ..upstreams import Fleet
 from .flights import Boarded, Flight, Flights, Landing
 from .service import FAILURES, RESULT_OF, Directives, Figures, Reply, Service, figures_of
 
-MOST_TEXTS = 2048  # of one request, OpenAI's own bound: each is looked up by itself
+MOST_TEXTS = 2048  # of one request, OpenAI's limit; each is looked up separately
 Board = Callable[[Sequence[ModelCall], bool], list[Boarded]]
-REFUSALS = (OllamaRefused, PromptTooLong)  # for which another text of the same call may be to blame
+REFUSALS = (OllamaRefused, PromptTooLong)  # errors that another text of the same call may have caused
 
 
 class Embeddings:
@@ -31,7 +31,7 @@ class Embeddings:
 
     def ask(self, calls: Sequence[ModelCall], directives: Directives, gone: Callable[[], bool],
             trace: Trace | None = None) -> "EmbeddingReply":
-        """Begin to embed: a call for each text, in order, some perhaps alike. Raises NotCached."""
+        """Begin to embed; ``calls`` has one call for each text, in order, with duplicates. Raises NotCached."""
         asked_at = time.monotonic()
         bypass = directives.no_store or not self._cache.enabled
         wanted = {call.key: call for call in calls}
@@ -55,7 +55,7 @@ class Embeddings:
 
     def _board(self, calls: Sequence[ModelCall], join: bool, renewed: set[str], bypass: bool,
                gone: Callable[[], bool], trace: Trace | None) -> list[Boarded]:
-        """Join the flights that carry some of ``calls`` and start one for the rest."""
+        """Join the flights with any of ``calls`` and start one for the rest."""
         by_key = {call.key: call for call in calls}
 
         def produce(flight: Flight) -> Landing:
@@ -68,7 +68,7 @@ class Embeddings:
         return self._flights.board_several(list(by_key), produce, gone, calls[0].model, join)
 
     def _fly(self, flight: Flight, calls: Sequence[ModelCall], renewed: set[str], bypass: bool) -> Landing:
-        """Produce the landing of ``flight``: what a producer's thread runs."""
+        """Produce the landing of ``flight``; runs in a producer's thread."""
         found: dict[str, Answer] = {}
 
         def find(anew: bool) -> Landing | None:
@@ -87,14 +87,14 @@ class Embeddings:
         return self._service.claims.fly(flight, key, generate, find)
 
     def _look(self, keys: list[str], anew: bool) -> dict[str, Answer]:
-        """The fresh answers to those of ``keys`` that have one by now, which have come since the first look."""
+        """The fresh answers that were stored for any of ``keys`` since the first look."""
         if self._service.claims is None:
             keys = [key for key in keys if self._cache.front.has(key)]
         return {key: entry.answer for key, entry in self._cache.get_many(keys, anew).items()
                 if self._service.stale_for(entry) is None}
 
     def _embed(self, flight: Flight, calls: Sequence[ModelCall], found: dict[str, Answer], bypass: bool) -> Landing:
-        """Have Ollama embed the texts of ``calls``; those ``found`` meanwhile are answered too."""
+        """Have Ollama embed the texts of ``calls``; the landing includes those ``found`` meanwhile."""
         epoch, run = self._cache.epoch, _Run(flight)
         made = self._fleet.generate(calls[0].with_texts([call.text for call in calls]), run)
         tokens, created = made.completion.input_tokens, time.time()
@@ -110,9 +110,9 @@ class Embeddings:
 
 
 class EmbeddingReply(Reply):
-    """The vectors on their way to one client; ``answer`` gives what is told of them all together.
+    """The reply to one request for embeddings; ``answer`` has the figures for all texts together.
 
-    ``known_tokens`` is how many tokens of theirs are known, which are all of them where the answer has a count.
+    ``known_tokens`` is the number of known tokens; it is complete if the answer has a count.
     """
 
     def __init__(self, asked_at: float, calls: Sequence[ModelCall], found: Mapping[str, Entry],
@@ -126,11 +126,11 @@ class EmbeddingReply(Reply):
 
     @property
     def vectors(self) -> list[bytes]:
-        """The vectors in the order of the calls, as little-endian float32; to be asked for after ``answer``."""
+        """The vectors in the order of the calls, as little-endian float32; available after ``answer``."""
         return [self._answers[call.key].vector or b"" for call in self._calls]
 
     def board(self, calls: Sequence[ModelCall], forwarded: str, board: Board) -> None:
-        """Take the flights that carry the missing ``calls``; ``board`` finds them, and is asked once more at need."""
+        """Board the flights of the missing ``calls`` by ``board``, which may be called again for a retry."""
         self.entry, self.forwarded, self._board = None, forwarded, board
         self._boarded = board(calls, True)
         started = any(boarded.own for boarded in self._boarded)
@@ -151,7 +151,7 @@ class EmbeddingReply(Reply):
             boarded.reader.close()
 
     def _land(self) -> list[Landing]:
-        """Wait for the flights. What another's flight was refused is asked for once more, alone."""
+        """Wait for the flights. Texts that failed in another request's flight are tried again, each alone."""
         by_key, landings, refused = {call.key: call for call in self._calls}, [], []
         for boarded in self._boarded:
             try:
@@ -172,7 +172,7 @@ class EmbeddingReply(Reply):
         return landing
 
     def _label(self, landings: list[Landing]) -> None:
-        """Tell what became of the request, by what became of its flights."""
+        """Set the result of the request from its flights."""
         own = [boarded.reader.flight.landing for boarded in self._boarded if boarded.own]
         if all(landing is not None and landing.source == "followed" for landing in own):
             self.result, self.forwarded = "collapsed", "miss"
@@ -201,21 +201,22 @@ class EmbeddingReply(Reply):
 
 
 class _Run:
-    """An embedding as the fleet sees it."""
+    """The fleet's Run of an embedding."""
 
     def __init__(self, flight: Flight):
         self.started_at, self.cancellation, self.progress = flight.started_at, flight.cancellation, flight.progress
         self.vectors: tuple[bytes, ...] = ()
 
     def publish(self, pieces: Sequence[Piece]) -> None:
-        """Take the vectors, which come all at once."""
+        """Take the vectors, which arrive all at once."""
         self.vectors = pieces[0].vectors
 
 
 def tokens_of(embedded: Sequence[tuple[str, Answer]]) -> tuple[int, bool]:
-    """How many tokens of these texts, pairs of key and answer, are known, and whether these are all of them.
+    """The number of known tokens of these texts, pairs of key and answer, and whether it is complete.
 
-    A call of several texts is told but their sum: that is known as often as all of its texts are there.
+    For a call with several texts Ollama reports only the total, which counts once for each complete set of those texts
+    in the request.
     """
     calls: dict[tuple[str, int, int | None] | None, Counter[str]] = {}
     for key, answer in embedded:

@@ -1,6 +1,6 @@
-"""A *flight* is one generation under way and the one shape of an answer: the pieces so far, then a landing.
+"""A *flight* is one generation under way: the pieces so far, then a landing.
 
-Whoever wants the answer is a reader of the flight; its producer never waits for a reader.
+Every generated answer is read from a flight by any number of readers; its producer never waits for a reader.
 """
 
 import _thread
@@ -15,14 +15,14 @@ from ..answer import Answer, Piece
 from ..errors import ClientGone, GenerationCancelled
 from ..waiting import Cancellation, Cancelled, Progress, Wait
 
-READER_TICK = 0.5  # seconds between two looks whether a waiting client is still there
+READER_TICK = 0.5  # seconds between two checks that a waiting client is still there
 
 
 class Landing(NamedTuple):
-    """What became of a flight: its answer, where that came from, and whether the cache has taken it.
+    """The end of a flight: its answer, the source of that, and whether it was stored.
 
-    ``source`` is ``generated`` here, ``followed`` where another process generated it, or ``found`` in the cache, with
-    ``born``, the answer's time on the monotonic clock. ``ended_at`` is on that clock too. A flight of embeddings has
+    ``source`` is ``generated`` by this process, ``followed`` if another one did, or ``found`` in the cache; then
+    ``born`` is the answer's time on the monotonic clock. ``ended_at`` is on that clock too. A flight of embeddings has
     ``answers`` by key.
     """
 
@@ -35,9 +35,9 @@ class Landing(NamedTuple):
 
 
 class Flight:
-    """One generation under way: the pieces so far, then its landing. ``progress`` tells where it is meanwhile.
+    """One generation under way: the pieces so far, then its landing. ``progress`` is its state meanwhile.
 
-    ``keys`` are those under which it can be joined: ``key`` alone, or those of the texts that it embeds.
+    ``keys`` are the keys by which it can be joined: ``key`` alone, or those of the texts that it embeds.
     """
 
     def __init__(self, key: str | None, model: str = "", keys: Sequence[str] = ()):
@@ -57,24 +57,24 @@ class Flight:
         self._piece_watchers: dict[threading.Event, None] = {}  # set at each publication as well
 
     def watch(self, event: threading.Event, pieces: bool) -> None:
-        """Have ``event`` set when the flight has landed, and with ``pieces`` whenever some have come."""
+        """Set ``event`` when the flight lands, and with ``pieces`` also at each publication."""
         (self._piece_watchers if pieces else self._watchers)[event] = None
 
     def unwatch(self, event: threading.Event) -> None:
-        """Have ``event`` set no more."""
+        """Stop setting ``event``."""
         self._piece_watchers.pop(event, None)
         self._watchers.pop(event, None)
 
     def publish(self, pieces: Sequence[Piece]) -> None:
-        """Add the pieces that came together and wake those who stream."""
+        """Add pieces that arrived together and wake the streaming readers."""
         self._add(pieces)
-        for event in list(self._piece_watchers):  # a copy: readers come and go meanwhile
+        for event in list(self._piece_watchers):  # a copy, as readers come and go meanwhile
             event.set()
 
     def land(self, landing: Landing | None = None, error: BaseException | None = None) -> None:
-        """End the flight with a landing or an error, and wake everybody.
+        """End the flight with a landing or an error, and wake all readers.
 
-        The pieces of an answer that was not generated here come with it, so that its readers know where it is from.
+        An answer that was not generated here gets its pieces only now, so that readers know its source first.
         """
         if landing is not None and landing.source != "generated":
             self._add(landing.answer.pieces)
@@ -108,7 +108,7 @@ class Reader:
             self.outcome()
 
     def events(self, silence: float | None = None) -> Iterator[list[Piece] | Wait]:
-        """Give the pieces so far at once, then those that come, and a Wait for each ``silence`` seconds without any.
+        """Yield the pieces so far at once, then new ones, and a Wait after each ``silence`` seconds without any.
 
         Raises the flight's error, or ClientGone.
         """
@@ -132,7 +132,7 @@ class Reader:
                 self._check()
             news.clear()
         if self.flight.error is not None:
-            raise self.flight.error.with_traceback(None)  # one error, many readers: their stacks must not pile up
+            raise self.flight.error.with_traceback(None)  # many readers raise one error: do not accumulate their stacks
         assert self.flight.landing is not None
         return self.flight.landing
 
@@ -149,7 +149,7 @@ class Reader:
         news, flight = self._watch(pieces=True), self.flight
         until = None if silence is None else time.monotonic() + silence
         while True:
-            news.clear()  # before the look: what comes after it sets the event anew
+            news.clear()  # before the check, so that later news sets it again
             if flight.landed or len(flight.pieces) > self._seen:
                 return True
             if not news.wait(READER_TICK if until is None else min(READER_TICK, max(0.0, until - time.monotonic()))):
@@ -158,7 +158,7 @@ class Reader:
                     return False
 
     def _watch(self, pieces: bool) -> threading.Event:
-        """The event that is set when there may be something new."""
+        """The event that signals possible news."""
         if self._news is None:
             self._news = threading.Event()
             self.flight.watch(self._news, pieces)
@@ -170,7 +170,7 @@ class Reader:
 
 
 class Boarded(NamedTuple):
-    """A flight of several keys, boarded for some of them; ``own`` tells whether it was started for that."""
+    """A flight of several keys, boarded for some of them; ``own`` says whether this request started it."""
 
     reader: Reader
     keys: Sequence[str]
@@ -178,16 +178,16 @@ class Boarded(NamedTuple):
 
 
 class Flights:
-    """The flights under way in this process, by key: at most one a key that can be joined."""
+    """The flights of this process by key, at most one joinable flight per key."""
 
     def __init__(self) -> None:
         self._joinable: dict[str, Flight] = {}
-        self._all: dict[str, Flight] = {}  # by id: those whose producer has not ended
+        self._all: dict[str, Flight] = {}  # by id, until their producer ends
         self._lock = threading.Lock()
 
     @property
     def count(self) -> int:
-        """How many producers have not ended."""
+        """The number of flights whose producer has not ended."""
         return len(self._all)
 
     def under_way(self) -> list[Flight]:
@@ -197,9 +197,9 @@ class Flights:
 
     def board(self, key: str | None, produce: Callable[[Flight], Landing], gone: Callable[[], bool],
               model: str = "") -> tuple[Reader, bool]:
-        """Join the flight of ``key`` or start one; tells whether it was started. None as the key is never shared.
+        """Join the flight of ``key`` or start one; returns also whether it was started. The key None is never shared.
 
-        ``produce`` runs in a thread of its own; what it returns or raises is the flight's outcome.
+        ``produce`` runs in its own thread; the flight ends with its landing or its exception.
         """
         with self._lock:
             flight = self._joinable.get(key) if key is not None else None
@@ -232,14 +232,14 @@ class Flights:
         return found
 
     def leave(self, flight: Flight) -> None:
-        """Count one reader less. A flight that other processes may wait for is left to ``cancel_if_unread``."""
+        """Count one reader less, and cancel an unread flight, unless other processes may wait for it."""
         with self._lock:
             flight.readers -= 1
         if not flight.shared:
             self.cancel_if_unread(flight)
 
     def cancel_if_unread(self, flight: Flight) -> bool:
-        """Cancel ``flight`` when it has no reader; nobody can join it from then on."""
+        """Cancel ``flight`` if it has no reader; it can no longer be joined then."""
         with self._lock:
             if flight.readers or flight.landed:
                 return False
@@ -258,7 +258,7 @@ class Flights:
         return True
 
     def seal(self) -> None:
-        """Let nobody join the flights under way any more: a purge is a line in time."""
+        """Make the current flights unjoinable, as after a purge nothing begun before it may be joined."""
         with self._lock:
             self._joinable.clear()
 
@@ -280,7 +280,7 @@ class Flights:
             landing = produce(flight)
         except Cancelled as cancelled:
             error = flight.cancellation.reason or cancelled
-        except BaseException as raised:  # a reader must never wait for a producer that has died
+        except BaseException as raised:  # readers must not wait for a dead producer
             error = raised
         with self._lock:
             self._seal(flight)

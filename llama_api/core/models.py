@@ -1,4 +1,4 @@
-"""Which models are served, under what names, and what each can do."""
+"""The served models, their names and their abilities."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,9 +11,9 @@ EVERYTHING = "*"
 
 
 class _Shown(NamedTuple):
-    """What is remembered of a build: what it can do, and the longest context window that it can have."""
+    """The known facts about a build: its capabilities, and its largest context window."""
 
-    capabilities: frozenset[str] | None  # None from an Ollama that does not tell (before 0.6.4)
+    capabilities: frozenset[str] | None  # None if Ollama does not report them (before 0.6.4)
     window: int | None
 
     @classmethod
@@ -26,7 +26,7 @@ class _Shown(NamedTuple):
 
 
 class Models:
-    """The served models: ``default``, ``further`` ones (or ``*``, all that Ollama has) and ``aliases`` of these."""
+    """The served models: ``default``, ``further`` ones (``*`` for all that Ollama has) and their ``aliases``."""
 
     def __init__(self, fleet: Fleet, default: str, further: Sequence[str] = (),
                  aliases: Sequence[tuple[str, str]] = ()):
@@ -35,11 +35,11 @@ class Models:
         configured = [default, *(name for name in further if name != EVERYTHING)]
         self._configured = {normal(name): name for name in reversed(configured)}
         self._aliases = {normal(alias): (alias, model) for alias, model in aliases}
-        self._shown: dict[str, tuple[str | None, _Shown]] = {}  # by model: its build and what was told of that
+        self._shown: dict[str, tuple[str | None, _Shown]] = {}  # by model: its build and the facts about that
 
     @property
     def served(self) -> list[str]:
-        """The names of the served models, the default first; with ``*`` all that Ollama has as it lists them."""
+        """The names of the served models, the default first; with ``*`` all that Ollama lists."""
         names = dict.fromkeys(reversed(self._configured.values()))
         if self._everything:
             for model in self._fleet.inventory():
@@ -49,25 +49,25 @@ class Models:
 
     @property
     def names(self) -> list[str] | None:
-        """The names and aliases that are served, None when those depend on what Ollama has."""
+        """The served names and aliases, None when they depend on Ollama's list."""
         return None if self._everything else [*self.served, *(alias for alias, _ in self.aliases)]
 
     @property
     def aliases(self) -> list[tuple[str, str]]:
-        """Pairs of an alias and the name of the served model that it stands for."""
+        """Pairs of an alias and the name of its model."""
         return [(alias, name) for alias, model in self._aliases.values() if (name := self._named(normal(model)))]
 
     def resolve(self, name: str) -> str | None:
-        """The configured name of the model that a caller calls ``name``; None when it is not served."""
+        """The configured name of the model with the caller's ``name``; None when it is not served."""
         wanted = normal(name)
         if wanted in self._aliases:
             wanted = normal(self._aliases[wanted][1])
         return self._named(wanted)
 
     def can(self, model: str, ability: str) -> bool:
-        """Whether ``model`` has the ``ability`` (``tools``, ``embedding``, ...), by one look a build.
+        """Whether ``model`` has the ``ability`` (``tools``, ``embedding``, ...), asked once per build.
 
-        True where Ollama does not tell: then it will speak for itself.
+        True if Ollama does not report abilities: it will refuse the call itself.
         """
         try:
             known = self._look(model).capabilities
@@ -76,7 +76,7 @@ class Models:
         return known is None or ability in known
 
     def digest(self, model: str) -> str | None:
-        """The build of ``model`` as of the newest probe, None where it is not seen."""
+        """The build of ``model`` as of the newest probe, or None."""
         wanted = normal(model)
         return next((str(entry["digest"]) for entry in self._fleet.inventory()
                      if normal(str(entry.get("name"))) == wanted and entry.get("digest")), None)
@@ -84,7 +84,7 @@ class Models:
     def listing(self) -> list[tuple[str, dict[str, Any]]]:
         """The names that callers may use, aliases last, each with its model's entry of /api/tags.
 
-        Models that Ollama lacks are not listed; while it cannot be reached all are, with empty entries.
+        Models that Ollama lacks are omitted; while no Ollama can be reached, all are listed with empty entries.
         """
         unknown = not self._fleet.state().ollama["reachable"]
         entries = {normal(str(entry.get("name"))): entry for entry in self._fleet.inventory()}
@@ -92,7 +92,7 @@ class Models:
         return [(name, entries.get(normal(model), {})) for name, model in names if unknown or normal(model) in entries]
 
     def window(self, model: str) -> int | None:
-        """The context window of a served ``model`` in tokens: as loaded, else at most; None when Ollama cannot tell."""
+        """The context window of a served ``model`` in tokens: as loaded, else its largest; None when unknown."""
         if (loaded := self._fleet.window(model)) is not None or self.digest(model) is None:
             return loaded
         try:
@@ -109,7 +109,7 @@ class Models:
         return [model for model in self._fleet.inventory() if self._named(normal(str(model["name"])))]
 
     def listed(self, name: str) -> tuple[str, dict[str, Any]]:
-        """The item of the listing that ``name`` means. Raises ModelNotServed or ModelMissing."""
+        """The item of the listing for ``name``. Raises ModelNotServed or ModelMissing."""
         for item in self.listing():
             if normal(item[0]) == normal(name):
                 return item
@@ -118,7 +118,7 @@ class Models:
         raise ModelNotServed(name, self.served)
 
     def _look(self, model: str) -> "_Shown":
-        """What /api/show tells of the build of ``model``, asked once. Raises OllamaError."""
+        """The facts from /api/show about the build of ``model``, asked once. Raises OllamaError."""
         known = self._shown.get(model)
         if known is None or self._fleet.stale_since(model, known[0]) is not None:
             digest = self.digest(model)

@@ -16,12 +16,12 @@ from .flights import Flight, Flights, Landing, Reader
 
 RESULT_OF = {"bypass": "bypass", "request": "refresh", "miss": "miss", "stale": "refresh"}  # by why it is forwarded
 Events = Generator[list[Piece] | Wait, None, None]
-FAILURES = (OllamaError, QueueFull, QueueTimeout)  # for which a stale answer may be served instead
+FAILURES = (OllamaError, QueueFull, QueueTimeout)  # errors for which a stale answer may be served instead
 
 
 @dataclass(frozen=True, slots=True)
 class Directives:
-    """What a request's Cache-Control asks for; ``max_age`` is in seconds."""
+    """The directives of a request's Cache-Control; ``max_age`` is in seconds."""
 
     no_cache: bool = False
     no_store: bool = False
@@ -31,7 +31,7 @@ class Directives:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The times of one request, in seconds; None where there is nothing to tell."""
+    """The times of one request in seconds, None where they do not apply."""
 
     inference: float
     queue: float = 0.0
@@ -39,10 +39,10 @@ class Figures:
 
 
 class Reply:
-    """An answer on its way to one client: call ``answer``, or ``start`` and then ``events``; ``close`` when done.
+    """The reply to one client: call ``answer``, or ``start`` and then ``events``; ``close`` when done.
 
-    ``result`` is hit, stale, miss, collapsed, refresh or bypass. ``forwarded`` is why the cache did not answer (``fwd``
-    of RFC 9211: miss, stale, request or bypass), None on a hit. Both are final once ``answer`` has returned, or
+    ``result`` is hit, stale, miss, collapsed, refresh or bypass. ``forwarded`` says why the cache had no answer
+    (``fwd`` of RFC 9211: miss, stale, request or bypass), None on a hit. Both are final once ``answer`` has returned, or
     ``start`` with a piece. ``host`` is the Ollama that generated, None for a stored answer.
     """
 
@@ -59,27 +59,27 @@ class Reply:
         return self.entry is not None
 
     def start(self, silence: float | None = None) -> None:
-        """Wait until there is something to send, at most ``silence`` seconds. Raises what kept the answer away."""
+        """Wait until there is something to send, at most ``silence`` seconds. Raises the error of the request."""
 
     def answer(self) -> Answer:
-        """The whole answer. Raises what kept it from coming."""
+        """The whole answer. Raises the error of the request."""
         assert self.entry is not None
         return self.entry.answer
 
     def events(self, silence: float | None = None) -> Events:
-        """The pieces, and a Wait for each ``silence`` seconds without any; joined they are the answer.
+        """Yield the pieces of the answer, and a Wait after each ``silence`` seconds without any.
 
-        Raises what broke it off.
+        Raises the error of the request.
         """
         if pieces := self.answer().pieces:
             yield pieces
 
     def close(self) -> None:
-        """The client has its answer, or has gone."""
+        """End the reply: the client has its answer or has left."""
 
 
 class FlightReply(Reply):
-    """A reply that reads a flight; with a ``spare`` entry, which is served should the generation fail."""
+    """A reply that reads a flight, with a ``spare`` entry to serve if the generation fails."""
 
     def __init__(self, asked_at: float, result: str, forwarded: str, reader: Reader, spare: Entry | None):
         super().__init__(asked_at, result, forwarded, None)
@@ -122,7 +122,7 @@ class FlightReply(Reply):
         self._reader.close()
 
     def _label(self) -> None:
-        """Tell what became of the request, by what became of its flight."""
+        """Set the result of the request from its flight."""
         if self.failure is not None:
             return
         flight, landing = self._reader.flight, self._reader.flight.landing
@@ -145,7 +145,7 @@ class FlightReply(Reply):
 
 
 class Service:
-    """Answers calls. Its collaborators come by the constructor; ``ttl`` and ``stale_if_error`` are in seconds."""
+    """Answers calls; ``ttl`` and ``stale_if_error`` are in seconds."""
 
     def __init__(self, fleet: Fleet, cache: AnswerCache, flights: Flights, ttl: float = 0.0,
                  stale_if_error: float = 0.0):
@@ -156,9 +156,9 @@ class Service:
 
     def ask(self, call: ModelCall, directives: Directives, gone: Callable[[], bool],
             trace: Trace | None = None) -> Reply:
-        """Begin to answer ``call``; ``gone`` tells whether its client has left. Raises NotCached.
+        """Begin to answer ``call``; ``gone`` says whether its client has left. Raises NotCached.
 
-        ``trace`` is the span of the request; the generation is in that of the one who began it.
+        ``trace`` is the span of the request; a generation belongs to the span of the request that began it.
         """
         asked_at = time.monotonic()
         bypass = directives.no_store or not self._cache.enabled
@@ -174,7 +174,7 @@ class Service:
         if directives.only_if_cached:
             raise NotCached
         spare = entry if acceptable and entry is not None and self.serves_in_need(entry) else None
-        renew = directives.no_cache or fresh  # then what the cache holds is not wanted
+        renew = directives.no_cache or fresh  # the caller refused the cached entry, so do not look it up again
         forwarded = "bypass" if bypass else "request" if renew else "miss" if entry is None else "stale"
         reader, started = self._flights.board(
             key, lambda flight: self._fly(flight, call, renew, trace), gone, call.model)
@@ -194,11 +194,11 @@ class Service:
             reader.close()
 
     def purge(self) -> None:
-        """Remove every answer; what comes from now on joins no generation of before."""
+        """Remove every answer; later requests join no earlier generation."""
         self._cache.clear()
 
     def ttl(self, entry: Entry) -> int | None:
-        """Whole seconds that ``entry`` stays fresh; with its age they are the TTL. None for as long as it is kept."""
+        """Whole seconds for which ``entry`` stays fresh; their sum with its age is the TTL. None without a TTL."""
         return max(0, int(self._ttl - int(self.age(entry)))) if self._ttl else None
 
     @staticmethod
@@ -220,7 +220,7 @@ class Service:
         return stale_for is None or stale_for <= self._stale_if_error
 
     def _fly(self, flight: Flight, call: ModelCall, renew: bool, trace: Trace | None) -> Landing:
-        """Produce the landing of ``flight``: what a producer's thread runs."""
+        """Produce the landing of ``flight``; runs in a producer's thread."""
         flight.progress.trace = trace
 
         def find(anew: bool) -> Landing | None:
@@ -249,7 +249,7 @@ class Service:
 
 
 def figures_of(flight: Flight, joined_at: float) -> Figures:
-    """The times of a request, from those of its flight: what came before it joined does not count."""
+    """The times of a request from those of its flight, without the time before it joined."""
     progress, landing = flight.progress, flight.landing
     if landing is not None and landing.source == "found":
         return Figures(time.monotonic() - joined_at)

@@ -1,4 +1,4 @@
-"""Which Ollama answers, and when. Knows no HTTP."""
+"""Scheduling of generations over all Ollamas. Knows no HTTP."""
 
 from .breaker import Breaker
 from .fleet import Fleet

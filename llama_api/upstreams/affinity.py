@@ -1,4 +1,4 @@
-"""Where the beginning of a prompt was last seen: there Ollama need not read it again."""
+"""Prefix affinity: the Ollama that last read the beginning of a prompt need not read it again."""
 
 import time
 from collections import OrderedDict
@@ -9,16 +9,16 @@ from typing import NamedTuple
 from ..model_call import ModelCall
 
 BLOCK = 256  # characters
-LEAST_BLOCKS = 4  # what is shorter is read again as fast as it is looked for
+LEAST_BLOCKS = 4  # a shorter beginning is read again as fast as it is looked up
 MOST_BLOCKS = 4096  # of one prompt
 MOST_KNOWN = 32768  # blocks that are remembered
-BELIEVED = 0.5  # of what should have been known there, the share that Ollama must confirm
+BELIEVED = 0.5  # the share of an expected match that Ollama must confirm
 
-Chain = list[int]  # of a prompt: for each block a hash of all up to its end
+Chain = list[int]  # for each block of a prompt, a hash of the text up to its end
 
 
 def chain_of(call: ModelCall) -> Chain:
-    """The hashes of the beginnings of ``call``, one a block; empty when it is too short to matter."""
+    """The hashes of the beginnings of ``call``, one per block; empty when it is too short to matter."""
     opening = call.opening
     whole = min(len(opening) // BLOCK, MOST_BLOCKS)
     if whole < LEAST_BLOCKS:
@@ -31,7 +31,7 @@ def chain_of(call: ModelCall) -> Chain:
 
 
 class Match(NamedTuple):
-    """Where the longest known beginning of a prompt was seen last, how many blocks it has, and when that was."""
+    """The longest known beginning of a prompt: the host that last read it, its number of blocks, and when."""
 
     host: str
     blocks: int
@@ -39,18 +39,18 @@ class Match(NamedTuple):
 
 
 class Affinity:
-    """For each beginning of a prompt the host that saw it last, the least recently seen forgotten first."""
+    """The host that last read each beginning of a prompt; the least recently read are forgotten first."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self._clock = clock
-        self._seen: OrderedDict[int, tuple[str, float]] = OrderedDict()  # by beginning: where and when
-        self._gone: dict[str, float] = {}  # by host: what it saw up to then it has no more
+        self._seen: OrderedDict[int, tuple[str, float]] = OrderedDict()  # by beginning: host and time
+        self._gone: dict[str, float] = {}  # by host: beginnings read up to then are lost
 
     def __repr__(self) -> str:
         return f"<Affinity of {len(self._seen)} beginnings>"
 
     def find(self, chain: Chain) -> Match | None:
-        """Where the longest beginning was seen last; None when it is not known."""
+        """The match of the longest known beginning, or None."""
         for blocks in range(len(chain), LEAST_BLOCKS - 1, -1):
             host, at = self._seen.get(chain[blocks - 1], ("", 0.0))
             if host and at > self._gone.get(host, float("-inf")):
@@ -58,7 +58,7 @@ class Affinity:
         return None
 
     def note(self, chain: Chain, host: str) -> None:
-        """``host`` reads this prompt now."""
+        """Note that ``host`` reads this prompt now."""
         now = self._clock()
         for beginning in chain:
             self._seen[beginning] = host, now
@@ -67,13 +67,13 @@ class Affinity:
             self._seen.popitem(last=False)
 
     def forget(self, host: str) -> None:
-        """``host`` has lost all that it has read."""
+        """Note that ``host`` has lost everything that it has read."""
         self._gone[host] = self._clock()
 
     def correct(self, match: Match, chain: Chain, cached_share: float) -> None:
-        """Where ``match`` sent this prompt, ``cached_share`` of it had been kept.
+        """Compare ``match`` with the ``cached_share`` of the prompt that its host had kept.
 
-        What has left its memory takes along what was read before it.
+        If that is too little, everything that the host read up to the match counts as lost.
         """
         if cached_share < BELIEVED * match.blocks / len(chain):
             self._gone[match.host] = max(self._gone.get(match.host, float("-inf")), match.at)

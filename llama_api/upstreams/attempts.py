@@ -1,4 +1,4 @@
-"""The generations that Ollamas are working at: ended when they are wanted no more, moved when their Ollama is gone."""
+"""The current attempts to generate: cancelled when no caller is left, moved when their Ollama is gone."""
 
 import sys
 import time
@@ -14,7 +14,7 @@ from .upstream import Upstream
 
 
 class _Attempt:
-    """One generation at one Ollama: ``cancellation`` ends it there, ``trace`` is its own span, if any."""
+    """One generation at one Ollama: ``cancellation`` ends it, ``trace`` is its own span, if any."""
 
     def __init__(self, journey: Journey, upstream: Upstream):
         self.journey, self.upstream, self.cancellation = journey, upstream, Cancellation()
@@ -26,13 +26,13 @@ class _Attempt:
 
     @property
     def loading(self) -> bool:
-        """Whether its model is being loaded, as far as the newest probe can tell."""
+        """Whether its model is being loaded, as of the newest probe."""
         return not self.journey.flowing and self.upstream.loaded(self.journey.call.model) is False
 
     def leave(self) -> None:
-        """Its caller has gone, or an operator ends it.
+        """End the attempt when its caller has left or an operator cancels it.
 
-        Ollama throws a load away when the caller goes that began it: for want of a caller alone it may end.
+        Ollama abandons a load whose client leaves. So a load continues unless an operator cancels it.
         """
         if self.journey.run.cancellation.reason is None and self.loading:
             self.left = True
@@ -42,7 +42,7 @@ class _Attempt:
 
 
 class Attempts:
-    """All that are under way; a ``tracer`` is told how each one ended."""
+    """All current attempts; the end of each is reported to ``tracer``."""
 
     def __init__(self, tracer: Tracer | None = None) -> None:
         self._under_way: set[_Attempt] = set()
@@ -53,9 +53,9 @@ class Attempts:
 
     @contextmanager
     def at(self, upstream: Upstream, journey: Journey) -> Iterator[_Attempt]:
-        """Have ``upstream`` work for ``journey`` in the block, until the cancellation of what is given is requested.
+        """Run the block as an attempt of ``journey`` at ``upstream``; its cancellation ends it.
 
-        Raises OllamaReset when it was moved away.
+        Raises OllamaReset when the attempt was moved away.
         """
         attempt = _Attempt(journey, upstream)
         self._under_way.add(attempt)
@@ -76,7 +76,7 @@ class Attempts:
                     attempt.completion, sys.exception()))
 
     def look(self, upstream: Upstream) -> None:
-        """See, after a probe of ``upstream``, whose model is loaded by now."""
+        """Note, after a probe of ``upstream``, the attempts whose model is now loaded."""
         for attempt in [one for one in self._under_way if one.upstream is upstream and not one.loading]:
             if attempt.journey.run.progress.state == "loading":
                 attempt.journey.run.progress.state = "writing"
@@ -84,7 +84,7 @@ class Attempts:
                 attempt.cancellation.request()
 
     def move(self, upstream: Upstream) -> None:
-        """Take away from ``upstream`` what has had no piece from it: it has not answered for a while."""
+        """Move attempts without a piece away from ``upstream``, which no longer answers probes."""
         for attempt in [one for one in self._under_way if one.upstream is upstream and not one.journey.flowing]:
             attempt.moved = True
             attempt.cancellation.request()

@@ -1,4 +1,4 @@
-"""The Ollamas and the one queue before them: a free slot takes the next generation."""
+"""All Ollamas and their common queue: a free slot takes the next generation."""
 
 import logging
 import random
@@ -30,19 +30,19 @@ from .waiter import Slot, Waiter
 
 logger = logging.getLogger(__name__)
 
-TRIES = 3  # of a single Ollama that cannot be reached or is busy; nothing else is safe to repeat
+TRIES = 3  # at a single Ollama that cannot be reached or is busy; other failures are not safe to repeat
 BACKOFF_SECONDS = 0.15
-FAILOVER = (OllamaUnavailable, OllamaBusy, OllamaReset, OllamaBrokeOff)  # before a piece: the next Ollama is tried
+FAILOVER = (OllamaUnavailable, OllamaBusy, OllamaReset, OllamaBrokeOff)  # before a piece: try the next Ollama
 PS_SECONDS = 1.0
-GONE_SECONDS = 2.5  # without an answer to a probe, after which what waits for a first piece goes elsewhere
+GONE_SECONDS = 2.5  # without a successful probe, after which generations without a piece go elsewhere
 
 
 class Fleet:
-    """Generates: waits for a free slot of a usable Ollama, and has that one answer.
+    """Generates answers, each in a free slot of a usable Ollama.
 
-    ``models`` are those that are served, the default one first; ``timeout`` is the deadline of a generation from its
-    slot on, ``queue_timeout`` the longest wait for one, in seconds; ``preload`` has each Ollama load the first model.
-    With ``leases`` slots are counted over all machines; a ``tracer`` is told the spans of each generation.
+    ``models`` are the served ones, the default first; ``timeout`` limits a generation once it has a slot, and
+    ``queue_timeout`` its wait for one, in seconds; ``preload`` has each Ollama load the first model. With ``leases``
+    slots are counted over all machines; the spans of each generation are reported to ``tracer``.
     """
 
     def __init__(self, upstreams: Sequence[Upstream], models: Sequence[str], observer: Observer, queue: int = 64,
@@ -57,7 +57,7 @@ class Fleet:
         for upstream in upstreams:
             upstream.monitor.subscribe(partial(self._noted, upstream))
 
-    # What is known
+    # State
 
     def stale_since(self, model: str, digest: str | None) -> float | None:
         """When (monotonic) another build of ``model`` than ``digest`` was first seen; None while it is the newest.
@@ -73,9 +73,9 @@ class Fleet:
         return state_of(self._roster, self._queue, self._models, self._preload)
 
     def inventory(self) -> list[dict[str, Any]]:
-        """The models as last told, as /api/tags tells them: each once, in the build that answers where that is known.
+        """The entries of /api/tags as of the newest probes, one per model, of the build that answers where known.
 
-        Waits for the first probes alone.
+        Waits only for the first probes.
         """
         self._wait_fresh(first=True)
         found: dict[str, dict[str, Any]] = {}
@@ -87,11 +87,11 @@ class Fleet:
         return list(found.values())
 
     def when_removed(self, action: Callable[[], object]) -> None:
-        """Have ``action`` done each time that a model has gone from the inventory."""
+        """Call ``action`` each time a model has disappeared from the inventory."""
         self._roster.removed = action
 
     def loaded(self) -> list[dict[str, Any]]:
-        """The loaded models, as /api/ps tells them, each once. Raises OllamaError when no Ollama tells."""
+        """The entries of /api/ps, one per model. Raises OllamaError when no Ollama reports them."""
         found: dict[str, dict[str, Any]] | None = None
         failure: OllamaError = OllamaUnavailable()
         for upstream in [one for one in self.upstreams if one.reached] or self.upstreams[:1]:
@@ -107,21 +107,21 @@ class Fleet:
         return list(found.values())
 
     def window(self, model: str) -> int | None:
-        """The context window that ``model`` is loaded with, the smallest of all; None where no probe tells."""
+        """The context window that ``model`` is loaded with, the smallest of all Ollamas; None when unknown."""
         known = [upstream.monitor.latest.loaded or {} for upstream in self.upstreams]
         sizes = [loaded[normal(model)].context_length for loaded in known if normal(model) in loaded]
         return min((size for size in sizes if size is not None), default=None)
 
     def lack(self, model: str) -> ModelNotFound:
-        """What to say of a ``model`` that no Ollama has."""
+        """The error for a ``model`` that no Ollama has."""
         return self._roster.lack(model)
 
     def show(self, model: str, **fields: Any) -> dict[str, Any]:
-        """What /api/show tells of ``model``; ``fields`` are further ones of its request. Raises OllamaError."""
+        """The response of /api/show for ``model``; ``fields`` extend the request. Raises OllamaError."""
         return self._any_for(model).client.show(model, **fields)
 
     def load(self, model: str, cancellation: Cancellation, progress: Progress) -> None:
-        """Have ``model`` loaded and wait until it is; who leaves does not end it. Raises OllamaError or Cancelled."""
+        """Load ``model`` and wait for it; the load continues if the caller leaves. Raises OllamaError or Cancelled."""
         upstream = self._any_for(model)
         progress.host, progress.state = upstream.host, "loading"
         self._loads.load(upstream, model, cancellation)
@@ -131,7 +131,7 @@ class Fleet:
     def generate(self, call: ModelCall, run: Run) -> Generated:
         """Generate the answer to ``call``. Raises OllamaError, QueueFull, QueueTimeout or Cancelled.
 
-        What fails at one Ollama before its first piece is tried at the next, at each once, until the deadline.
+        A generation that fails before its first piece is tried at the next Ollama, once at each, until the deadline.
         """
         if self._single or not self._roster.hosts(call.model):
             self._wait_fresh()
@@ -161,16 +161,16 @@ class Fleet:
                 self._observer.generation_ended(ended)
 
     def vouches(self, made: Generated, model: str) -> bool:
-        """Whether what was ``made`` may be kept as an answer of its build.
+        """Whether the answer ``made`` may be stored under its build, which may have changed since the last probe.
 
-        That may have changed since the last probe. A single Ollama shows it with the next one, and all of before is
-        stale then; one of several is left out, and the build of the others goes on. So it is asked once more.
+        The next probe of a single Ollama makes all earlier answers stale. If there are several Ollamas, only the
+        changed one is left out and the build stays valid, so the one that answered is asked once more.
         """
         return self._single or any(upstream.still_has(model, made.digest) for upstream in self.upstreams
                                    if upstream.host == made.host)
 
     def _slot(self, journey: Journey) -> Slot:
-        """A slot for ``journey``. Raises what failed before when there is none in time for a further try."""
+        """A slot for ``journey``. Raises the earlier failure when no slot is free in time for a retry."""
         progress, waited, began = journey.run.progress, False, time.monotonic()
         waiter = Waiter(journey.call.model, lambda free: self._ranked(journey, free), journey.tried, journey.since)
 
@@ -196,13 +196,13 @@ class Fleet:
         return slot
 
     def _match(self, journey: Journey, upstream: Upstream) -> None:
-        """Tell whether ``journey`` goes to where its beginning is known, and let that be known of ``upstream``."""
+        """Report whether ``journey`` goes where its beginning is known, and note that ``upstream`` reads it now."""
         match = journey.match = self._affinity.find(journey.chain)
         self._observer.prefix_matched("none" if match is None else "hit" if match.host == upstream.host else "miss")
         self._affinity.note(journey.chain, upstream.host)
 
     def _generate_at(self, upstream: Upstream, journey: Journey) -> Generated:
-        """Have ``upstream`` generate; a single one that cannot be reached or is busy is tried a few times."""
+        """Generate at ``upstream``; a single Ollama that cannot be reached or is busy is tried a few times."""
         for attempt in range(1, TRIES + 1):
             try:
                 return self._try(upstream, journey)
@@ -235,7 +235,7 @@ class Fleet:
         return Generated(completion, build, upstream.host, time.monotonic())
 
     def _fail_over(self, upstream: Upstream, journey: Journey, error: OllamaError) -> None:
-        """Have the next Ollama tried. Raises ``error`` when there is none, or when a piece of the answer has come."""
+        """Prepare the try at the next Ollama. Raises ``error`` when there is none or a piece has arrived."""
         if self._single:
             raise error
         if not isinstance(error, OllamaHangs):
@@ -248,8 +248,8 @@ class Fleet:
         logger.warning("%s failed and another Ollama is tried: %s", upstream.host, error)
 
     def _ranked(self, journey: Journey, free: list[Upstream]) -> list[Upstream]:
-        """Those with a free slot, the best one first: where the beginning of the prompt was read, then those that have
-        the model loaded, then those with the least to do.
+        """The Ollamas in ``free`` from best to worst: the one that has read the beginning of the prompt, then those that
+        have the model loaded, then the least busy.
         """
         model, match = journey.call.model, self._affinity.find(journey.chain)
         known = match.host if match is not None else None
@@ -259,7 +259,7 @@ class Fleet:
     # Probes
 
     def _noted(self, upstream: Upstream, probe: Probe) -> None:
-        """Have all who depend on what is known of ``upstream`` look at its new probe."""
+        """Pass a new probe of ``upstream`` on to everything that depends on it."""
         upstream.noted(probe)
         if not probe.reachable or upstream.emptied:
             self._affinity.forget(upstream.host)
@@ -272,7 +272,7 @@ class Fleet:
             self._preload.look(upstream)
 
     def _any_for(self, model: str) -> Upstream:
-        """One that can tell of ``model``, the first one when none is usable. Raises RemoteModel."""
+        """An Ollama to ask about ``model``, the first one when none is usable. Raises RemoteModel."""
         upstream = next(iter(self._roster.hosts(model)), self.upstreams[0])
         if upstream.has_stub(model):
             raise RemoteModel(model)
@@ -283,7 +283,7 @@ class Fleet:
             upstream.monitor.start()
 
     def _wait_fresh(self, first: bool = False) -> None:
-        """Wait until each probe is at most 2 s old, or is there at all when ``first``; at most 1.2 s in all."""
+        """Wait until each probe is at most 2 s old, or with ``first`` has been made at all; at most 1.2 s."""
         self._start()
         until = time.monotonic() + FIRST_PROBE_SECONDS
         for monitor in [upstream.monitor for upstream in self.upstreams]:

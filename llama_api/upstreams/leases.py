@@ -1,4 +1,4 @@
-"""Slots counted over all machines, where a shared store can count them."""
+"""Slots counted over all machines, if a shared store can count them."""
 
 import secrets
 import time
@@ -8,25 +8,25 @@ from .slot_files import identity
 from .upstream import Upstream
 from .waiter import Waiter
 
-AWAY_SECONDS = 0.5  # for which a store is waited for, lest a moment's delay let more run than there are slots
+AWAY_SECONDS = 0.5  # to wait for a store that is away, so that a short delay does not exceed the slots
 
 
 class Leases:
-    """A lease beside each slot that is taken, kept up by ``keeper``, and given to whoever has waited longest anywhere.
+    """A lease for each slot taken, renewed by ``keeper`` and granted to the longest waiter on any machine.
 
-    While ``store`` cannot be reached each machine counts by itself.
+    While ``store`` cannot be reached, each machine counts for itself.
     """
 
     def __init__(self, keeper: Keeper, store: GuardedStore):
         self._keeper, self._store = keeper, store
         self._taken: dict[str, Lease] = {}  # by the token of the waiter
-        self._asked: dict[str, set[Lease]] = {}  # in vain, by the same
+        self._asked: dict[str, set[Lease]] = {}  # leases refused, by the same token
 
     def __repr__(self) -> str:
         return f"<Leases: {len(self._taken)} taken, asked for by {len(self._asked)}>"
 
     def take(self, waiter: Waiter, upstream: Upstream) -> bool:
-        """Take a lease of a slot of ``upstream``; False when there is none for ``waiter``. Asks the store."""
+        """Take a lease of a slot of ``upstream`` from the store; False when there is none for ``waiter``."""
         waiter.token = waiter.token or secrets.token_hex(8)
         lease = Lease(identity(upstream.slots.url), waiter.token)
         taken = self._keeper.lease(lease, time.monotonic() - waiter.since, upstream.slots.number)
@@ -41,7 +41,7 @@ class Leases:
         return True
 
     def served(self, waiter: Waiter) -> None:
-        """``waiter`` has what it wants, or has left: it gives up its place before the other Ollamas."""
+        """Give up the places of ``waiter`` at the other Ollamas: it has a slot or has left."""
         for lease in self._asked.pop(waiter.token, ()):
             self._keeper.unlease(lease)
 

@@ -1,6 +1,6 @@
-"""Loads of models: shared by all who wait for one, and thrown away for nobody who leaves.
+"""Loads of models. Callers that need the same model share one load, and it continues when a caller leaves.
 
-Ollama gives a load up when the caller goes away that began it (``server/sched.go``), and the next one pays for it anew.
+Ollama abandons a load when the client that began it leaves (``server/sched.go``), and the next one pays for it again.
 """
 
 import _thread
@@ -16,12 +16,12 @@ from .upstream import Upstream
 
 logger = logging.getLogger(__name__)
 
-RETRY_SECONDS = 5.0  # after which a load at the start that failed is tried again
+RETRY_SECONDS = 5.0  # after which a failed load at start is tried again
 
 
 @dataclass(slots=True)
 class _Load:
-    """A load under way, and whom to wake at its end."""
+    """A load under way, and the waiters to wake at its end."""
 
     waiting: list[threading.Event] = field(default_factory=list)
     ended: bool = False
@@ -29,14 +29,14 @@ class _Load:
 
 
 class Loads:
-    """At most one load of a model at an Ollama, whoever asks for it; nobody who leaves ends it."""
+    """At most one load of a model at each Ollama, shared by its callers; it continues when a caller leaves."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._under_way: dict[tuple[Upstream, str], _Load] = {}
 
     def load(self, upstream: Upstream, model: str, cancellation: Cancellation) -> None:
-        """Have ``model`` loaded and wait until it is. Raises OllamaError, or Cancelled for this caller alone."""
+        """Load ``model`` and wait for it. Raises OllamaError, or Cancelled for this caller only."""
         woken = threading.Event()
         with self._lock:
             load = self._under_way.get((upstream, model))
@@ -55,7 +55,7 @@ class Loads:
         try:
             upstream.client.load(model, Cancellation())
             upstream.answered(model)
-        except BaseException as error:  # those who wait must not take a load that died for one that is done
+        except BaseException as error:  # waiters must not mistake a dead load for a finished one
             load.error = error
         finally:
             with self._lock:
@@ -66,29 +66,29 @@ class Loads:
 
 
 class Preload:
-    """Has each Ollama load ``model`` when the service has started, and when that Ollama has started anew."""
+    """Has each Ollama load ``model`` when the service starts and when that Ollama restarts."""
 
     def __init__(self, loads: Loads, model: str, clock: Callable[[], float] = time.monotonic):
         self._loads, self._model, self._clock = loads, model, clock
         self._done: set[Upstream] = set()
-        self._not_before: dict[Upstream, float] = {}  # when to try those that failed again
+        self._not_before: dict[Upstream, float] = {}  # when to retry after a failure
         self._under_way: set[Upstream] = set()
         self._failure: dict[Upstream, str] = {}
 
     def pending(self, upstream: Upstream) -> str | None:
-        """Why ``upstream`` is not ready yet, a sentence; None when it has loaded the model."""
+        """Why ``upstream`` is not ready, a sentence; None when it has loaded the model."""
         if upstream in self._done:
             return None
         return self.failure(upstream) or f"it is loading the model {self._model}"
 
     def failure(self, upstream: Upstream) -> str | None:
-        """How the last load at ``upstream`` failed, a sentence; None when none has, or the model is loaded since."""
+        """How the last load at ``upstream`` failed, a sentence; None if it succeeded or the model is loaded now."""
         if upstream in self._done or (failure := self._failure.get(upstream)) is None:
             return None
         return f"it could not load the model {self._model}, and will be asked again: {failure.removesuffix('.')}"
 
     def look(self, upstream: Upstream) -> None:
-        """See, after a probe of ``upstream``, whether it has to load the model."""
+        """Load the model at ``upstream`` if a new probe of it shows the need."""
         if not upstream.monitor.latest.reachable or upstream.lost(self._model):
             self._done.discard(upstream)
         if upstream.loaded(self._model):

@@ -1,4 +1,4 @@
-"""What is known of one Ollama: a probe each second, shared by all callers."""
+"""The monitor of one Ollama: a probe each second, shared by all callers."""
 
 import logging
 import threading
@@ -16,14 +16,14 @@ _NONE = Probe(float("-inf"), False, "Ollama has not answered yet")
 
 PROBE_EVERY = 1.0  # seconds between the starts of two probes
 PROBE_SECONDS = 0.9  # for one probe: with the period, what is reported is at most 2 s old
-PS_SECONDS = 0.3  # of these for /api/ps, which waits while a model is loaded
-FRESH_SECONDS = 2.0  # age up to which a probe counts
-FIRST_PROBE_SECONDS = 1.2  # longest wait of a caller for a fresh probe
-HURRY_SECONDS = 0.05  # least time between two probes
+PS_SECONDS = 0.3  # of these for /api/ps, which blocks while a model is loaded
+FRESH_SECONDS = 2.0  # maximum age of a probe that counts
+FIRST_PROBE_SECONDS = 1.2  # maximum wait of a caller for a fresh probe
+HURRY_SECONDS = 0.05  # minimum time between two probes
 
 
 class Monitor:
-    """Probes one Ollama in the background, from the first question on."""
+    """Probes one Ollama in the background from the first use on."""
 
     def __init__(self, client: OllamaClient, host: str = "", clock: Callable[[], float] = time.monotonic):
         self._client, self._host, self._clock = client, host, clock
@@ -37,7 +37,7 @@ class Monitor:
         self._subscribers.append(callback)
 
     def start(self) -> None:
-        """Begin to probe, unless that has begun."""
+        """Begin to probe, unless already begun."""
         self._thread.start()
 
     @property
@@ -47,7 +47,7 @@ class Monitor:
 
     @property
     def known(self) -> bool:
-        """Whether there has been a probe."""
+        """Whether a probe has been made."""
         return self._latest is not _NONE
 
     @property
@@ -64,11 +64,11 @@ class Monitor:
             self._probed.wait(seconds)
 
     def hurry(self) -> None:
-        """Have the next probe begin at once."""
+        """Make the next probe begin at once."""
         self._hurried.set()
 
     def probe(self) -> Probe:
-        """Look at Ollama now."""
+        """Probe Ollama now."""
         started = self._clock()
         try:
             models = [model for model in self._client.inventory(PROBE_SECONDS) if isinstance(model.get("name"), str)]
@@ -91,7 +91,7 @@ class Monitor:
             return None
 
     def _left(self, started: float) -> float:
-        """Seconds left for a probe."""
+        """Seconds left for the probe that ``started`` then."""
         return max(0.1, PROBE_SECONDS - (self._clock() - started))
 
     def _note(self, probe: Probe) -> Probe:

@@ -1,4 +1,4 @@
-"""What one look at an Ollama found."""
+"""The result of one probe of an Ollama."""
 
 import re
 from dataclasses import dataclass, field
@@ -7,14 +7,14 @@ from typing import Any
 
 from ..model_names import is_stub, normal
 
-UNCUT_SINCE = (0, 12, 6)  # the first version that does not cut an over-long prompt in silence
+UNCUT_SINCE = (0, 12, 6)  # the first version that does not silently truncate a long prompt
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model in memory: how much of it is on the GPU (percent), its context window, and until when it stays.
+    """A model in memory: how much of it is on the GPU (percent), its context window, and when it expires.
 
-    ``expires`` is in seconds since the epoch, by the clock of Ollama's host. None is what was not told.
+    ``expires`` is in seconds since the epoch, by the clock of Ollama's host. Unreported values are None.
     """
 
     gpu_percent: int | None = None
@@ -24,31 +24,31 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One look at an Ollama, begun ``at`` (monotonic): whether it answers, what it has and what is in memory.
+    """One probe of an Ollama, begun ``at`` (monotonic): whether it answers, its models and those in memory.
 
-    ``models`` and ``builds`` are of those that run there; ``stubs`` are the normal names of others, which it would have
-    a foreign host answer for. ``builds`` are the digests by the models' normal names, None where an older Ollama tells
-    none. ``loaded`` is None when it did not tell. ``reason`` says why it does not answer.
+    ``models`` and ``builds`` are local models; ``stubs`` are the normal names of models that run on another host.
+    ``builds`` maps the models' normal names to digests, None where an old Ollama reports none. ``loaded`` is None when
+    unreported. ``reason`` says why Ollama does not answer.
     """
 
     at: float
     reachable: bool
     reason: str | None = None
     version: str | None = None
-    models: tuple[dict[str, Any], ...] = ()  # as /api/tags told them last
+    models: tuple[dict[str, Any], ...] = ()  # of the last response of /api/tags
     stubs: frozenset[str] = frozenset()
     builds: dict[str, str | None] = field(default_factory=dict)
     loaded: dict[str, Loaded] | None = None
 
 
 def fault_of_version(version: str | None) -> str | None:
-    """What is wrong with an Ollama of ``version``, with its cure; None when nothing is known to be.
+    """The known fault of an Ollama of ``version`` with its cure, or None.
 
-    Old ones cut an over-long prompt in silence, whatever they are told.
+    Old versions silently truncate a long prompt, whatever the request says.
     """
     found = re.match(r"(\d+)\.(\d+)\.(\d+)", version or "")
     numbers = tuple(map(int, found.groups())) if found else (0, 0, 0)
-    if not (0, 0, 0) < numbers < UNCUT_SINCE:  # builds from the source call themselves 0.0.0
+    if not (0, 0, 0) < numbers < UNCUT_SINCE:  # builds from source report 0.0.0
         return None
     return (f"version {version} silently truncates prompts that are too long; update it to"
             f" {'.'.join(map(str, UNCUT_SINCE))} or later")
@@ -61,7 +61,7 @@ def builds_of(models: list[dict[str, Any]]) -> dict[str, str | None]:
 
 
 def loaded_of(models: list[dict[str, Any]]) -> dict[str, Loaded]:
-    """What the entries of /api/ps tell of the models in memory, by their normal names."""
+    """The models in memory by normal name, from the entries of /api/ps."""
     return {normal(name): Loaded(_percent(model.get("size_vram"), model.get("size")),
                                  window if type(window := model.get("context_length")) is int and window > 0 else None,
                                  _seconds(model.get("expires_at")))

@@ -1,4 +1,4 @@
-"""The queue of one worker before all Ollamas: a free slot takes whoever has waited longest for it."""
+"""The queue of one worker for all Ollamas: a free slot takes the generation that has waited longest."""
 
 import math
 import random
@@ -14,25 +14,24 @@ from .leases import Leases
 from .upstream import Upstream
 from .waiter import Choice, Kind, Slot, Waiter
 
-LOOK_EVERY = 0.004  # seconds, nearly, between two looks at slots that other processes of the machine hold
-LOOK_FAR_EVERY = 0.02  # the same where each look asks the store that counts over machines
+LOOK_EVERY = 0.004  # approximate seconds between two checks of slots that other processes on the machine hold
+LOOK_FAR_EVERY = 0.02  # the same if each check asks the store that counts over machines
 
 
 class Queue:
-    """At most ``limit`` wait in order of arrival for free slots of the Ollamas, none longer than ``wait_seconds``.
+    """Generations waiting for a slot, at most ``limit``, in order of arrival, for at most ``wait_seconds`` each.
 
-    Slots are shared with other processes, whose queues are heard too: on the whole machine the oldest one goes first,
-    and with ``leases`` on all machines.
+    The order extends over the queues of all processes on the machine, and with ``leases`` over all machines.
     """
 
     def __init__(self, choice: Choice, limit: int, wait_seconds: float, leases: Leases | None = None):
         self._choice, self.limit, self._wait_seconds, self._leases = choice, limit, wait_seconds, leases
         self._lock, self._serving = threading.Lock(), threading.Lock()
         self._waiting: list[Waiter] = []  # in order of arrival
-        self._kinds: Counter[Kind] = Counter()  # of those
-        self._told: set[Upstream] = set()  # the Ollamas for which others know since when we wait
+        self._kinds: Counter[Kind] = Counter()  # of the waiting
+        self._told: set[Upstream] = set()  # the Ollamas for which our wait is announced
         self._running: dict[Slot, Waiter] = {}
-        self._mean_seconds: float | None = None  # of a held slot, recent ones weigh most
+        self._mean_seconds: float | None = None  # for which a slot is held, weighted towards recent ones
 
     def __repr__(self) -> str:
         return f"<Queue: {self.running} running, {self.waiting} of {self.limit} waiting>"
@@ -44,7 +43,7 @@ class Queue:
 
     @property
     def waiting(self) -> int:
-        """How many of this process wait for a slot."""
+        """The number of generations of this process that wait for a slot."""
         return len(self._waiting)
 
     def take(self, waiter: Waiter, cancellation: Cancellation, waits: Callable[[], object] = lambda: None,
@@ -70,7 +69,7 @@ class Queue:
         except BaseException:
             with self._lock:
                 self._leave(waiter)
-            if waiter.slot is not None:  # it was given one at the last moment
+            if waiter.slot is not None:  # it got one at the last moment
                 self.give_back(waiter.slot)
             raise
         finally:
@@ -79,20 +78,20 @@ class Queue:
                 self._leases.served(waiter)
 
     def give_back(self, slot: Slot) -> None:
-        """Give ``slot`` to whoever has waited longest for it, here or elsewhere."""
+        """Give ``slot`` to the longest waiter, here or in another process."""
         seconds, mean = time.monotonic() - slot.at, self._mean_seconds
         self._mean_seconds = seconds if mean is None else 0.8 * mean + 0.2 * seconds
         self._free(slot)
 
     def look(self) -> None:
-        """Serve those who wait, after what is usable may have changed."""
+        """Serve the waiters again, as the usable Ollamas may have changed."""
         if self._waiting:
             self._serve()
             with self._lock:
                 self._wake_first()
 
     def told(self, waiter: Waiter) -> Wait:
-        """What a waiting caller is told: its place, which only falls, and a guess from the recent speed."""
+        """The report to a waiting caller: its place, which only falls, and a time estimated from recent speed."""
         with self._lock:
             before = bisect_left(self._waiting, waiter.since, key=_since)
             waiter.before = before if waiter.before is None else min(before, waiter.before)
@@ -101,7 +100,7 @@ class Queue:
             return Wait(waiter.before, seconds)
 
     def retry_after(self, model: str) -> int:
-        """Whole seconds after which a place should be free, from the recent speed."""
+        """Whole seconds until a place should be free, estimated from recent speed."""
         mean = self._mean_seconds
         if mean is None:
             now = time.monotonic()
@@ -113,7 +112,7 @@ class Queue:
     def _wait(self, waiter: Waiter, woken: threading.Event, cancellation: Cancellation, deadline: float,
               seconds: float) -> Slot:
         every = LOOK_EVERY if self._leases is None else LOOK_FAR_EVERY
-        if self._kinds[waiter.kind] == 1:  # nobody else looks for its kind of slot
+        if self._kinds[waiter.kind] == 1:  # no other waiter of its kind checks for slots
             self._serve()
         while True:
             with self._lock:
@@ -129,23 +128,23 @@ class Queue:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 raise QueueTimeout(seconds, self.retry_after(waiter.model))
-            # Other processes cannot wake us. The jitter keeps their looks apart.
+            # Other processes cannot wake us. The jitter keeps their checks apart.
             looks = first and self._contested()
             woken.wait(min(remaining, every * random.uniform(0.5, 1.5)) if looks else remaining)
             woken.clear()
 
     def _wake_first(self) -> None:
-        """Have the first one look, if there is something to look for."""
+        """Wake the first waiter if it must check for slots."""
         if self._waiting and self._contested():
             self._waiting[0].wake()
 
     def _contested(self) -> bool:
-        """Whether other processes may hold slots that those who wait here could have."""
+        """Whether other processes may hold slots that our waiters could use."""
         return any(upstream.slots.running < upstream.slots.number
                    for kind in list(self._kinds) for upstream in self._choice.hosts(kind[0]))
 
     def _leave(self, waiter: Waiter) -> None:
-        """Take ``waiter`` out of the queue, if it is still in it."""
+        """Remove ``waiter`` from the queue, if it is still in it."""
         place = bisect_left(self._waiting, waiter.since, key=_since)
         while place < len(self._waiting) and self._waiting[place].since == waiter.since:
             if self._waiting[place] is waiter:
@@ -163,7 +162,7 @@ class Queue:
     # Serving
 
     def _at_once(self, waiter: Waiter) -> Slot | None:
-        """A free slot for one who comes, unless those who wait want it; raises why no Ollama is usable."""
+        """A free slot for a new waiter, unless an older one can use it. Raises why no Ollama is usable."""
         refused: set[Upstream] = set()
         while True:
             with self._lock:
@@ -181,19 +180,19 @@ class Queue:
             refused.add(slot.upstream)
 
     def _serve(self) -> None:
-        """Give the slots that are free to those who wait, and tell the other processes who still does."""
+        """Give the free slots to waiters, and announce the remaining ones to the other processes."""
         if self._leases is None:
             with self._lock:
                 while (pair := self._next(frozenset())) is not None:
                     self._give(*pair)
-        elif self._serving.acquire(blocking=False):  # else somebody does so just now
+        elif self._serving.acquire(blocking=False):  # else another greenlet is serving
             try:
                 self._serve_leased(self._leases)
             finally:
                 self._serving.release()
 
     def _serve_leased(self, leases: Leases) -> None:
-        """The same where each slot wants a lease: the store is asked without the lock."""
+        """Serve with leases: the store is asked without holding the lock."""
         refused: set[tuple[Kind, Upstream]] = set()
         while True:
             with self._lock:
@@ -207,13 +206,13 @@ class Queue:
                     self._give(waiter, slot)
             if not leased:
                 refused.add((waiter.kind, slot.upstream))
-            elif not here:  # it left while the store was asked
+            elif not here:  # it left meanwhile
                 self._free(slot)
             if waiter.served:
                 leases.served(waiter)
 
     def _leased(self, waiter: Waiter, slot: Slot) -> bool:
-        """Whether all machines together leave ``slot`` to ``waiter``; if not, it is given back."""
+        """Whether ``waiter`` gets a lease for ``slot``; if not, the slot is given back."""
         if self._leases is None or self._leases.take(waiter, slot.upstream):
             return True
         with self._lock:
@@ -222,7 +221,7 @@ class Queue:
         return False
 
     def _next(self, refused: Set[tuple[Kind, Upstream]]) -> tuple[Waiter, Slot] | None:
-        """Who is to be served next, and the slot; when nobody can be, the other processes are told who waits."""
+        """The next waiter and its slot; if there is none, the waiters are announced to the other processes."""
         stuck: set[Kind] = set()
         tell: dict[Upstream, float] = {}
         for waiter in self._waiting.copy():
@@ -258,7 +257,7 @@ class Queue:
         return None
 
     def _heir(self, upstream: Upstream) -> Waiter | None:
-        """Who has waited longest here of those who may go to ``upstream``."""
+        """The longest waiter here that may go to ``upstream``."""
         unfit: set[Kind] = set()
         for waiter in self._waiting:
             if waiter.kind not in unfit:
@@ -293,7 +292,7 @@ class Queue:
         return [upstream for upstream in hosts if upstream not in waiter.tried] if waiter.tried else hosts
 
     def _hopeless(self, waiter: Waiter) -> OllamaError | None:
-        """Why no Ollama will be usable for ``waiter``, None when it is worth a wait."""
+        """Why no Ollama will be usable for ``waiter``, None while waiting makes sense."""
         return OllamaUnavailable() if waiter.tried else self._choice.failure(waiter.model)
 
     def _slots(self, model: str) -> int:

@@ -1,4 +1,4 @@
-"""Which Ollamas are usable for a model, and which of its builds answers."""
+"""The roster of Ollamas: those usable for a model, and the build that answers."""
 
 import time
 from collections import Counter
@@ -10,15 +10,15 @@ from ..model_names import normal
 from .monitor import FRESH_SECONDS
 from .upstream import Upstream
 
-GRACE_SECONDS = 2.0  # for which a call waits for the next probes, should all have gone out of use just now
-_ABSENT = ""  # no build is called that
+GRACE_SECONDS = 2.0  # to wait for the next probes if all Ollamas have just become unusable
+_ABSENT = ""  # not the name of any build
 _normal = lru_cache(maxsize=1024)(normal)
 
 
 class Roster:
-    """The Ollamas in the order in which they are listed, seen through their newest probes.
+    """The Ollamas in configured order, as of their newest probes.
 
-    A single one is always taken for usable: what it says of a call is newer than any probe.
+    A single one always counts as usable: its answer to a call is newer than any probe.
     """
 
     def __init__(self, upstreams: Sequence[Upstream], clock: Callable[[], float] = time.monotonic):
@@ -27,12 +27,12 @@ class Roster:
         self._usable_at: dict[str, float] = {}  # by model: when one was last usable
         self._usable: dict[str, tuple[list[Upstream], float]] = {}  # by model, and until when that holds
         self._listed: frozenset[str] = frozenset()
-        self.removed: Callable[[], object] = lambda: None  # called when a model is listed no more
+        self.removed: Callable[[], object] = lambda: None  # called when a model is no longer listed
 
     def noted(self) -> None:
-        """Bring the builds up to date after a probe: of each model the one that most have, of these the first listed.
+        """Update the builds after a probe: for each model the most common build, in a tie the first listed.
 
-        A model that none has any more keeps the last one.
+        A model that no Ollama has any more keeps its last build.
         """
         counts: dict[str, Counter[str | None]] = {}
         for upstream in self.upstreams:
@@ -50,7 +50,7 @@ class Roster:
             self.removed()
 
     def build(self, model: str) -> str | None:
-        """The build of ``model`` that answers, None when none was ever seen or told."""
+        """The build of ``model`` that answers, None when unknown."""
         return self._builds.get(_normal(model), (None, 0.0))[0]
 
     def stale_since(self, model: str, build: str | None) -> float | None:
@@ -59,12 +59,12 @@ class Roster:
         return None if current is None or current == build else since
 
     def failed(self, upstream: Upstream) -> None:
-        """Leave ``upstream`` alone until a probe that begins from now on has found it well."""
+        """Do not use ``upstream`` until a probe that begins after now succeeds."""
         upstream.failed()
         self._usable.clear()
 
     def hosts(self, model: str) -> Sequence[Upstream]:
-        """Those that are usable for ``model``, in the order in which they are listed."""
+        """The usable Ollamas for ``model`` in configured order."""
         if len(self.upstreams) == 1:
             return self.upstreams
         name, now = _normal(model), self._clock()
@@ -78,14 +78,14 @@ class Roster:
         return usable
 
     def _look(self, name: str) -> tuple[list[Upstream], float]:
-        """The Ollamas whose newest probe has found the model ``name`` in the build that answers, while it is fresh."""
+        """The Ollamas whose fresh probe found ``name`` in the build that answers, and until when that holds."""
         build = self._builds.get(name, (None, 0.0))[0]
         usable = [upstream for upstream in self.upstreams
                   if upstream.reached and upstream.monitor.latest.builds.get(name, _ABSENT) == build]
         return usable, min((upstream.monitor.latest.at + FRESH_SECONDS for upstream in usable), default=0.0)
 
     def failure(self, model: str) -> OllamaError | None:
-        """Why no Ollama can answer for ``model``; None as long as it is worth a wait for the next probes."""
+        """Why no Ollama can answer for ``model``; None while waiting for the next probes makes sense."""
         if self._clock() - self._usable_at.get(_normal(model), float("-inf")) <= GRACE_SECONDS:
             return None
         reached = [upstream for upstream in self.upstreams if upstream.reached]
@@ -94,5 +94,5 @@ class Roster:
         return self.lack(model) if reached else OllamaUnavailable()
 
     def lack(self, model: str) -> ModelNotFound:
-        """What to say of a ``model`` that none has: there may be a stub of it."""
+        """The error for a ``model`` that no Ollama has, except perhaps as a stub."""
         return RemoteModel(model) if any(one.has_stub(model) for one in self.upstreams) else ModelNotFound(model)

@@ -1,4 +1,4 @@
-"""What the fleet and those around it tell each other of one generation."""
+"""The records and protocols by which the fleet and its callers exchange facts about a generation."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -10,18 +10,18 @@ from ..waiting import Cancellation, Progress
 
 
 class Run(Protocol):
-    """A generation as the fleet sees it: told where it is, given the pieces, stopped by its cancellation."""
+    """A generation as the fleet sees it: it gets its progress and its pieces, and its cancellation stops it."""
 
     started_at: float
     cancellation: Cancellation
     progress: Progress
 
     def publish(self, pieces: Sequence[Piece]) -> None:
-        """Take the pieces that came together."""
+        """Take pieces that arrived together."""
 
 
 class Generated(NamedTuple):
-    """How a generation ended, in which build of the model (``digest``) and where; ``ended_at`` is monotonic."""
+    """The end of a generation, the build of the model (``digest``) and the host; ``ended_at`` is monotonic."""
 
     completion: Completion
     digest: str | None
@@ -41,7 +41,7 @@ class Ended(NamedTuple):
 
 
 class Observer(Protocol):
-    """Who is told the facts of each generation."""
+    """Receives the facts of each generation."""
 
     def waiting(self, change: int) -> None:
         """One more (1) or less (-1) waits for a slot."""
@@ -50,17 +50,17 @@ class Observer(Protocol):
         """One more (1) or less (-1) holds a slot of ``host``."""
 
     def failed_over(self, host: str) -> None:
-        """What failed at ``host`` is tried at another."""
+        """A generation that failed at ``host`` is tried at another."""
 
     def prefix_matched(self, result: str) -> None:
-        """It has a slot where its beginning is known (``hit``), elsewhere (``miss``), or none is known (``none``)."""
+        """A generation got a slot where its beginning is known (``hit``), elsewhere (``miss``), or has none (``none``)."""
 
     def generation_ended(self, ended: Ended) -> None:
         """A generation that held a slot has ended."""
 
 
 class Attempted(NamedTuple):
-    """One generation at one Ollama, and how that ended; times are monotonic. ``trace`` is its own span, if any."""
+    """One generation at one Ollama and its end; times are monotonic. ``trace`` is its own span, if any."""
 
     call: ModelCall
     host: str
@@ -72,7 +72,7 @@ class Attempted(NamedTuple):
 
 
 class Tracer(Protocol):
-    """Who is told the spans of each generation."""
+    """Receives the spans of each generation."""
 
     def waited(self, trace: Trace | None, since: float, error: BaseException | None) -> None:
         """The wait for a slot has ended; ``trace`` is the span in which it waited, ``since`` is monotonic."""

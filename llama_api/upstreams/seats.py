@@ -1,4 +1,4 @@
-"""The order between the queues of a machine: each says since when its first generation waits for one Ollama."""
+"""The order between the queues of a machine: each announces since when its first generation waits for an Ollama."""
 
 import os
 import struct
@@ -8,40 +8,40 @@ from collections.abc import Callable
 from ..file_locks import try_lock
 from .slot_files import Unusable, open_file
 
-ALIVE_SECONDS = 0.1  # after its last sign of life a queue is passed over; one that waits gives a sign at every look
-LOOK_SECONDS = 0.003  # between two looks for the seats of new processes
-# Since when the first one waits (0: nobody does), the last sign of life, and its own number of slots.
+ALIVE_SECONDS = 0.1  # without a sign of life, after which a queue is ignored; a waiting one gives a sign at every check
+LOOK_SECONDS = 0.003  # between two checks for seats of new processes
+# Since when the first one waits (0: none waits), the last sign of life, and the queue's number of slots.
 _RECORD = struct.Struct("ddd")
 
 
 class Seats:
-    """One seat, a file in ``folder``, for each queue; ours is written, those of the others are read.
+    """The seats, one file in ``folder`` per queue; ours is written, the others are read.
 
-    Times are on the monotonic clock, which all processes of a machine share. A seat is held by a lock, so that the
-    next process may take over that of one that has died.
+    Times are on the monotonic clock, which all processes of a machine share. A seat is held by a lock, so that a
+    new process can take the seat of a dead one.
     """
 
     def __init__(self, folder: int, number: int, clock: Callable[[], float] = time.monotonic):
         self._folder, self._number, self._clock = folder, number, clock
-        self._files: list[int | None] = []  # by seat; None for one that we cannot open
+        self._files: list[int | None] = []  # by seat; None if it cannot be opened
         self._ours: int | None = None
         self._told = False
         self._looked_at = float("-inf")
 
     @property
     def alone(self) -> bool:
-        """Whether no other process has used this folder since ours sat down."""
+        """Whether no other process has used this folder since ours took its seat."""
         self._find_others()
         return all(file is None or file == self._ours for file in self._files)
 
     def sit_down(self) -> None:
-        """Take a seat, so that others see that they are not alone. Raises OSError where none could be made."""
+        """Take a seat, so that others see that they are not alone. Raises OSError if none can be made."""
         if self._ours is None:
             self._ours = self._free_seat()
-            self._write(None)  # so that the file has its block before the disk is full
+            self._write(None)  # to allocate the file's block before the disk is full
 
     def tell(self, since: float | None) -> None:
-        """Say since when our first one waits, again and again as long as it does; None when nobody does."""
+        """Announce since when our first one waits (None: none waits); to be repeated while it waits."""
         if since is None and not self._told:
             return
         self.sit_down()
@@ -49,7 +49,7 @@ class Seats:
         self._write(since)
 
     def older_elsewhere(self, since: float, held: Callable[[], int]) -> bool:
-        """Whether somebody in another queue waits since before ``since`` and may take a slot while ``held`` are."""
+        """Whether another queue has an older waiter than ``since`` that may take a slot while ``held`` are taken."""
         self._find_others()
         alive = self._clock() - ALIVE_SECONDS
         for file in self._files:
@@ -63,7 +63,7 @@ class Seats:
         return False
 
     def close(self) -> None:
-        """Close the files, which leaves our seat to others."""
+        """Close the files, which frees our seat."""
         for file in self._files:
             if file is not None:
                 os.close(file)
@@ -74,11 +74,11 @@ class Seats:
         assert self._ours is not None
         try:
             os.pwrite(self._ours, _RECORD.pack(since or 0.0, self._clock(), self._number), 0)
-        except OSError:  # a full disk: the others cannot hear whose turn it is, but slots go on
+        except OSError:  # a full disk: the order between queues is lost, but slots still work
             pass
 
     def _find_others(self) -> None:
-        """Open the seats that have been taken since the last look."""
+        """Open the seats taken since the last check."""
         if (now := self._clock()) < self._looked_at + LOOK_SECONDS:
             return
         self._looked_at = now
@@ -89,12 +89,12 @@ class Seats:
                 return
             try:
                 file = self._opened(len(self._files), writable=False)
-            except OSError:  # such as too many open files: the next look tries again
+            except OSError:  # such as too many open files: the next check tries again
                 return
             self._files.append(file)
 
     def _free_seat(self) -> int:
-        """Lock the first seat that nobody holds and return its file."""
+        """Lock the first free seat and return its file."""
         seat = 0
         while True:
             file = self._opened(seat, writable=True)

@@ -1,7 +1,7 @@
-"""The slots of one Ollama that all processes of a machine share: a lock on one file each, freed at any death.
+"""The slots of an Ollama that all processes of a machine share: each is a file lock, which ends with its holder.
 
-They lie in one directory for each Ollama, which may belong to another user and may have been planted: nothing in it is
-followed, created over or believed further than what it is for.
+Each Ollama has one directory, which may belong to another user or be planted: links in it are not followed, nothing is
+overwritten, and its content is trusted for nothing but the slots.
 """
 
 import errno
@@ -15,12 +15,12 @@ from urllib.parse import urlsplit
 from ..file_locks import try_lock, unlock
 
 FOLDER = "llama-api-slots"
-# Seen by all services of a machine, unlike /tmp (systemd's PrivateTmp), and emptied when it starts anew.
+# Visible to all services of a machine, unlike /tmp (systemd's PrivateTmp), and emptied at boot.
 BASES = ("/run/lock", "/dev/shm")
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE_FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _EVERYBODY = 0o777 | stat.S_ISVTX
-OPENING_TRIES = 20  # of a folder that another user is just making
+OPENING_TRIES = 20  # of a folder that another user is just creating
 
 
 def identity(url: str) -> str:
@@ -32,10 +32,10 @@ def identity(url: str) -> str:
 
 
 def open_folder(url: str) -> int:
-    """Open the directory of the slots of the Ollama at ``url``, made when it is missing, and return its descriptor.
+    """Open the directory of the slots of the Ollama at ``url``, created if missing, and return its descriptor.
 
-    It lies in systemd's $RUNTIME_DIRECTORY, which instances of our unit share, else where all services see it. Raises
-    OSError when no place can be written.
+    It is in systemd's $RUNTIME_DIRECTORY, which instances of our unit share, else in a directory visible to all
+    services. Raises OSError when none is writable.
     """
     name = identity(url)
     runtime = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
@@ -43,7 +43,7 @@ def open_folder(url: str) -> int:
         try:
             return _open_below(base, name)
         except OSError:
-            pass  # missing, not ours to write, or not what it should be: the next one
+            pass  # missing, not writable or not usable: try the next one
     return _open_below(tempfile.gettempdir(), name)
 
 
@@ -60,7 +60,7 @@ def _open_below(base: str, name: str) -> int:
 
 
 def _ours(name: str, parent: int) -> int:
-    """Open the directory ``name`` in ``parent`` for use by everybody, made when it is missing."""
+    """Open the directory ``name`` in ``parent`` for use by all users, created if missing."""
     try:
         os.mkdir(name, 0o700, dir_fd=parent)
     except FileExistsError:
@@ -68,7 +68,7 @@ def _ours(name: str, parent: int) -> int:
     for attempt in range(OPENING_TRIES):
         try:
             return _opened(name, parent)
-        except PermissionError:  # its maker has yet to open it to others
+        except PermissionError:  # its creator has not opened it to others yet
             if attempt == OPENING_TRIES - 1:
                 raise
             time.sleep(0.005)
@@ -92,16 +92,16 @@ def _opened(name: str, parent: int) -> int:
 
 
 class Unusable(OSError):
-    """What has the name of a file of ours is none, or another user is just making it."""
+    """The name of our file is taken by something else, or another user is just creating the file."""
 
 
 _UNUSABLE = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.EISDIR, errno.ENXIO}
 
 
 def open_file(folder: int, name: str, writable: bool = True) -> int:
-    """Open the file ``name`` in ``folder``, made for everybody when it is missing.
+    """Open the file ``name`` in ``folder``, created for all users if missing.
 
-    Raises Unusable, and any other OSError where no file could be opened or made.
+    Raises Unusable, or another OSError if no file can be opened or created.
     """
     try:
         file = _open_or_make(folder, name, writable)
@@ -131,9 +131,9 @@ def _open_or_make(folder: int, name: str, writable: bool) -> int:
 
 
 class SlotFiles:
-    """At most ``number`` slots of one Ollama, each the lock on a file in ``folder``, counted with those of others.
+    """At most ``number`` slots of one Ollama, each a lock on a file in ``folder``, counted over all processes.
 
-    Processes with other numbers may use the same folder: each keeps to its own, and counts what all hold.
+    Processes with different numbers may use the same folder: each keeps to its own number and counts all held slots.
     """
 
     def __init__(self, folder: int, number: int):
@@ -147,7 +147,7 @@ class SlotFiles:
             if slot in self._held or (file := self._opened(slot)) is None or not try_lock(file):
                 continue
             self._held.add(slot)
-            # Whoever has a larger number uses files beyond ours: all that is held counts.
+            # Processes with a larger number use files beyond ours, which count too.
             if self._exists(self._number) and len(self._held) + self.held_elsewhere() > self._number:
                 self.give_back(slot)
                 return None
@@ -172,7 +172,7 @@ class SlotFiles:
         while self._exists(slot):
             if slot not in self._held:
                 file = self._opened(slot)
-                # Shared, so that two who count at one time do not count each other.
+                # Shared, so that simultaneous counts do not count each other.
                 if file is not None and try_lock(file, shared=True):
                     unlock(file)
                 else:
@@ -181,16 +181,16 @@ class SlotFiles:
         return count
 
     def _opened(self, slot: int) -> int | None:
-        """The file of ``slot``, made when it is missing; None when that cannot be, which counts as held."""
+        """The file of ``slot``, created if missing; None if that fails, which counts as held."""
         if slot not in self._files:
             try:
                 self._files[slot] = open_file(self._folder, f"slot-{slot}", writable=False)
-            except OSError:  # another user is just making it, or it was planted
+            except OSError:  # another user is just creating it, or it was planted
                 return None
         return self._files[slot]
 
     def _exists(self, slot: int) -> bool:
-        """Whether anybody has made the file of ``slot``: they are made in order."""
+        """Whether the file of ``slot`` exists; the files are created in order."""
         if slot in self._files:
             return True
         try:

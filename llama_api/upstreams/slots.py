@@ -1,4 +1,4 @@
-"""The slots of one Ollama as one process uses them: its own number, those it holds, and who waits elsewhere."""
+"""The slots of one Ollama in one process: their number, those held, and the waiters elsewhere."""
 
 import os
 import time
@@ -8,14 +8,14 @@ from collections.abc import Callable
 from .seats import Seats
 from .slot_files import SlotFiles, open_folder
 
-WORK_HALVES = 60.0  # seconds in which the memory of past work halves
+WORK_HALVES = 60.0  # half-life of past work in seconds
 
 
 class Slots:
-    """At most ``number`` slots of the Ollama at ``url``, counted with those that other processes of the machine hold.
+    """At most ``number`` slots of the Ollama at ``url``, counted over all processes of the machine.
 
-    The files that they share are opened at the first use, so that a process that serves nothing leaves none, and are
-    closed with the last reference to this.
+    The shared files are opened at the first use, so that a process that serves nothing leaves none, and closed with the
+    last reference to this object.
     """
 
     def __init__(self, url: str, number: int, clock: Callable[[], float] = time.monotonic):
@@ -28,7 +28,7 @@ class Slots:
         return f"<Slots: {self.running} of {self.number} held>"
 
     def take(self, since: float) -> int | None:
-        """Take a free slot for one who waits since ``since``, unless somebody elsewhere waits for longer.
+        """Take a free slot for a waiter since ``since``, unless another process has an older one.
 
         Never waits.
         """
@@ -47,26 +47,26 @@ class Slots:
         self._opened()[0].give_back(slot)
 
     def older_elsewhere(self, since: float) -> bool:
-        """Whether somebody in another process waits since before ``since`` for a slot that we give back."""
+        """Whether another process has a waiter older than ``since`` for a slot that we give back."""
         return self._opened()[1].older_elsewhere(since, lambda: self._held() - 1)
 
     def tell(self, since: float | None) -> None:
-        """Tell the other processes since when our first one waits, None when nobody does."""
+        """Announce to the other processes since when our first one waits, None when none waits."""
         self._opened()[1].tell(since)
 
     @property
     def share(self) -> float:
-        """How much of it all processes together have taken, 0 … 1."""
+        """The share of the slots that all processes hold together, 0 … 1."""
         return self.held / self.number
 
     @property
     def held(self) -> int:
-        """How many slots all processes together hold."""
+        """The number of slots that all processes hold together."""
         return self.running if self._opened()[1].alone else self._held()
 
     @property
     def work(self) -> float:
-        """How many slots were taken here lately; those of a minute ago count half."""
+        """The number of slots taken here recently; those of a minute ago count half."""
         return self._work * 0.5 ** ((self._clock() - self._work_at) / WORK_HALVES)
 
     def _held(self) -> int:

@@ -15,10 +15,10 @@ SHOWN_DIGITS = 12  # of a digest
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What the newest probes, the breakers and the queue tell: each reason is a sentence, None where there is none.
+    """The state of the Ollamas and the queue; each reason is a sentence or None.
 
-    ``unready`` keeps requests from being served, ``unusable`` says that no Ollama is usable, ``degraded`` what else is
-    amiss. ``ollama``, ``queue`` and ``hosts`` are those of GET /health.
+    ``unready`` says why requests cannot be served, ``unusable`` why no Ollama is usable, ``degraded`` what else is
+    wrong. ``ollama``, ``queue`` and ``hosts`` are those of GET /health.
     """
 
     unready: str | None
@@ -30,7 +30,7 @@ class State:
 
 
 def state_of(roster: Roster, queue: Queue, models: Sequence[str], preload: Preload | None = None) -> State:
-    """The state as of the newest probes. ``models`` are those that are served, the default one first."""
+    """The state as of the newest probes. ``models`` are the served ones, the default first."""
     hosts = [_host(upstream, models[0], roster.build(models[0]), preload.failure(upstream) if preload else None)
              for upstream in roster.upstreams]
     named = [(f"{host['host']}: " if len(hosts) > 1 else "", host) for host in hosts]
@@ -54,7 +54,7 @@ def state_of(roster: Roster, queue: Queue, models: Sequence[str], preload: Prelo
 
 
 def _host(upstream: Upstream, model: str, build: str | None, failed: str | None) -> dict[str, Any]:
-    """One object of ``hosts`` in GET /health; ``failed`` is how its load at the start did, where it did."""
+    """One object of ``hosts`` in GET /health; ``failed`` says how its load at start failed, if it did."""
     probe, name = upstream.monitor.latest, normal(model)
     out_of_use, digest = upstream.out_of_use(model, build), probe.builds.get(name)
     loaded = probe.loaded.get(name) if probe.loaded is not None else None
@@ -69,6 +69,6 @@ def _host(upstream: Upstream, model: str, build: str | None, failed: str | None)
 
 
 def _missing(roster: Roster, models: Sequence[str]) -> list[str]:
-    """What to say of those ``models`` that no Ollama has."""
+    """A sentence for each of ``models`` that no Ollama has."""
     there = {name for upstream in roster.upstreams for name in upstream.monitor.latest.builds}
     return [str(roster.lack(model)).removesuffix(".") for model in models if normal(model) not in there]

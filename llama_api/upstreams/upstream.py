@@ -13,8 +13,8 @@ from .slots import Slots
 
 CURE_CPU = "at least half of the model runs on the CPU; free GPU memory, or lower NUM_CTX or PARALLEL"
 ASK_SECONDS = 0.5
-PROVEN_SECONDS = 1.5  # after an answer in which its model must still be in memory
-LOST_SECONDS = 5.0  # that a model leaves memory before its time, beyond what clocks of two hosts may differ
+PROVEN_SECONDS = 1.5  # after an answer, during which its model must still be in memory
+LOST_SECONDS = 5.0  # by which a model leaves memory early to count as lost, more than clocks differ
 
 
 class Upstream:
@@ -27,15 +27,15 @@ class Upstream:
         self._failed_at = float("-inf")
         self._answered_at: dict[str, float] = {}  # by model
         self._tells_loaded = True
-        self._gone_at: float | None = None  # when the first of the probes began that have failed since
-        self._loaded_before: dict[str, Loaded] = {}  # by the last but one of those probes that told
+        self._gone_at: float | None = None  # start of the first probe of the current series of failures
+        self._loaded_before: dict[str, Loaded] = {}  # by the last but one probe that reported it
         self._loaded_last: dict[str, Loaded] = {}
 
     def __repr__(self) -> str:
         return f"<Upstream {self.host}: {self.slots!r}, {self.monitor.latest.reason or 'reachable'}>"
 
     def failed(self) -> None:
-        """Leave it alone until a probe that begins from now on has found it well."""
+        """Do not use it until a probe that begins after now succeeds."""
         self._failed_at = self._clock()
         self.monitor.hurry()
 
@@ -55,11 +55,11 @@ class Upstream:
         return normal(model) in self.monitor.latest.builds
 
     def has_stub(self, model: str) -> bool:
-        """Whether it would have a foreign host answer for ``model``, as of the newest probe."""
+        """Whether its ``model`` runs on another host, as of the newest probe."""
         return normal(model) in self.monitor.latest.stubs
 
     def still_has(self, model: str, build: str | None) -> bool:
-        """Ask it whether it has ``model`` in ``build`` at this moment; False when it does not say."""
+        """Ask it whether it has ``model`` in ``build`` now; False when it does not answer."""
         try:
             builds = builds_of(self.client.inventory(ASK_SECONDS))
         except OllamaError:
@@ -70,28 +70,28 @@ class Upstream:
         return False
 
     def loaded(self, model: str) -> bool | None:
-        """Whether ``model`` is in its memory as of the newest probe, or of an answer since; None where not told."""
+        """Whether ``model`` is in its memory as of the newest probe or of a later answer; None when unknown."""
         probe, name = self.monitor.latest, normal(model)
         if probe.loaded is None or not self._tells_loaded:
             return None
         return name in probe.loaded or self._answered_at.get(name, float("-inf")) >= probe.at
 
     def lost(self, model: str) -> bool:
-        """Whether ``model`` left its memory before its time and for no other one: as when Ollama was started anew."""
+        """Whether ``model`` left its memory early and not for another one, as when Ollama restarted."""
         before = self._loaded_before.get(normal(model))
         return before is not None and not self._loaded_last and (before.expires or 0.0) > time.time() + LOST_SECONDS
 
     @property
     def emptied(self) -> bool:
-        """Whether its memory has become empty with the newest probe that told."""
+        """Whether its memory has become empty as of the newest probe that reported it."""
         return bool(self._loaded_before) and not self._loaded_last
 
     def answered(self, model: str) -> None:
-        """It has just answered for ``model``, so that is in its memory."""
+        """Note that it has just answered for ``model``, which is therefore in memory."""
         self._answered_at[normal(model)] = self._clock()
 
     def noted(self, probe: Probe) -> None:
-        """Learn from a new probe whether /api/ps can be believed: what has just answered must be in memory."""
+        """Check with a new probe that /api/ps is reliable: a model that has just answered must be in it."""
         self._gone_at = None if probe.reachable else self._gone_at or probe.at
         if probe.loaded is not None:
             self._loaded_before, self._loaded_last = self._loaded_last, probe.loaded
@@ -117,7 +117,7 @@ class Upstream:
         return None
 
     def complaint(self, model: str) -> str | None:
-        """What is amiss though it can answer, a sentence; None when all is well."""
+        """What is wrong although it can answer, a sentence, or None."""
         probe = self.monitor.latest
         loaded = (probe.loaded or {}).get(normal(model))
         on_cpu = loaded is not None and loaded.gpu_percent is not None and 0 < loaded.gpu_percent <= 50

@@ -1,4 +1,4 @@
-"""What goes through the queue: those who want a slot, and the slots."""
+"""The waiters and the slots of the queue."""
 
 import threading
 import time
@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 from ..errors import OllamaError
 from .upstream import Upstream
 
-Kind = tuple[str, frozenset[Upstream]]  # what those have in common who may go to the same Ollamas
+Kind = tuple[str, frozenset[Upstream]]  # waiters of one kind may go to the same Ollamas
 
 
 class Slot(NamedTuple):
@@ -20,19 +20,19 @@ class Slot(NamedTuple):
 
 
 class Choice(Protocol):
-    """Which Ollamas a generation may go to."""
+    """The choice of Ollamas for a generation."""
 
     def hosts(self, model: str) -> Sequence[Upstream]:
-        """Those that are usable for ``model``."""
+        """The usable Ollamas for ``model``."""
 
     def failure(self, model: str) -> OllamaError | None:
-        """Why none is usable; None as long as it is worth a wait."""
+        """Why no Ollama is usable, None while waiting makes sense."""
 
 
 class Waiter:
-    """A generation that wants a slot of an Ollama that has ``model`` and is not one of ``tried``.
+    """A generation that waits for a slot of an Ollama that has ``model`` and is not in ``tried``.
 
-    ``prefers`` puts those that have a free slot in order, the best one first. ``since`` is when it came (monotonic).
+    ``prefers`` sorts the Ollamas with a free slot from best to worst. ``since`` is its arrival (monotonic).
     """
 
     def __init__(self, model: str, prefers: Callable[[list[Upstream]], Iterable[Upstream]],
@@ -41,13 +41,13 @@ class Waiter:
         self.since = time.monotonic() if since is None else since
         self.kind: Kind = model, self.tried
         self.token = ""  # of its leases
-        self.woken: threading.Event | None = None  # made when it waits
+        self.woken: threading.Event | None = None  # set while it waits
         self.slot: Slot | None = None
         self.error: OllamaError | None = None
-        self.served = False  # or gone
-        self.before: int | None = None  # how many wait before it, as last told
+        self.served = False  # or has left
+        self.before: int | None = None  # the number waiting before it, as last reported
 
     def wake(self) -> None:
-        """Have it see what it has been given."""
+        """Wake it, to take its slot or its error."""
         if self.woken is not None:
             self.woken.set()
