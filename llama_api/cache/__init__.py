@@ -1,4 +1,4 @@
-"""Stored answers: an exact LRU in the process, and the stores that processes share behind it."""
+"""Stored answers: an exact LRU in the process, and the shared stores behind it."""
 
 from .answers import TRUST_SECONDS, AnswerCache, Entry
 from .examination import Examination, examine

@@ -1,4 +1,4 @@
-"""The cache of answers: the in-process LRU and, behind it, the store that processes share."""
+"""The cache of answers: the in-process LRU and, behind it, the shared store."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from .keeper import Keeper
 from .lru import LRUCache
 from .store import OUTDATED, Found
 
-BATCH = 100  # keys in one look into the store: their vectors are megabytes at most
+BATCH = 100  # keys per look-up in the store; their vectors take a few megabytes at most
 TRUST_SECONDS = 1.0  # how long an entry of the in-process LRU is served without asking the shared store
 
 
@@ -32,11 +32,11 @@ class Entry:
 class AnswerCache:
     """The in-process LRU and, behind it, a shared store or None.
 
-    An entry of the LRU is trusted for a second, then asked of the store again, so that a renewal or an answer of one
-    worker is everywhere within a second. A store that is down or busy leaves the LRU to go on alone.
+    An entry of the LRU is trusted for a second and then checked in the store, so that answers and renewals of one
+    worker reach the others within a second. While the store is down or busy, the LRU is used alone.
 
-    A purge is a line in time: an answer that was begun in an earlier ``epoch`` does not enter. Each time a new one
-    begins, here or elsewhere, the LRU is emptied and what ``when_purged`` was given is done.
+    A purge begins a new ``epoch``, here and elsewhere: answers begun in an earlier one are not stored, the LRU is
+    emptied, and the actions of ``when_purged`` are called.
     """
 
     def __init__(self, front: LRUCache, store: GuardedStore | None = None, ttl: float = 0, stale_seconds: float = 0,
@@ -49,16 +49,16 @@ class AnswerCache:
         self.keeper = Keeper(store, self.epochs) if store is not None else None
         self._timeout = ttl + stale_seconds if ttl else 0
         self._clock, self._wall_clock = clock, wall_clock
-        self._asking = SingleFlight()  # a storm for one key is one look into the store
+        self._asking = SingleFlight()  # concurrent look-ups of one key are one look-up in the store
         self._store_evictions = 0
 
     @property
     def epoch(self) -> int:
-        """What is begun now belongs to this epoch."""
+        """The current epoch, to which anything begun now belongs."""
         return self.epochs.number
 
     def get(self, key: str) -> Entry | None:
-        """The entry of ``key``, fresh or stale."""
+        """The entry of ``key``, fresh or stale, or None."""
         entry: Entry | None = self.front.get(key)
         if self.keeper is None:
             return entry
@@ -71,9 +71,9 @@ class AnswerCache:
         return entry
 
     def get_many(self, keys: Sequence[str], anew: bool = False) -> dict[str, Entry]:
-        """The entries of those of ``keys`` that have one, fresh or stale; the store is asked for many at a time.
+        """The entries of ``keys`` that exist, fresh or stale, looked up in the store in batches.
 
-        With ``anew`` it is asked for all of them.
+        With ``anew`` all of them are looked up there.
         """
         known: dict[str, Entry] = {key: entry for key in keys if (entry := self.front.get(key)) is not None}
         if self.keeper is None:
@@ -89,11 +89,11 @@ class AnswerCache:
         return known
 
     def set(self, key: str, answer: Answer, epoch: int) -> bool:
-        """Keep ``answer``, which was begun in ``epoch``; False when that epoch is over or the answer is too large."""
+        """Store ``answer``, begun in ``epoch``; False when that epoch is over or the answer is too large."""
         now = self._clock()
         entry = Entry(answer, now, now)
         if not self.front.takes(entry):
-            self._delete(key)  # the one before it is outdated
+            self._delete(key)  # the previous one is outdated
             return False
         if not self._share(key, answer, epoch):
             return False
@@ -105,31 +105,31 @@ class AnswerCache:
         return True
 
     def when_purged(self, action: Callable[[], None]) -> None:
-        """Have ``action`` done at each purge, here or elsewhere."""
+        """Call ``action`` at each purge, here or elsewhere."""
         self._on_purge.append(action)
 
     def watch(self) -> None:
-        """Learn of purges elsewhere from now on, even in a process that never looks for an answer."""
+        """Watch for purges elsewhere, even if this process never looks up an answer."""
         if self.keeper is not None:
             self.keeper.start()
 
     def clear(self) -> None:
-        """Remove every answer, for every worker and host within TRUST_SECONDS."""
+        """Remove every answer, for all workers and hosts within TRUST_SECONDS."""
         self.epochs.begin(self.store.clear() if self.store is not None else None)
         self._on_write(self)
 
     def size(self) -> tuple[int, int]:
-        """Entries and bytes: the store's when there is one and it answers, else those of the LRU."""
+        """Entries and bytes of the store if it answers, else of the LRU."""
         shared = self.store.size() if self.store is not None else None
         return shared if shared is not None else (len(self.front), self.front.bytes)
 
     @property
     def evictions(self) -> int:
-        """How many answers this process has evicted to keep within the bounds."""
+        """The number of answers that this process has evicted."""
         return self.front.evictions if self.store is None else self._store_evictions
 
     def close(self) -> None:
-        """Let go of the store; what this process holds there is left to expire."""
+        """Close the store; what this process holds there expires."""
         if self.keeper is not None and self.store is not None:
             self.keeper.stop()
             self.store.close()
@@ -145,16 +145,16 @@ class AnswerCache:
             self.store.delete(key)
 
     def _share(self, key: str, answer: Answer, epoch: int) -> bool:
-        """Have the store keep ``answer``; False when there was a purge since ``epoch``."""
+        """Put ``answer`` into the store; False when there was a purge since ``epoch``."""
         if self.store is None or self.keeper is None:
             return True
         with self.epochs.lock:
             current, name = epoch == self.epochs.number, self.epochs.name
         if not current:
             return False
-        self.keeper.report_use()  # else it would evict what was served since the last report
+        self.keeper.report_use()  # else it would evict entries served since the last report
         evicted = self.store.set(key, answer.to_bytes(), name)
-        if evicted == OUTDATED:  # there was a purge elsewhere, of which we had not heard
+        if evicted == OUTDATED:  # there was a purge elsewhere that we had not seen
             if (found := self.store.get(key)) is not None:
                 self.epochs.saw(found.epoch, epoch)
             return False
@@ -162,7 +162,7 @@ class AnswerCache:
         return True
 
     def _ask(self, keys: Sequence[str], known: dict[str, Entry], now: float) -> dict[str, Entry]:
-        """What the store has for ``keys``, where the LRU has ``known``."""
+        """The entries of ``keys`` in the store, where the LRU has ``known``."""
         found: dict[str, Entry] = self._asking.call("".join(keys), lambda: self._look(keys, known, now))
         return found
 
@@ -170,14 +170,14 @@ class AnswerCache:
         assert self.store is not None
         since = self.epochs.number
         found = self.store.get_many(keys)
-        if found is None:  # it is down or busy
+        if found is None:  # the store is down or busy
             return known
         self.epochs.saw(found[0].epoch, since)
         return {key: entry for key, one in zip(keys, found, strict=True)
                 if (entry := self._adopt(key, one, now)) is not None}
 
     def _adopt(self, key: str, found: Found, now: float) -> Entry | None:
-        """Have the LRU hold what the store has for ``key``."""
+        """Put the store's value of ``key`` into the LRU."""
         adopted = self._read(found.value, now) if found.value is not None else None
         with self.epochs.lock:
             if adopted is None or found.epoch != self.epochs.name:
@@ -187,7 +187,7 @@ class AnswerCache:
         return adopted
 
     def _read(self, stored: bytes, now: float) -> Entry | None:
-        """The entry that the store has; None for one past all use, or of another version, which may still want it."""
+        """The entry in the store's value; None if it is too old, or of another version, which may still need it."""
         try:
             answer = Answer.from_json(orjson.loads(stored))
         except ValueError:

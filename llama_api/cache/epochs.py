@@ -1,32 +1,32 @@
-"""The line in time that a purge draws, as far as this process knows of it."""
+"""The epochs between purges, as far as this process knows them."""
 
 import threading
 from collections.abc import Callable
 
 
 class Epochs:
-    """The time between two purges is an epoch: ``number`` counts them here, ``name`` is what the shared store says.
+    """The current epoch, the time since the last purge: its ``number`` here, and its ``name`` in the shared store.
 
-    Whenever one begins, ``on_begin`` is called. Hold ``lock`` to do what must not happen across the line.
+    ``on_begin`` is called when one begins. Hold ``lock`` for work that must not extend over a purge.
     """
 
     def __init__(self, on_begin: Callable[[], None]):
-        self.number, self.name = 0, ""  # without a name: nothing is known of the store's
+        self.number, self.name = 0, ""  # no name: the store's epoch is unknown
         self.lock = threading.RLock()
         self._on_begin = on_begin
 
     def begin(self, name: str | None) -> None:
-        """There was a purge, after which the store's epoch is ``name``, None when it does not tell."""
+        """Begin an epoch after a purge; ``name`` is the store's, None when unknown."""
         with self.lock:
             if name is None or name != self.name:
                 self.number, self.name = self.number + 1, name or ""
                 self._on_begin()
 
     def saw(self, name: str, since: int) -> None:
-        """The store said ``name`` to a question that was asked in ``since``: another one means a purge elsewhere.
+        """Note ``name`` from a reply to a request sent in epoch ``since``: a new name means a purge elsewhere.
 
-        A reply that a purge here has overtaken says nothing. The first name that is seen counts as a purge too: what
-        was stored here before it may be of an earlier epoch.
+        A reply overtaken by a purge here is ignored. The first name seen counts as a purge too, as the LRU may hold
+        answers of an earlier epoch.
         """
         with self.lock:
             if since == self.number:

@@ -1,4 +1,4 @@
-"""A look at the shared store that changes nothing in it: opening it as the service does sets a damaged file aside."""
+"""A read-only examination of the shared store; the service itself would set a damaged file aside."""
 
 import os
 import sqlite3
@@ -16,7 +16,7 @@ BUSY = 1.0  # seconds to wait for another process's write
 
 
 class Examination(NamedTuple):
-    """What the store holds, and the seconds that a round trip took."""
+    """The content of the store, and the seconds that a round trip took."""
 
     entries: int
     bytes: int
@@ -24,7 +24,7 @@ class Examination(NamedTuple):
 
 
 def examine(url: str) -> Examination:
-    """Look at the store at ``url``. Raises StoreError; its text is a sentence without a password."""
+    """Examine the store at ``url``. Raises StoreError; its text is a sentence without a password."""
     if url.startswith("sqlite:///"):
         path = os.path.abspath(url.removeprefix("sqlite:///"))
         try:
@@ -34,7 +34,7 @@ def examine(url: str) -> Examination:
         except sqlite3.Error as error:
             raise StoreError(f"{type(error).__name__}: {error}") from error
     with closing(open_store(url, 1, 1)) as store:
-        store.size()  # the first one connects
+        store.size()  # the first operation connects
         return _timed(store.size)
 
 

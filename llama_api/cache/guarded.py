@@ -1,4 +1,4 @@
-"""The guard around a shared store: while that is down or busy, nobody waits for it."""
+"""The guard around a shared store: no caller waits for a store that is down or busy."""
 
 import logging
 import threading
@@ -11,16 +11,16 @@ from .redis import RedisStore
 from .sqlite import SqliteStore
 from .store import Claim, Found, Kept, Lease, LeasingStore, Store, StoreError
 
-ADMISSION = 0.03  # seconds that a look for an entry waits for its turn at the store
-PATIENCE = 0.25  # seconds that other operations wait: without one, an answer may be generated twice or be lost
-PROBE_EVERY = 1.0  # seconds between two looks at a store that is down
-FIRST_PROBE = 0.25  # seconds to the first look, for most failures are over in a moment
+ADMISSION = 0.03  # seconds that a look-up waits for access to the store
+PATIENCE = 0.25  # seconds that other operations wait; if they fail, an answer may be generated twice or lost
+PROBE_EVERY = 1.0  # seconds between two checks of a store that is down
+FIRST_PROBE = 0.25  # seconds to the first check, as most failures are short
 WARN_EVERY = 60.0  # seconds between two warnings
 logger = logging.getLogger("llama_api.store")
 
 
 def open_store(url: str, max_entries: int, max_bytes: int) -> SqliteStore | RedisStore:
-    """The store at ``sqlite:///path`` or ``redis[s]://[:password@]host:port/db``. Raises StoreError for no such URL."""
+    """The store at ``sqlite:///path`` or ``redis[s]://[:password@]host:port/db``. Raises StoreError for other URLs."""
     if url.startswith("sqlite:///") and url != "sqlite:///":
         return SqliteStore(url.removeprefix("sqlite:///"), max_entries, max_bytes)
     if url.startswith(("redis://", "rediss://")):
@@ -29,11 +29,11 @@ def open_store(url: str, max_entries: int, max_bytes: int) -> SqliteStore | Redi
 
 
 class GuardedStore:
-    """A Store that never raises and hardly ever delays: while it is down, it knows nothing and says so at once.
+    """A Store that never raises and hardly ever delays: while it is down, its operations return at once.
 
-    Each operation gives None when nothing is known: the store is down, or was too busy to be asked. The first failure
-    puts it down; a thread then looks soon, and after that every second, whether it is back. Each failure is told to
-    ``on_error``. A purge asked for meanwhile is done before it is used again.
+    An operation returns None while the store is down or too busy. The first failure marks it as down; a thread then
+    checks soon, and after that every second, whether it is back. Each failure is reported to ``on_error``. A purge
+    requested meanwhile is done before the store is used again.
     """
 
     def __init__(self, store: Store, on_error: Callable[[StoreError], None] = lambda error: None,
@@ -62,7 +62,7 @@ class GuardedStore:
 
     @property
     def leases(self) -> bool:
-        """Whether it is a store of many hosts, which counts leases."""
+        """Whether it is a store for many hosts, which counts leases."""
         return self._leasing is not None
 
     def get(self, key: str) -> Found | None:
@@ -75,7 +75,7 @@ class GuardedStore:
         return self._call(self._store.set, key, value, epoch)
 
     def touch(self, keys: Iterable[str]) -> bool:
-        """As in Store; whether it was done."""
+        """As in Store; returns whether it was done."""
         def touch() -> bool:
             self._store.touch(keys)
             return True
@@ -86,7 +86,7 @@ class GuardedStore:
         self._call(self._store.delete, key)
 
     def clear(self) -> str | None:
-        """As in Store, if need be as soon as the store is back."""
+        """As in Store; if the store is down, as soon as it is back."""
         with self._state:
             self._purge, down = True, not self.available
         if not down:
@@ -130,7 +130,7 @@ class GuardedStore:
         if not self.available or not self._inside.acquire(timeout=wait):
             return self._skip()
         try:
-            if not self.available:  # it went down while we waited to get in
+            if not self.available:  # it went down while we waited for access
                 return self._skip()
             return operation(*args)
         except StoreError as error:
@@ -161,11 +161,11 @@ class GuardedStore:
             self._warn(error)
             try:
                 threading.Thread(target=self._probe, name="store-probe", daemon=True).start()
-            except RuntimeError:  # no thread to be had: then the next operation looks
+            except RuntimeError:  # no thread can be started: the next operation checks
                 self._down_since = None
 
     def _probe(self) -> None:
-        """Look until the store is back."""
+        """Check until the store is back."""
         wait = min(FIRST_PROBE, self._probe_every)
         while not self._closing.wait(wait):
             wait = self._probe_every

@@ -1,4 +1,4 @@
-"""What keeps up, a few times a second, all that this process has in a shared store."""
+"""Renews this process's claims and leases in the shared store several times a second."""
 
 import logging
 import threading
@@ -12,40 +12,40 @@ from .store import Claim, Kept, Lease
 logger = logging.getLogger(__name__)
 
 KEEP_EVERY = 0.4  # seconds between two rounds
-KEPT_FOR = 3.0  # seconds that a claim or a lease outlives its last round: at most so long a dead process holds it
+KEPT_FOR = 3.0  # seconds that a claim or lease outlives its last renewal, and so its process
 
 
 class Keeper:
-    """Renews this process's claims and leases in one round trip, reports what it served, and learns of purges.
+    """Renews this process's claims and leases in one round trip, reports what it served, and sees purges.
 
-    The thread that does all this starts with the first use, and ends with ``stop``.
+    Its thread starts with the first use and ends with ``stop``.
     """
 
     def __init__(self, store: GuardedStore, epochs: Epochs):
         self._store, self._epochs = store, epochs
         self._claims: dict[Claim, Callable[[bool], object]] = {}
         self._leases: dict[Lease, None] = {}
-        self._used: dict[str, None] = {}  # keys that were served since the last report, the last one last
+        self._used: dict[str, None] = {}  # keys served since the last report, in order
         self._thread, self._stopped = BackgroundThread("keeper", self._run), threading.Event()
 
     def __repr__(self) -> str:
         return f"<Keeper of {len(self._claims)} claims, {len(self._leases)} leases, {len(self._used)} uses to report>"
 
     def start(self) -> None:
-        """Begin the rounds, unless they have begun."""
+        """Start the rounds, unless already started."""
         self._thread.start()
 
     def hold(self, claim: Claim, told: Callable[[bool], object]) -> None:
-        """Keep ``claim`` up until ``drop``; each round tells ``told`` whether any other process waits for it."""
+        """Renew ``claim`` until ``drop``; each round calls ``told`` with whether another process waits for it."""
         self._claims[claim] = told
         self.start()
 
     def drop(self, claim: Claim) -> None:
-        """Let go of ``claim``: its end is told by ``settle`` or ``release``."""
+        """Stop renewing ``claim``; ``settle`` or ``release`` ends it in the store."""
         del self._claims[claim]
 
     def lease(self, lease: Lease, waited: float, limit: int) -> bool | None:
-        """Take ``lease`` and keep it up until ``unlease``, see LeasingStore; None when the store cannot tell."""
+        """Take ``lease`` and renew it until ``unlease``, see LeasingStore; None when the store is unavailable."""
         taken = self._store.lease(lease, waited, limit, KEPT_FOR)
         if taken:
             self._leases[lease] = None
@@ -53,22 +53,22 @@ class Keeper:
         return taken
 
     def unlease(self, lease: Lease) -> None:
-        """Give ``lease`` back, or its place in the order of those who wait."""
+        """Give ``lease`` back, or its place among the waiters."""
         self._leases.pop(lease, None)
         self._store.unlease(lease)
 
     def served(self, key: str) -> None:
-        """Note that the entry of ``key`` was served just now, by this process's copy or by the store."""
+        """Note that the entry of ``key`` was just served, from this process's copy or from the store."""
         self._used.pop(key, None)
         self._used[key] = None
 
     def report_use(self) -> None:
-        """Tell the store what was served since the last report, in that order, so that both evict by the same use."""
+        """Report the entries served since the last report, in order, so that the store evicts by the same use."""
         if keys := list(self._used):
             for key in keys:
                 self._used.pop(key, None)
             if not self._store.touch(keys) and self._store.available:
-                self._used = {**dict.fromkeys(keys), **self._used}  # it was busy: another time
+                self._used = {**dict.fromkeys(keys), **self._used}  # the store was busy: report them later
 
     def stop(self) -> None:
         """End the rounds for good."""
@@ -85,12 +85,12 @@ class Keeper:
         claims, leases, since = list(self._claims), list(self._leases), self._epochs.number
         kept = self._store.keep(claims, leases, KEPT_FOR)
         for lease in leases:
-            if lease not in self._leases:  # given back meanwhile, perhaps before it was kept up
+            if lease not in self._leases:  # given back meanwhile, perhaps before it was renewed
                 self._store.unlease(lease)
         if kept is not None:
             self._epochs.saw(kept.epoch, since)
         elif not self._store.available:
-            kept = Kept("", frozenset())  # nobody can wait for us there
+            kept = Kept("", frozenset())  # no process can wait for us there
         if kept is not None:
             for claim in claims:
                 if told := self._claims.get(claim):

@@ -1,4 +1,4 @@
-"""A native thread for work that may block: under gevent, whatever blocks natively stops everybody."""
+"""A native thread for blocking work, which would stop all greenlets under gevent."""
 
 import time
 from collections.abc import Callable
@@ -6,24 +6,24 @@ from typing import Any
 
 from .. import native
 
-# In a busy process the native thread starves for the interpreter's lock. So its caller waits natively, which gives the
-# lock up but stops all greenlets, for these seconds: AT_ONCE, which is enough for most tasks, then LOOK each time, and
-# GRACE at the end.
+# In a busy process the native thread starves for the GIL. So its caller waits natively, which releases the GIL but
+# stops all greenlets, for these seconds: AT_ONCE, which is enough for most tasks, then LOOK each time, and GRACE at the
+# end.
 AT_ONCE, LOOK, GRACE = 0.002, 0.0003, 0.005
-POLL = 0.001  # seconds between two looks
+POLL = 0.001  # seconds between two checks
 
 
 class NativeThread:
-    """Does what it is called for, one after the other. It begins with the first call and ends with the process."""
+    """Runs functions one after the other, from the first call until the process ends."""
 
     def __init__(self) -> None:
         self._starting = native.allocate_lock()
         self._tasks: Any = None
 
     def call(self, seconds: float, function: Callable[[], Any]) -> Any:
-        """What ``function`` returns or raises. Raises TimeoutError after ``seconds``: then it goes on, unheeded.
+        """Return or raise the outcome of ``function``. Raises TimeoutError after ``seconds`` and then ignores it.
 
-        A function that has not begun by then never does. Time in which this process itself is held up does not count.
+        A function that has not begun by then never does. Time in which this process is suspended does not count.
         """
         task = _Task(function)
         self._queue().put(task)
@@ -43,7 +43,7 @@ class NativeThread:
 
 
 class _Task:
-    """A function, and what became of it."""
+    """A function and its outcome."""
 
     def __init__(self, function: Callable[[], Any]):
         self.result: Any = None
@@ -53,18 +53,18 @@ class _Task:
         self._ended.acquire()
 
     def run(self) -> None:
-        """Run it in the native thread, unless it is too late for that."""
+        """Run the function in the native thread, unless it is too late."""
         if self._given_up:
             return
         try:
             self.result = self._function()
-        except BaseException as error:  # its caller is in another thread
+        except BaseException as error:  # for its caller in the other thread
             self.error = error
         finally:
             self._ended.release()
 
     def wait(self, seconds: float) -> bool:
-        """Wait for its end; False when it was not in time."""
+        """Wait for its end; False when it is late."""
         if self._ended.acquire(timeout=AT_ONCE):
             return True
         for _ in range(round(seconds / (POLL + LOOK))):

@@ -1,4 +1,4 @@
-"""The shared store of many hosts: a Redis (6 or later, or what speaks its protocol and Lua), see redis_scripts."""
+"""The shared store of many hosts: Redis 6 or later, or a compatible server with Lua; see redis_scripts."""
 
 import hashlib
 import socket
@@ -16,17 +16,17 @@ from . import redis_connection
 from .redis_scripts import PREFIX, scripts
 from .store import OVERHEAD, Claim, Found, Kept, Lease, StoreError
 
-ENTRY_TTL = 30 * 86400.0  # seconds an entry that nobody uses stays
-BATCH = 500  # entries per script call, so that no call holds the server up
+ENTRY_TTL = 30 * 86400.0  # seconds for which an unused entry is kept
+BATCH = 500  # entries per script call, so that no call blocks the server
 
 
 class RedisStore:
-    """A LeasingStore in the Redis at ``url``. An entry that is not set or touched for ``entry_ttl`` seconds goes."""
+    """A LeasingStore in the Redis at ``url``. Entries not set or touched for ``entry_ttl`` seconds expire."""
 
     concurrency = 128
 
     def __init__(self, url: str, max_entries: int, max_bytes: int, entry_ttl: float = ENTRY_TTL):
-        """Look the host's name up. Nothing is connected before the first operation."""
+        """Resolve the host name. The first operation connects."""
         options = parse_url(url)
         self._host, self._port = options.setdefault("host", "localhost"), options.setdefault("port", 6379)
         parts = urlsplit(url)
@@ -44,7 +44,7 @@ class RedisStore:
         try:
             self._resolve()
         except OSError:
-            pass  # told by the first operation; ping looks again
+            pass  # reported by the first operation; ping resolves again
 
     def get(self, key: str) -> Found:
         return self.get_many([key])[0]
@@ -65,7 +65,7 @@ class RedisStore:
         self._run("delete", key)
 
     def clear(self) -> str:
-        """At once nothing is found any more; then the values are removed, some at a time."""
+        """As in Store; entries become unavailable at once, then their values are removed in batches."""
         epoch = uuid.uuid4().hex
         trash = f"{PREFIX}trash:{epoch}"
         more = self._run("clear", trash, epoch)
@@ -102,7 +102,7 @@ class RedisStore:
         self._run("unlease", *lease)
 
     def ping(self) -> None:
-        """As in Store; it alone may take longer, for it looks the host's name up anew."""
+        """As in Store, but it may take longer, as it resolves the host name again."""
         try:
             self._pool.disconnect(inuse_connections=False)
             self._resolve()
@@ -118,20 +118,20 @@ class RedisStore:
         self._addresses[:] = [(family, address) for family, _, _, _, address in found]
 
     def _run(self, script: str, *values: str | bytes | int, read: Callable[[Any], Any] = lambda reply: reply) -> Any:
-        """What ``read`` makes of the server's reply to a script. Raises StoreError."""
+        """Run a script and return its reply as parsed by ``read``. Raises StoreError."""
         try:
             try:
                 return read(self._client.execute_command("EVALSHA", self._digests[script], 0, *values))
             except redis.exceptions.NoScriptError:
                 return read(self._client.execute_command("EVAL", self._scripts[script], 0, *values))
-        except (redis.RedisError, OSError, ValueError) as error:  # ValueError: no Redis answers there, but something
+        except (redis.RedisError, OSError, ValueError) as error:  # ValueError: the server is not Redis
             raise StoreError(f"{type(error).__name__}: {error}") from error
         except (TypeError, AttributeError, IndexError) as error:
             raise StoreError("what answers there is not a Redis") from error
 
 
 def _where(claim: Claim) -> str:
-    """What names a claim in the scripts."""
+    """The name of a claim in the scripts."""
     return f"{claim.epoch}:{claim.key}"
 
 

@@ -1,10 +1,10 @@
-"""The private ground of redis-py that the store stands on: where a connection is made, and what its socket may do.
+"""Connections to Redis on top of redis-py's internals.
 
-An operation must end by one deadline, whatever it takes: to connect, to log in, to select, to send, to receive.
-redis-py bounds only each single step, and looks the host's name up without any bound. What is used of it here:
+An operation must end by one deadline that includes connecting, logging in, selecting, sending and receiving.
+redis-py limits only each single step, and resolves the host name without any limit. These parts of it are used:
 
-``connect`` (public) is called once for every operation, connected or not: there its time begins;
-``_connect`` (private) makes the socket: here to addresses looked up beforehand, and wrapped in a DeadlineSocket;
+``connect`` (public) is called once for every operation, connected or not: there the deadline begins;
+``_connect`` (private) makes the socket: here to addresses resolved beforehand, and wrapped in a DeadlineSocket;
 ``settimeout(0)`` on that socket says that redis-py only polls whether the connection can be used again.
 """
 
@@ -17,12 +17,12 @@ from typing import Any
 
 import redis
 
-BUDGET = 0.08  # seconds an operation may wait for the server in all, connecting included
-GRACE = 0.005  # seconds it waits at least, for a process that was itself held up
+BUDGET = 0.08  # seconds for which an operation may wait for the server, connecting included
+GRACE = 0.005  # minimum seconds, for a process that was suspended
 
 
 class DeadlineSocket:
-    """A socket whose every wait ends when the ``left`` seconds have passed."""
+    """A socket whose waits all end after the ``left`` seconds."""
 
     def __init__(self, sock: Any, left: Callable[[], float]):
         self._sock, self._left, self._polling = sock, left, False
@@ -31,7 +31,7 @@ class DeadlineSocket:
         return getattr(self._sock, name)
 
     def settimeout(self, seconds: float | None) -> None:
-        """Zero polls, as redis-py does before it uses a connection again; else the deadline decides."""
+        """Zero means polling, as redis-py does before it reuses a connection; else the deadline applies."""
         self._polling = seconds == 0
 
     def recv(self, size: int) -> bytes:
@@ -45,7 +45,7 @@ class DeadlineSocket:
         self._sock.sendall(data)
 
     def _receive(self, receive: Any, *args: Any) -> Any:
-        """Receive what comes by the deadline, or is there afterwards: a busy event loop may see its timer first."""
+        """Receive data that arrives by the deadline, or is present afterwards: a busy loop may see its timer first."""
         try:
             self._sock.settimeout(0 if self._polling else self._left())
             return receive(*args)
@@ -58,7 +58,7 @@ class DeadlineSocket:
 
 
 class TcpConnection(redis.Connection):
-    """A connection to addresses looked up beforehand, for a name server may take seconds to say nothing."""
+    """A connection to addresses resolved beforehand, as name resolution may take seconds."""
 
     _deadline = 0.0
 
@@ -103,5 +103,5 @@ class TlsConnection(TcpConnection):
 
 @cache
 def _tls_context() -> ssl.SSLContext:
-    """Made once: to read the system's certificates takes longer than an operation may."""
+    """The TLS context, made once, as reading the system's certificates takes longer than an operation may."""
     return ssl.create_default_context()

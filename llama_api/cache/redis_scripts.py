@@ -1,21 +1,21 @@
-"""What the Redis store has the server do: one Lua script an operation, so that each is atomic and one round trip.
+"""The Lua scripts of the Redis store: one per operation, so that each is atomic and takes one round trip.
 
 Every key begins with ``llama_api:2:``, 2 being the version of this layout:
-  epoch                the name of the epoch; one that is lost is followed by a new one
+  epoch                the name of the epoch; a lost one is replaced by a new one
   entry:<key>          the value, with a TTL (30 days) that set and touch renew
-  used                 sorted set of keys by their last use, counted up; what is not in here is not found
+  used                 sorted set of keys by their last use, a counter; only keys in it are found
   sizes                hash of each key's counted bytes, and their sum in the field ``bytes``
   claim:<epoch>:<key>  the token of the claim that is under way; its TTL is the claim's
-  outcome:<token>      what came of a claim, while somebody waits for it
-  waits:<token>        sorted set of those who wait for what comes of a claim, by the time that this ends
-  leases:<name>        sorted set of the tokens of what is taken under a name, by the time that this ends
-  queue:<name>         hash of those who wait for one of them: token to arrival, limit, and the time that this ends
-The server's clock, in milliseconds, is the only one, and the server is left with nothing once nobody uses it.
+  outcome:<token>      the outcome of a claim, while a process waits for it
+  waits:<token>        sorted set of the followers of a claim, by expiry
+  leases:<name>        sorted set of the tokens that hold a lease of a name, by expiry
+  queue:<name>         hash of the waiters for one of them: token to arrival, limit and expiry
+All times are on the server's clock, in milliseconds, and all keys expire when no longer used.
 
-It may take entries away by itself. By TTL it takes the least recently used first, which every set looks at; by
-``maxmemory`` it takes any: such a key is a miss, and is taken off the books when it is set, touched or becomes the
-oldest. Should it take one of the two books, the next set drops the other: the cache starts empty, and the values left
-over expire.
+The server may remove entries by itself: expired ones, the least recently used first, which every set checks; or any,
+due to ``maxmemory``. A removed key is a miss, and it is dropped from ``used`` and ``sizes`` when it is set, touched or
+becomes the oldest. If the server removes ``used`` or ``sizes``, the next set drops the other: the cache starts empty,
+and the remaining values expire.
 """
 
 from .store import OUTDATED, QUEUED_FOR, WANTED_FOR
@@ -72,7 +72,7 @@ _SCRIPTS = {
           found[i + 1] = redis.call('ZSCORE', used, key) and redis.call('GET', entry .. key)
         end
         return found""",
-    # What takes memory is written first: a server that has none refuses it before anything has changed.
+    # Commands that need memory come first: a full server refuses them before anything has changed.
     "set": """
         local key, size, max_entries, max_bytes = ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[5]), tonumber(ARGV[6])
         if epoch() ~= ARGV[4] then return OUTDATED end
@@ -202,7 +202,7 @@ _SCRIPTS = {
 
 
 def scripts(entry_ttl: int) -> dict[str, str]:
-    """The scripts by the name of their operation, for entries that go after ``entry_ttl`` milliseconds without use."""
+    """The scripts by operation; entries expire after ``entry_ttl`` milliseconds without use."""
     settled = {"ENTRY_TTL": entry_ttl, "OUTDATED": OUTDATED, "WANTED_FOR": int(WANTED_FOR * 1000),
                "QUEUED_FOR": int(QUEUED_FOR * 1000)}
     prelude = "".join(f"local {name} = {value}\n" for name, value in settled.items()) + _PRELUDE

@@ -1,4 +1,4 @@
-"""The shared store of one host: answers and claims in a SQLite file, whose layout sqlite_file tells."""
+"""The shared store of one host: answers and claims in a SQLite file; sqlite_file describes its layout."""
 
 import functools
 import json
@@ -15,27 +15,27 @@ from .native_thread import NativeThread
 from .sqlite_file import Damaged, SqliteFile
 from .store import OUTDATED, OVERHEAD, UNDER_WAY, WANTED_FOR, Claim, Found, Kept, Lease, StoreError
 
-BUDGET = 0.08  # seconds an operation may take in all
-SLOW_BUDGET = 1.0  # to open, purge or close the file, which waits for the disk several times
-MARK_EVERY = 0.2  # seconds between two marks of waiting on one claim, so that a poll is seldom a write
-BATCH = 500  # keys touched in one transaction, so that no other process waits long
-_LIVES = "since <= :now AND :now < since + ttl"  # a time in the future is of an earlier boot: expired
+BUDGET = 0.08  # maximum seconds of an operation
+SLOW_BUDGET = 1.0  # the same for opening, purging or closing the file, which waits for the disk several times
+MARK_EVERY = 0.2  # seconds between two marks of waiting for one claim, so that few polls write
+BATCH = 500  # keys touched per transaction, so that no other process waits long
+_LIVES = "since <= :now AND :now < since + ttl"  # a time in the future is of an earlier boot, so expired
 _WAITS = "since <= :now AND :now < since + :wanted_for"
 _GIVEN = "IN (SELECT value FROM json_each(:tokens))"
 _Operation = TypeVar("_Operation", bound=Callable[..., Any])
 
 
 def _natively(operation: _Operation) -> _Operation:
-    """Have ``operation`` of a SqliteStore run in its native thread, so that neither a lock nor a disk stops everybody.
+    """Run ``operation`` of a SqliteStore in its native thread, so that locks and disks do not stop all greenlets.
 
-    It raises StoreError when it takes longer than its budget.
+    Raises StoreError when it exceeds its budget.
     """
     @functools.wraps(operation)
     def run(self: "SqliteStore", *args: Any) -> Any:
         slow = operation.__name__ in ("clear", "close") or not self._file.connected
         try:
             return self._thread.call(SLOW_BUDGET if slow else BUDGET, functools.partial(operation, self, *args))
-        except (TimeoutError, RuntimeError) as error:  # the last: no thread to be had
+        except (TimeoutError, RuntimeError) as error:  # RuntimeError: no thread can be started
             raise StoreError(f"{type(error).__name__}: {error}") from error
 
     return run  # type: ignore[return-value]
@@ -47,7 +47,7 @@ class SqliteStore:
     concurrency = 1
 
     def __init__(self, path: str, max_entries: int, max_bytes: int, clock: Callable[[], float] = time.monotonic):
-        """Raises StoreError when the directory is missing; the file itself is opened by the first operation."""
+        """Raise StoreError when the directory is missing. The first operation opens the file."""
         self.name = f"sqlite:///{path}"
         self.max_entries, self.max_bytes = max_entries, max_bytes
         self._clock = clock
@@ -98,7 +98,7 @@ class SqliteStore:
 
     @_natively
     def touch(self, keys: Iterable[str]) -> None:
-        wanted = list(dict.fromkeys(reversed(list(keys))))[::-1]  # each where it comes last
+        wanted = list(dict.fromkeys(reversed(list(keys))))[::-1]  # each at its last position
         for start in range(0, len(wanted), BATCH):
             batch = wanted[start:start + BATCH]
             with self._file.writing() as db:
@@ -131,7 +131,7 @@ class SqliteStore:
     @_natively
     def claim(self, key: str, token: str, ttl: float) -> Claim:
         with self._file.writing() as db:
-            now = self._clock()  # read inside: while we waited to write, another may have claimed
+            now = self._clock()  # read in the transaction: another process may have claimed while we waited
             if abs(now - self._swept) >= 1:
                 self._sweep(db, now)
             epoch = self._totals(db)[3]
@@ -150,7 +150,7 @@ class SqliteStore:
             row = db.execute("SELECT outcome, claims.since, ttl, waits.since FROM claims LEFT JOIN waits"
                              " ON waits.token = claims.token AND follower = ? WHERE claims.token = ?",
                              (follower, claim.token)).fetchone()
-        now = self._clock()  # read after the row: never before it
+        now = self._clock()  # read after the row, so never earlier than it
         if row is None or not row[1] <= now < row[1] + row[2]:
             return None
         outcome, marked = row[0], row[3]
@@ -160,7 +160,7 @@ class SqliteStore:
             with self._file.writing() as db:
                 db.execute("REPLACE INTO waits VALUES (?, ?, ?)", (claim.token, follower, now))
             return UNDER_WAY
-        with suppress(StoreError), self._file.writing() as db:  # it will expire in any case
+        with suppress(StoreError), self._file.writing() as db:  # it expires in any case
             db.execute("DELETE FROM waits WHERE token = ? AND follower = ?", (claim.token, follower))
             if not self._wanted(db, [claim.token], now):
                 self._end(db, claim.token)
@@ -184,7 +184,7 @@ class SqliteStore:
 
     @_natively
     def keep(self, claims: Sequence[Claim], leases: Sequence[Lease], ttl: float) -> Kept:
-        """As in Store; ``leases`` is empty, for this store has none to take."""
+        """As in Store; ``leases`` is empty, as this store has none."""
         tokens = [claim.token for claim in claims]
         if not tokens:
             with self._file.using() as db:
@@ -212,7 +212,7 @@ class SqliteStore:
         return row
 
     def _remove(self, db: sqlite3.Connection, which: str, *values: str) -> int:
-        """Remove the one entry, if any, for which ``which`` holds. Returns its counted bytes, 0 for none."""
+        """Remove the entry that matches ``which``, if any. Returns its counted bytes, 0 for none."""
         row = db.execute(f"SELECT id, length FROM entries WHERE {which}", values).fetchone()
         if row is None:
             return 0
@@ -221,20 +221,20 @@ class SqliteStore:
         return row[1] + OVERHEAD
 
     def _wanted(self, db: sqlite3.Connection, tokens: list[str], now: float) -> frozenset[str]:
-        """Those of the claims that live and that somebody waits for."""
+        """The unexpired claims that a process waits for."""
         rows = db.execute(f"SELECT DISTINCT token FROM claims JOIN (SELECT token FROM waits WHERE {_WAITS})"
                           f" USING (token) WHERE token {_GIVEN} AND {_LIVES}",
                           {"tokens": json.dumps(tokens), "now": now, "wanted_for": WANTED_FOR})
         return frozenset(token for token, in rows)
 
     def _end(self, db: sqlite3.Connection, token: str, under_way: bool = False) -> None:
-        """Remove the claim, or do so only if it has no outcome yet."""
+        """Remove the claim, or only if it has no outcome yet."""
         only = " AND outcome IS NULL" if under_way else ""
         if db.execute(f"DELETE FROM claims WHERE token = ?{only}", (token,)).rowcount:
             db.execute("DELETE FROM waits WHERE token = ?", (token,))
 
     def _sweep(self, db: sqlite3.Connection, now: float) -> None:
-        """Remove the claims and the waits that are over."""
+        """Remove expired claims and waits."""
         db.execute(f"DELETE FROM claims WHERE NOT ({_LIVES})", {"now": now})
         db.execute(f"DELETE FROM waits WHERE NOT ({_WAITS})", {"now": now, "wanted_for": WANTED_FOR})
         self._swept = now

@@ -1,14 +1,14 @@
-"""The file behind the SQLite store: opened, checked, watched, set aside and made anew.
+"""The file behind the SQLite store: opened, checked, watched, set aside and created again.
 
 It is in WAL mode with ``synchronous = NORMAL``: a commit survives the process, not the power. Its tables:
   entries  key, used (a tick: the higher, the later; the lowest is evicted first), length and crc of the answer
-  answers  the bytes, apart from what changes with each use
+  answers  the bytes, separate from the columns that change with each use
   totals   one row: entries, bytes, the last tick, kept by the transaction that changes the entries; and the epoch
   claims   token, key, epoch, since, ttl (of the monotonic clock, which all processes of a host share), outcome
   waits    token of a claim, follower, since
 A file that is damaged, or that is not ours or of an older layout, is renamed to ``<name>.corrupt-<n>`` or
-``<name>.foreign-<n>`` and a fresh one is made; one of a newer layout is left alone and not used. Opening and renaming
-happen under ``<name>.lock``. A deleted or replaced file is noticed by its inode.
+``<name>.foreign-<n>`` and a new one is created; a file of a newer layout is neither changed nor used. Opening and
+renaming happen under ``<name>.lock``. A deleted or replaced file is noticed by its inode.
 """
 
 import os
@@ -22,9 +22,9 @@ from ..file_locks import lock_file
 from .store import StoreError
 
 APPLICATION, VERSION = 0x6C6C6170, 2  # "llap"; PRAGMA application_id and user_version
-BUSY = 0.06  # seconds an operation may wait for another process's write
+BUSY = 0.06  # maximum seconds to wait for another process's write
 ASIDE_KEPT = 5  # damaged files kept for a post-mortem; the last of them is overwritten
-# A constraint too: what we write breaks none, unless pages of different times are mixed.
+# Constraints too: our writes violate none, unless pages of different times are mixed.
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT)
 _PASSING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL)  # no fault of the connection
 _SCHEMA = f"""
@@ -45,22 +45,22 @@ _SCHEMA = f"""
 
 
 class Damaged(sqlite3.DatabaseError):
-    """The file is there but is not what was written."""
+    """The file exists but is not what was written."""
 
 
 class SqliteFile:
-    """One connection to the database at ``path``, for one caller at a time, whatever happens to the file meanwhile."""
+    """One connection to the database at ``path``, for one caller at a time, which survives changes of the file."""
 
     def __init__(self, path: str):
         self._path = path
-        self._lock = native.allocate_lock()  # it is used in native threads
+        self._lock = native.allocate_lock()  # used in native threads
         self._db: sqlite3.Connection | None = None
         self._inode: tuple[int, int] | None = None  # of the file behind self._db
         self._damaged: tuple[int, int] | None = None  # of a file that must not be opened again
 
     @property
     def connected(self) -> bool:
-        """Whether the file was open a moment ago."""
+        """Whether the file was open at the last use."""
         return self._db is not None
 
     @contextmanager
@@ -73,7 +73,7 @@ class SqliteFile:
 
     @contextmanager
     def using(self) -> Iterator[sqlite3.Connection]:
-        """The connection, ours alone. Raises StoreError; then no transaction is open and the cause is noted."""
+        """The connection, for exclusive use. Raises StoreError, with no transaction left open and the cause noted."""
         try:
             with self._lock:
                 try:
@@ -81,7 +81,7 @@ class SqliteFile:
                 except BaseException as error:
                     self._after(error)
                     raise
-        except (sqlite3.Error, OSError, TypeError, ValueError) as error:  # the last two: damage that SQLite overlooked
+        except (sqlite3.Error, OSError, TypeError, ValueError) as error:  # also damage that SQLite overlooked
             raise StoreError(f"{type(error).__name__}: {error}") from error
 
     def close(self) -> None:
@@ -90,7 +90,7 @@ class SqliteFile:
             self._drop()
 
     def _after(self, error: BaseException) -> None:
-        """Undo what was begun; let go of the connection unless the cause is known to lie elsewhere."""
+        """Roll back, and close the connection unless the cause is known to lie elsewhere."""
         if isinstance(error, Damaged) or _code(error) in _DAMAGED:
             self._damaged = self._inode
         elif _code(error) in _PASSING and self._db:
@@ -107,7 +107,7 @@ class SqliteFile:
         self._db = self._inode = None
 
     def _connected(self) -> sqlite3.Connection:
-        """The connection to the file that is at the path now, which may be another than a moment ago."""
+        """The connection to the file that is at the path now, which may have been replaced."""
         if self._db is not None:
             found = _stat(self._path)
             if found is None or (found.st_dev, found.st_ino) != self._inode:
@@ -122,7 +122,7 @@ class SqliteFile:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Keep other processes from opening or setting aside the file meanwhile."""
+        """Keep other processes from opening or setting aside the file during the block."""
         until = time.monotonic() + BUSY
         while (lock := lock_file(self._path + ".lock")) is None:
             if time.monotonic() > until:
@@ -134,9 +134,9 @@ class SqliteFile:
             os.close(lock)
 
     def _open(self) -> None:
-        """Connect to the file, or to a fresh one when it is missing, damaged or not of this program and version."""
+        """Connect to the file, or to a new one if it is missing, damaged or not of this program and version."""
         if _inode(self._path) is None:
-            for end in ("-wal", "-shm"):  # of a deleted file, perhaps still in use by others: never to be shared
+            for end in ("-wal", "-shm"):  # of a deleted file, perhaps still in use by others: never share them
                 with suppress(FileNotFoundError):
                     os.unlink(self._path + end)
         elif self._damaged == _inode(self._path) or self._emptied():
@@ -158,7 +158,7 @@ class SqliteFile:
         self._inode, self._damaged = _inode(self._path), None
 
     def _emptied(self) -> bool:
-        """Whether the file has no content although it once had, as its write-ahead log tells."""
+        """Whether the file has lost its content, as its write-ahead log shows."""
         return os.path.getsize(self._path) == 0 and os.path.exists(self._path + "-wal")
 
     def _connect(self) -> sqlite3.Connection:
@@ -169,7 +169,7 @@ class SqliteFile:
         return sqlite3.connect(self._path, timeout=BUSY, isolation_level=None, check_same_thread=False)
 
     def _ours(self, db: sqlite3.Connection) -> bool:
-        """Prepare the connection; False when the file belongs to something else. A fresh file gets our tables."""
+        """Prepare the connection; False when the file belongs to something else. A new file gets our tables."""
         (application,) = db.execute("PRAGMA application_id").fetchone()
         (version,) = db.execute("PRAGMA user_version").fetchone()
         if application == APPLICATION and version > VERSION:
@@ -185,7 +185,7 @@ class SqliteFile:
         return True
 
     def _set_aside(self, kind: str) -> None:
-        """Rename the file with its log, so that a fresh one can be made and others notice."""
+        """Rename the file with its log, so that a new one can be created and other processes notice."""
         names = (f"{self._path}.{kind}-{n}" for n in range(1, ASIDE_KEPT))
         aside = next((name for name in names if not os.path.exists(name)), f"{self._path}.{kind}-{ASIDE_KEPT}")
         for end in ("-wal", "-shm", ""):
@@ -206,5 +206,5 @@ def _inode(path: str) -> tuple[int, int] | None:
 
 
 def _code(error: BaseException) -> int:
-    """SQLite's primary result code; 0 for an error that did not come from it."""
+    """SQLite's primary result code; 0 for an error of another origin."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF

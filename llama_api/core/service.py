@@ -41,8 +41,8 @@ class Figures:
 class Reply:
     """The reply to one client: call ``answer``, or ``start`` and then ``events``; ``close`` when done.
 
-    ``result`` is hit, stale, miss, collapsed, refresh or bypass. ``forwarded`` says why the cache had no answer
-    (``fwd`` of RFC 9211: miss, stale, request or bypass), None on a hit. Both are final once ``answer`` has returned, or
+    ``result`` is hit, stale, miss, collapsed, refresh or bypass. ``forwarded`` says why the cache did
+    not answer (``fwd`` of RFC 9211: miss, stale, request or bypass), None on a hit. Both are final once ``answer`` has returned, or
     ``start`` with a piece. ``host`` is the Ollama that generated, None for a stored answer.
     """
 

@@ -1,4 +1,4 @@
-"""How one Ollama is spoken to: the wall around requests, urllib3 and http.client."""
+"""The client of one Ollama: the wall around requests, urllib3 and http.client."""
 
 from .client import OllamaClient
 from .protocol import completion_of, ending_of, numbers_of, piece_of, record_of

@@ -1,7 +1,7 @@
-"""Reads all that has arrived of a chunked body at once (RFC 9112 §7.1).
+"""Reads everything that has arrived of a chunked body at once (RFC 9112 §7.1).
 
-``http.client`` gives one chunk a call, and Ollama sends a chunk for each token: where many have arrived, that and what
-urllib3 does around each call took more processor time than all else (benchmarks/README.md, the profile of a miss).
+``http.client`` returns one chunk per call, and Ollama sends a chunk for each token: under load these calls and
+urllib3's work around them took more processor time than everything else (benchmarks/README.md, the profile of a miss).
 """
 
 import http.client
@@ -13,16 +13,16 @@ LONGEST_LINE = 4096  # bytes of a chunk's size with its extensions
 
 
 class ChunkedDecoder:
-    """Takes the framing off a chunked body, however its bytes are split. ``ended`` tells that it is complete."""
+    """Removes the framing of a chunked body, however its bytes are split. ``ended`` says that it is complete."""
 
     def __init__(self) -> None:
         self.ended = False
-        self._rest = b""  # a line that is not complete
-        self._left = 0  # bytes of the chunk under way, with the line break after it
-        self._trailers = False  # the last chunk has come
+        self._rest = b""  # an incomplete line
+        self._left = 0  # bytes left of the current chunk and its line break
+        self._trailers = False  # the last chunk has arrived
 
     def feed(self, data: bytes) -> bytes:
-        """The content in ``data``. Raises http.client.HTTPException on what is not a chunked body."""
+        """The content in ``data``. Raises http.client.HTTPException if it is not a chunked body."""
         if not data:
             raise http.client.IncompleteRead(b"")
         data, left = self._rest + data, self._left
@@ -45,7 +45,7 @@ class ChunkedDecoder:
         return b"".join(found)
 
     def _line(self, line: bytes) -> int:
-        """Read a line of the framing; the bytes up to the next one, which are a chunk and its line break."""
+        """Read a line of the framing; returns the number of bytes up to the next one, a chunk and its line break."""
         if self._trailers:
             self.ended = not line.strip()
             return 0
@@ -55,9 +55,9 @@ class ChunkedDecoder:
 
 
 def _whole_chunks(data: bytes) -> tuple[list[bytes], int]:
-    """The contents of the whole chunks at the beginning of ``data``, and where they end.
+    """The contents of the complete chunks at the beginning of ``data``, and their end.
 
-    Tokens hold no line breaks of their own, so that all are found at once; where one does, none are.
+    Tokens contain no line breaks, so all are found at once; if one does, none is found here.
     """
     parts = data.split(b"\r\n")
     contents = parts[1:-1:2]
@@ -76,7 +76,7 @@ def _whole_chunks(data: bytes) -> tuple[list[bytes], int]:
 
 @lru_cache(4096)
 def _length(line: bytes) -> int:
-    """The length of the chunk that follows ``line``: those of tokens are alike."""
+    """The length of the chunk that follows ``line``; those of tokens recur."""
     size = line.partition(b";")[0].strip()
     if not size or size.strip(b"0123456789abcdefABCDEF"):
         raise http.client.HTTPException("a chunk without a size")
@@ -84,7 +84,7 @@ def _length(line: bytes) -> int:
 
 
 class EagerResponse(http.client.HTTPResponse):
-    """A response whose ``read1`` gives all content that has arrived; the first byte is waited for."""
+    """A response whose ``read1`` returns all content that has arrived, after waiting for the first byte."""
 
     def begin(self) -> None:
         """Read the head."""

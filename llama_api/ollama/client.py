@@ -1,6 +1,6 @@
 """The client of Ollama: one pooled session, every wait bounded, every fault a typed error with the cure.
 
-Texts of Ollama's errors may hold paths and host names: they are logged, without the caller's words, and never shown.
+Ollama's error texts may contain paths and host names: they are logged, without the caller's words, and never shown.
 """
 
 import http.client
@@ -32,20 +32,20 @@ SHOW_SECONDS = 5.0
 TEXT_LIMIT = 64 << 20  # characters of one answer
 VECTORS_LIMIT = 256 << 20  # bytes of the vectors of one call
 ERROR_LIMIT = 64 << 10  # bytes of an error body that are read
-TURN_BYTES = 4096  # that are read of one answer before the others have their turn
-DRAIN_SECONDS = 0.05  # for the end of a body whose last record has been seen
+TURN_BYTES = 4096  # to read of one answer before yielding to the others
+DRAIN_SECONDS = 0.05  # to wait for the end of a body after its last record
 _NOTHING = Piece()
 _BROKEN = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
 
 
 class OllamaClient:
-    """Speaks with one Ollama, of ``slots`` (by default PARALLEL). Safe to share between threads."""
+    """The client of one Ollama with ``slots`` (by default PARALLEL). It can be shared between threads."""
 
     def __init__(self, url: str, settings: Settings, watchdog: Watchdog, slots: int | None = None):
         self._url, self._settings = url, settings
         self._watchdog = watchdog
         self._session = requests.Session()
-        self._session.trust_env = False  # a proxy from the environment is no way to a local server
+        self._session.trust_env = False  # ignore proxies from the environment
         self._verify = ca_bundle()
         adapter = CuttingAdapter(pool_connections=1, pool_maxsize=(slots or settings.parallel) + 8, max_retries=0)
         for scheme in ("http://", "https://"):
@@ -55,9 +55,9 @@ class OllamaClient:
 
     def generate(self, call: ModelCall, digest: str | None, seconds: float, cancellation: Cancellation,
                  publish: Callable[[list[Piece]], None], trace: Trace | None = None) -> Completion:
-        """Generate the answer to ``call``, within ``seconds``, handing its pieces to ``publish`` as they come.
+        """Generate the answer to ``call``, within ``seconds``, passing its pieces to ``publish`` as they arrive.
 
-        ``digest`` is the model's build, by which its own stops are remembered; ``trace`` is the span of this request.
+        ``digest`` is the model's build, for which its own stops are cached; ``trace`` is the span of this request.
         Raises OllamaError, or Cancelled.
         """
         deadline = time.monotonic() + seconds
@@ -77,7 +77,7 @@ class OllamaClient:
         return [model for model in models if isinstance(model, dict)]
 
     def show(self, model: str, **fields: Any) -> dict[str, Any]:
-        """What /api/show tells of ``model``; ``fields`` are further ones of its request. Raises OllamaError."""
+        """The response of /api/show for ``model``; ``fields`` extend the request. Raises OllamaError."""
         return self._json("POST", "/api/show", orjson.dumps({"model": model, **fields}), SHOW_SECONDS, model=model)
 
     def loaded(self, seconds: float) -> list[dict[str, Any]]:
@@ -86,9 +86,9 @@ class OllamaClient:
         return [model for model in models if isinstance(model, dict)] if isinstance(models, list) else []
 
     def load(self, model: str, cancellation: Cancellation) -> None:
-        """Have ``model`` loaded, which an empty prompt does. Raises OllamaError, or Cancelled."""
+        """Load ``model`` by an empty prompt. Raises OllamaError, or Cancelled."""
         body = {"model": model, "stream": False}
-        if str(self._settings.keep_alive or "").strip("0.hmsuµn"):  # for no time at all would have it unloaded instead
+        if str(self._settings.keep_alive or "").strip("0.hmsuµn"):  # zero would unload it instead
             body["keep_alive"] = self._settings.keep_alive
         if self._settings.num_ctx is not None:
             body["options"] = {"num_ctx": self._settings.num_ctx}
@@ -101,7 +101,7 @@ class OllamaClient:
 
     def _all_stops(self, model: str, stops: list[str], digest: str | None, deadline: float,
                    cancellation: Cancellation) -> list[str]:
-        """The model's own stops and the caller's: a list that is sent replaces the model's (ollama issue 3629)."""
+        """The model's own stops and the caller's; stops in a request replace the model's (ollama issue 3629)."""
         known = self._model_stops.get(model)
         if known is None or known[0] is None or known[0] != digest:
             shown = self._json("POST", "/api/show", orjson.dumps({"model": model}),
@@ -138,10 +138,10 @@ class OllamaClient:
         size = unyielded = 0
         while True:
             data = body.read1(65536)
-            if call.cut_by is not None:  # what lies in the socket's buffer can be read even then
+            if call.cut_by is not None:  # the socket's buffer can be read even then
                 raise OllamaReset
             unyielded += len(data)
-            if unyielded > TURN_BYTES:  # under gevent a read of what is there already lets nobody else run
+            if unyielded > TURN_BYTES:  # under gevent a read from the buffer does not yield
                 unyielded = 0
                 time.sleep(0)
             pieces: list[Piece] = []
@@ -154,7 +154,7 @@ class OllamaClient:
                     if piece != _NOTHING:
                         pieces.append(piece)
                         size += len(piece.text) + len(piece.thinking)
-                    if record.get("done") is True or "_debug_info" in record:  # for a render alone it is false
+                    if record.get("done") is True or "_debug_info" in record:  # false when only rendering
                         return record
             finally:
                 if pieces:
@@ -176,21 +176,21 @@ class OllamaClient:
     @contextmanager
     def _exchange(self, call: Call, method: str, path: str, body: bytes | None, seconds: float,
                   cancellation: Cancellation) -> Iterator[requests.Response]:
-        """Send one request; the block reads its response. Whatever breaks comes out as an OllamaError or Cancelled."""
+        """Send one request; the block reads its response. Raises only OllamaError or Cancelled."""
         response = None
         try:
             with (cancellation.interrupts(lambda: call.cut(Cancelled)),
                   self._watchdog.limit(seconds, lambda: call.cut(OllamaTimeout))):
                 current.call = call
                 seconds = max(seconds, 0.001)
-                # The session's own send() adds cookies and redirects, which are not wanted from Ollama.
+                # The session's own send() would add cookies and follow redirects.
                 response = self._session.get_adapter(self._url).send(
                     self._request(method, path, body, call.trace), stream=True,
                     timeout=(min(self._settings.connect_timeout, seconds), seconds + 1), verify=self._verify)
                 yield response
         except (requests.RequestException, OllamaError, *_BROKEN) as error:
             raise self._translated(error, call) from error
-        except ValueError as error:  # what a read raises whose TLS socket is cut under it
+        except ValueError as error:  # raised by a read whose TLS socket is cut
             if call.cut_by is None:
                 raise
             raise self._translated(error, call) from error
@@ -201,7 +201,7 @@ class OllamaClient:
                 response.close()
 
     def _request(self, method: str, path: str, body: bytes | None, trace: Trace | None) -> requests.PreparedRequest:
-        """A request made from a template: preparing one anew costs as much as sending it."""
+        """A request made from a template: preparing a new one costs as much as sending it."""
         if (method, path) not in self._prepared:
             headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
             request = requests.Request(method, self._url + path, headers)
@@ -237,7 +237,7 @@ class OllamaClient:
             return OllamaTimeout()
         if isinstance(error, OllamaError):
             return error
-        # A plain OSError is requests' word for a bundle that is not there.
+        # requests raises a plain OSError for a missing bundle.
         if not call.connected and (isinstance(error, requests.exceptions.SSLError) or type(error) is OSError):
             return OllamaUntrusted()
         reason = getattr(error.args[0], "reason", None) if error.args else None
@@ -252,7 +252,7 @@ def _log(status: int, text: Any, asked: ModelCall | None) -> None:
 
 
 def _whole(raw: Any, limit: int) -> dict[str, Any]:
-    """The body that is one object of at most ``limit`` bytes."""
+    """The body, a JSON object of at most ``limit`` bytes."""
     data = bytearray()
     while chunk := raw.read1(65536):
         data += chunk
@@ -262,7 +262,7 @@ def _whole(raw: Any, limit: int) -> dict[str, Any]:
 
 
 def _drain(sock: Any, body: Any) -> None:
-    """Read the end of a body that is already complete, so that its connection can be used again."""
+    """Read the end of a complete body, so that its connection can be reused."""
     seconds = sock.gettimeout() if sock is not None else None
     try:
         if sock is not None:
@@ -271,11 +271,11 @@ def _drain(sock: Any, body: Any) -> None:
         if sock is not None:
             sock.settimeout(seconds)
     except _BROKEN:
-        pass  # not worth a wait: the connection is closed instead
+        pass  # not worth waiting: close the connection instead
 
 
 def _beginning(raw: Any, limit: int) -> bytes:
-    """The first ``limit`` bytes of a body, in however many segments they come."""
+    """The first ``limit`` bytes of a body, however it is segmented."""
     found = b""
     while len(found) < limit and (data := raw.read1(limit - len(found))):
         found += data

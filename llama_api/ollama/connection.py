@@ -1,4 +1,4 @@
-"""Connections to Ollama that another thread can cut at any moment, even while they wait for the first byte."""
+"""Connections to Ollama that another thread can cut at any time, even before the first byte."""
 
 import threading
 from typing import Any
@@ -14,31 +14,31 @@ from .chunked import EagerResponse
 
 
 class Call:
-    """One exchange with Ollama, which another thread can cut off at any moment; ``trace`` is its span."""
+    """One exchange with Ollama, which another thread can cut at any time; ``trace`` is its span."""
 
     def __init__(self, trace: Trace | None = None) -> None:
         self.trace = trace
-        self.body: EagerResponse | None = None  # of the response, without what urllib3 does around each read
+        self.body: EagerResponse | None = None  # of the response, bypassing urllib3's work for each read
         self._lock = threading.Lock()
         self._socket: Any = None
         self.connected = False
         self.cut_by: type[Exception] | None = None
 
     def attach(self, sock: Any) -> None:
-        """Take the socket that carries the exchange."""
+        """Attach the socket that carries the exchange."""
         with self._lock:
             self._socket, self.connected = sock, True
         if self.cut_by:
             self._shut()
 
     def detach(self) -> Any:
-        """Give the socket up: it may soon carry another exchange."""
+        """Detach the socket, which may soon carry another exchange."""
         with self._lock:
             sock, self._socket = self._socket, None
         return sock
 
     def cut(self, reason: type[Exception]) -> None:
-        """End the exchange: its blocked read fails at once and Ollama sees the disconnect."""
+        """End the exchange: a blocked read fails at once and Ollama sees the disconnect."""
         self.cut_by = self.cut_by or reason
         self._shut()
 
@@ -55,9 +55,9 @@ current = threading.local()  # .call: the exchange that this thread is sending
 
 
 class _Attaching:
-    """Hands the socket to the current call before anything is sent: Ollama may be slow to read, and slower to answer.
+    """Attaches the socket to the current call before anything is sent, as Ollama may be slow to read and to answer.
 
-    From there on the watchdog bounds the call; under gevent a time-out makes a timer for each read.
+    From then on the watchdog bounds the call; under gevent a socket timeout would cost a timer for each read.
     """
 
     sock: Any
@@ -66,11 +66,11 @@ class _Attaching:
 
     @property
     def is_connected(self) -> bool:
-        """Whether a pooled connection can still be used; urllib3's own look costs 0.1 ms under gevent."""
+        """Whether a pooled connection can still be used; urllib3's own check costs 0.1 ms under gevent."""
         return self.sock is not None and quiet(self.sock) is True
 
     def request(self, *args: Any, **kwargs: Any) -> None:
-        """Send head and body as one: in two, Ollama wakes twice."""
+        """Send head and body together: sent apart, they would wake Ollama twice."""
         self._held = bytearray()
         super().request(*args, **kwargs)  # type: ignore[misc]
         held, self._held = self._held, None
@@ -96,7 +96,7 @@ class _Attaching:
         return response
 
     def response_class(self, *args: Any, **kwargs: Any) -> EagerResponse:
-        """What http.client makes its responses of."""
+        """The class of http.client's responses."""
         self._body = EagerResponse(*args, **kwargs)
         return self._body
 
@@ -127,13 +127,13 @@ class CuttingAdapter(HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TLSPool}
 
     def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> ConnectionPool:
-        """The pool of the one Ollama that is spoken to, looked for once."""
+        """The pool of the one Ollama, looked up once."""
         if self._pool is None:
             self._pool = super().get_connection_with_tls_context(*args, **kwargs)
         return self._pool
 
     def build_response(self, req: PreparedRequest, resp: Any) -> Response:
-        """What the client reads of a response, its status and the body: no cookies, no headers."""
+        """A response with the parts that the client reads, status and body, without cookies and headers."""
         response = Response()
         response.status_code, response.raw, response.request = resp.status, resp, req
         return response

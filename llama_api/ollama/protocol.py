@@ -1,6 +1,6 @@
 """The records of Ollama's wire protocol, read and written.
 
-Its side is ``api/types.go``, ``server/routes.go`` and ``llm/llama_server.go``.
+Ollama's side is ``api/types.go``, ``server/routes.go`` and ``llm/llama_server.go``.
 """
 
 import struct
@@ -14,20 +14,20 @@ from ..answer import Completion, Piece
 from ..errors import OllamaGarbled, PromptTooLong
 from ..model_call import CHAT
 
-# What Ollama says of a prompt beyond the window: since 0.30; with shift off; 0.12.6 to 0.29; /api/embed before 0.12.
+# Ollama's texts for a prompt beyond the window: since 0.30; with shift off; 0.12.6 to 0.29; /api/embed before 0.12.
 TOO_LONG = ("exceed_context_size", "longer than the context length", "input length exceeds the context length",
             "input length exceeds maximum context length")
-LINE_LIMIT = 32 << 20  # bytes: the longest line that is believed (a `context` of 262,144 tokens is 2 MB)
+LINE_LIMIT = 32 << 20  # bytes: the longest line accepted (a `context` of 262,144 tokens is 2 MB)
 
 
 class LineReader:
-    """Cuts any stream of bytes, however it is split, into lines of NDJSON."""
+    """Splits a stream of bytes, however it is segmented, into lines of NDJSON."""
 
     def __init__(self) -> None:
         self._rest = bytearray()
 
     def feed(self, data: bytes) -> Iterator[dict[str, Any]]:
-        """Give the records that ``data`` completes. Raises OllamaGarbled on what is not a JSON object."""
+        """Return the records that ``data`` completes. Raises OllamaGarbled on anything but a JSON object."""
         *lines, rest = data.split(b"\n")
         if lines and self._rest:
             lines[0] = bytes(self._rest) + lines[0]
@@ -40,7 +40,7 @@ class LineReader:
             raise OllamaGarbled("a line longer than any answer")
 
     def end(self) -> Iterator[dict[str, Any]]:
-        """Give the record that had no line break after it, if any."""
+        """Return the last record if it lacks a line break."""
         if line := self._rest.strip():
             self._rest.clear()
             yield parse_record(line)
@@ -57,7 +57,7 @@ def parse_record(line: bytes | bytearray) -> dict[str, Any]:
 
 
 def piece_of(record: dict[str, Any]) -> Piece:
-    """What ``record`` adds to its answer, of /api/generate or of /api/chat. Raises OllamaGarbled."""
+    """The piece in ``record`` of /api/generate or /api/chat. Raises OllamaGarbled."""
     message, name = record.get("message"), "content"
     if message is None:
         message, name = record, "response"
@@ -73,7 +73,7 @@ def piece_of(record: dict[str, Any]) -> Piece:
 
 
 def record_of(piece: Piece, endpoint: str) -> dict[str, Any]:
-    """The members of a record of ``endpoint`` that carry ``piece``; Ollama leaves out what is empty but the text."""
+    """The members of a record of ``endpoint`` that carry ``piece``; Ollama omits empty members except the text."""
     body: dict[str, Any] = {"role": "assistant", "content": piece.text} if endpoint == CHAT else {
         "response": piece.text}
     if piece.thinking:
@@ -113,7 +113,7 @@ def _is_token(token: Any) -> bool:
 
 
 def completion_of(record: dict[str, Any]) -> Completion:
-    """How the generation ended, from the last record of its answer."""
+    """The Completion in the last record of an answer."""
     reason = record.get("done_reason")
     return Completion(
         finish_reason=reason if reason in ("stop", "length") else None,
@@ -128,7 +128,7 @@ def completion_of(record: dict[str, Any]) -> Completion:
 def vectors_of(record: dict[str, Any], count: int) -> tuple[bytes, ...]:
     """The vectors of ``count`` texts as little-endian float32, of /api/embed or of /api/embeddings.
 
-    Ollama's numbers are float32, printed so that they can be read again exactly. Raises OllamaGarbled.
+    Ollama's numbers are float32, printed so that they can be parsed exactly. Raises OllamaGarbled.
     """
     found = record["embeddings"] if "embeddings" in record else [record.get("embedding")]
     if not isinstance(found, list) or len(found) != count or not all(isinstance(vector, list) for vector in found):
@@ -145,7 +145,7 @@ def numbers_of(vector: bytes) -> list[float]:
 
 
 def ending_of(completion: Completion) -> dict[str, Any]:
-    """The members of the last record that ``completion_of`` reads; Ollama leaves out zeros."""
+    """The members of the last record that ``completion_of`` reads; Ollama omits zeros."""
     ending = dict((
         ("done_reason", completion.finish_reason), ("context", list(completion.context or ())),
         ("total_duration", completion.total_duration), ("load_duration", completion.load_duration),
@@ -163,7 +163,7 @@ def _tokens(context: Any) -> "array[int] | None":
 
 
 def _count(record: dict[str, Any], name: str) -> int | None:
-    """A count that Ollama gave; it leaves out zeros, and older ones left out more."""
+    """A count from Ollama, which omits zeros; older versions omitted more."""
     value = record.get(name)
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2 ** 53 else None
 
@@ -177,13 +177,13 @@ def stops_of(parameters: Any) -> list[str]:
             try:
                 value = orjson.loads(value)
             except ValueError:
-                pass  # a bare word stands for itself
+                pass  # an unquoted word is the stop itself
             stops.append(str(value))
     return stops
 
 
 def error_text(body: bytes) -> str | None:
-    """The text of Ollama's error body, None when that is not one."""
+    """The text of an error body of Ollama, or None."""
     try:
         text = orjson.loads(body).get("error")
     except (ValueError, AttributeError):
@@ -192,9 +192,9 @@ def error_text(body: bytes) -> str | None:
 
 
 def too_long(text: str) -> PromptTooLong | None:
-    """The error that says so when Ollama's ``text`` means that the prompt does not fit the window, else None.
+    """A PromptTooLong if Ollama's ``text`` means that the prompt does not fit the window, else None.
 
-    Since 0.30 it is JSON inside the string (llama.cpp ``exceed_context_size_error``); older ones are sentences.
+    Since 0.30 the text is JSON inside the string (llama.cpp ``exceed_context_size_error``); older ones are sentences.
     """
     try:
         inner = orjson.loads(text)["error"]

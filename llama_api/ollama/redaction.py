@@ -1,4 +1,4 @@
-"""What Ollama says in an error, fit for the log: it may repeat what the caller wrote, which must not get there."""
+"""Redaction of Ollama's error texts for the log: they may repeat a prompt, which must not be logged."""
 
 import os.path
 import re
@@ -12,19 +12,19 @@ from ..model_call import ModelCall
 
 MASK = "[prompt]"
 LOGGED = 500  # characters of an error's text
-RUN = 20  # characters in a row of what the caller wrote, which no error has by chance
+RUN = 20  # consecutive characters of a prompt, which no error contains by chance
 BLOCK = RUN // 2
-WORD = 4  # characters; a shorter text is looked for as a word, for a single letter is in every error
+WORD = 4  # characters; a shorter text is matched as a word, as every error contains single letters
 
 
 def redacted(text: str, call: ModelCall | None) -> str:
-    """The beginning of ``text`` with MASK for each text of ``call``, and for RUN or more characters in a row of any.
+    """The beginning of ``text`` with MASK for each text of ``call``, and for RUN or more consecutive characters of one.
 
-    Long texts are also found in the escapes of JSON, which some errors are.
+    Long texts are also found with JSON escapes, as some errors are JSON.
     """
     if call is None:
         return text[:LOGGED]
-    text = text[:LOGGED + RUN - 1]  # a run that begins in the part that is logged begins in full view
+    text = text[:LOGGED + RUN - 1]  # includes every run that begins in the logged part
     body = {name: value for name, value in call.body.items() if name != "model"}
     written = "\n".join([*_strings(body), orjson.dumps(body).decode()])
     hidden = {at for found in (_repeated(text, written), _short(text, call.texts)) for span in found for at in span}
@@ -41,8 +41,8 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _repeated(text: str, written: str) -> Iterator[range]:
-    """Where ``text`` has RUN or more characters in a row of ``written``."""
-    # Every such run holds one of these blocks whole: to search megabytes for each window would take a second.
+    """The spans of ``text`` that are RUN or more consecutive characters of ``written``."""
+    # Every run contains one of these blocks; searching megabytes for each window would take a second.
     blocks = {written[at:at + BLOCK] for at in range(0, len(written), BLOCK)}
     at = 0
     while at + RUN <= len(text):
@@ -56,7 +56,7 @@ def _repeated(text: str, written: str) -> Iterator[range]:
 
 
 def _short(text: str, written: list[str]) -> Iterator[range]:
-    """Where ``text`` has one of those of ``written`` that are too short for a run."""
+    """The spans of ``text`` that are one of ``written`` shorter than a run."""
     for one in {given.strip() for given in written}:
         if 0 < len(one) < RUN and one in text:  # of a hundred thousand texts that are embedded, very few
             escaped = re.escape(one)

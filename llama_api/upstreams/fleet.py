@@ -248,8 +248,8 @@ class Fleet:
         logger.warning("%s failed and another Ollama is tried: %s", upstream.host, error)
 
     def _ranked(self, journey: Journey, free: list[Upstream]) -> list[Upstream]:
-        """The Ollamas in ``free`` from best to worst: the one that has read the beginning of the prompt, then those that
-        have the model loaded, then the least busy.
+        """The Ollamas in ``free`` from best to worst: the one that has read the beginning of the prompt, then those
+        that have the model loaded, then the least busy.
         """
         model, match = journey.call.model, self._affinity.find(journey.chain)
         known = match.host if match is not None else None

@@ -53,7 +53,7 @@ class Observer(Protocol):
         """A generation that failed at ``host`` is tried at another."""
 
     def prefix_matched(self, result: str) -> None:
-        """A generation got a slot where its beginning is known (``hit``), elsewhere (``miss``), or has none (``none``)."""
+        """A slot was taken where its beginning is known (``hit``), elsewhere (``miss``), or none is (``none``)."""
 
     def generation_ended(self, ended: Ended) -> None:
         """A generation that held a slot has ended."""
