@@ -42,8 +42,8 @@ class Reply:
     """The reply to one client: call ``answer``, or ``start`` and then ``events``; ``close`` when done.
 
     ``result`` is hit, stale, miss, collapsed, refresh or bypass. ``forwarded`` says why the cache did
-    not answer (``fwd`` of RFC 9211: miss, stale, request or bypass), None on a hit. Both are final once ``answer`` has returned, or
-    ``start`` with a piece. ``host`` is the Ollama that generated, None for a stored answer.
+    not answer (``fwd`` of RFC 9211: miss, stale, request or bypass), None on a hit. Both are final once ``answer`` has
+    returned, or ``start`` with a piece. ``host`` is the Ollama that generated, None for a stored answer.
     """
 
     def __init__(self, asked_at: float, result: str, forwarded: str | None, entry: Entry | None):

@@ -50,7 +50,7 @@ def test_a_healthy_service_has_a_line_for_each_check(api, double):
                            log_file=api.log_path)
     host = OLLAMA(double.port)
     assert [text for level, subject, text in found if level != "ok" and subject != "its settings"] == [] and status == 0
-    for subject, words in (("settings", "read"), (LOG, "written"), ("port", "the service runs at"),
+    for subject, words in (("settings", "valid"), (LOG, "written"), ("port", "the service runs at"),
                            ("service", "healthy"), (host, "version 0.33.0"), (host, "has llama3:8b, build "),
                            (host, "all of it on the GPU"), (host, "NUM_CTX=8192 fits"), ("builds", "1 of 1"),
                            ("shared store", "none is set"), (host, "generated a token in "),
@@ -62,7 +62,7 @@ def test_without_the_service_it_works_as_well(double, tmp_path):
     """That it does not run is no fault; nothing is made, neither the log nor the store."""
     status, found = doctor(ollama_url=double.url, log_file=tmp_path / "new.log", cache_url=f"sqlite:///{tmp_path}/c.db")
     assert (status, troubles(found)) == (0, [])
-    assert told(found, "port", "is free", "`llama-api run`") == told(found, "shared store", "not there yet") == "ok"
+    assert told(found, "port", "is free", "`llama-api run`") == told(found, "shared store", "does not exist") == "ok"
     assert told(found, OLLAMA(double.port), "the model is not loaded", "LLAMA_API_PRELOAD=true") == "ok"
     assert list(tmp_path.iterdir()) == []
 
@@ -74,7 +74,7 @@ def test_without_the_service_it_works_as_well(double, tmp_path):
     (lambda double: double.remove_model("llama3:8b"), "fault", ["does not have llama3:8b", "`llama-api pull`"]),
     (lambda double: double.set(version="0.12.5"), "warning", ["silently truncates prompts", "0.12.6 or later"]),
     (lambda double: double.set_model("llama3:8b", gpu_percent=50, loaded=True), "warning", ["only 50 %", "smaller"]),
-    (lambda double: double.set_model("llama3:8b", gpu_percent=0, loaded=True), "warning", ["CPU alone", "log says"]),
+    (lambda double: double.set_model("llama3:8b", gpu_percent=0, loaded=True), "warning", ["CPU only", "says why"]),
     (lambda double: double.set_model("llama3:8b", context_length=2048), "warning", ["NUM_CTX=4096", "2048 or less"]),
     (lambda double: double.set(num_ctx=8192) and double.set_model("llama3:8b", loaded=True), "warning",
      ["window of 8192", "NUM_CTX=4096"]),
@@ -104,8 +104,8 @@ def test_a_stub_of_a_cloud_model_is_a_fault(double):
     for name in ("llama3:8b", "more:1b"):
         double.set_model(name, remote_host="https://ollama.example")
     status, found = doctor(ollama_url=double.url, models="more:1b")
-    assert told(found, OLLAMA(double.port), "llama3:8b as a cloud model", "`ollama pull llama3:8b`") == "fault"
-    assert told(found, OLLAMA(double.port), "more:1b as a cloud model") == "warning" and status == 1
+    assert told(found, OLLAMA(double.port), "llama3:8b only as a cloud model", "`ollama pull llama3:8b`") == "fault"
+    assert told(found, OLLAMA(double.port), "more:1b only as a cloud model") == "warning" and status == 1
 
 
 def test_a_further_model_that_is_missing_is_a_warning(double):

@@ -40,7 +40,7 @@ def test_each_ollama_gets_the_model(empty):
         status, out, err = pull(empty, other)
         assert (status, err) == (0, "")
         for double in (empty, other):
-            assert f"{name(double)}: pulling llama3:8b\n" in out and f"{name(double)}: llama3:8b is there\n" in out
+            assert f"{name(double)}: pulling llama3:8b\n" in out and f"{name(double)}: llama3:8b is complete\n" in out
             assert double.calls("/api/pull")[-1].json["model"] == "llama3:8b"
     assert pull(empty)[0] == 0
 
@@ -95,7 +95,7 @@ def test_one_that_fails_does_not_keep_the_others_waiting(empty):
     """It is told of, the next one gets the model, and the status is 1."""
     away = free_port()
     status, out, err = run(BIND, "pull", ollama_url=f"http://127.0.0.1:{away},{empty.url}")
-    assert status == 1 and f"{name(empty)}: llama3:8b is there" in out
+    assert status == 1 and f"{name(empty)}: llama3:8b is complete" in out
     assert err == (f"Error: No server answers at 127.0.0.1:{away}; start Ollama there with `ollama serve`, or correct"
                    " LLAMA_API_OLLAMA_URL.\n")
 

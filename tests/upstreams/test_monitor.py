@@ -131,8 +131,8 @@ def test_a_version_that_cuts_prompts_is_warned_of_once(monitor, client, caplog):
     """At the start, and not with each probe."""
     client.version = lambda seconds: "0.12.5"
     monitor.probe(), monitor.probe()
-    warnings = {(record.created, record.getMessage()) for record in caplog.records if "silence" in record.getMessage()}
-    assert len(warnings) == 1 and "0.12.6" in warnings.pop()[1]
+    warnings = {(record.created, record.getMessage()) for record in caplog.records if "0.12.6" in record.getMessage()}
+    assert len(warnings) == 1 and "truncates" in warnings.pop()[1]
 
 
 def test_a_change_is_logged_once(monitor, client, caplog):
