@@ -4,7 +4,7 @@ from .commands import cli
 
 
 def main() -> None:
-    """Run the command that was typed."""
+    """Run the command line."""
     cli(prog_name="llama-api")
 
 

@@ -1,4 +1,4 @@
-"""What Ollama gave: the pieces as they come, and the whole answer that is stored and handed on."""
+"""The output of Ollama: the pieces as they arrive, and the whole answer that is stored."""
 
 import base64
 import sys
@@ -8,22 +8,22 @@ from typing import Any, NamedTuple
 
 import orjson
 
-FORMAT = 2  # of a stored answer; raise it with every change that an older version would misread
+FORMAT = 2  # of stored answers; raise it with every change that an older version would misread
 _STRINGS = ("text", "thinking", "model")
 
 
 class Piece(NamedTuple):
-    """A part of an answer, as it came in one record; joined in order, pieces of one kind are the answer's."""
+    """A part of an answer from one record; concatenated in order, the pieces are the answer."""
 
     text: str = ""
     thinking: str = ""
     tool_calls: tuple[dict[str, Any], ...] = ()
     logprobs: tuple[dict[str, Any], ...] = ()
-    vectors: tuple[bytes, ...] = ()  # of texts that were embedded together, little-endian float32
+    vectors: tuple[bytes, ...] = ()  # of texts embedded together, little-endian float32
 
 
 class Completion(NamedTuple):
-    """How a generation ended, as Ollama tells it in its last record; None where it tells nothing.
+    """The end of a generation, from Ollama's last record; unreported values are None.
 
     ``finish_reason`` is stop, length or None. Durations are in nanoseconds.
     """
@@ -36,8 +36,8 @@ class Completion(NamedTuple):
     load_duration: int | None = None
     prompt_eval_duration: int | None = None
     eval_duration: int | None = None
-    context: "array[int] | None" = None  # 32-bit numbers: thousands of tokens, even beside a short text
-    debug_info: dict[str, Any] | None = None  # the rendered prompt, for a request that asked for nothing else
+    context: "array[int] | None" = None  # 32-bit numbers, as there may be thousands of tokens
+    debug_info: dict[str, Any] | None = None  # the rendered prompt, for requests that only render
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -47,7 +47,7 @@ class Completion(NamedTuple):
 
     @property
     def seconds(self) -> float | None:
-        """Time of the generation by Ollama's own clock, without the load of the model; None when it told none."""
+        """Time of the generation by Ollama's own clock, without the load of the model; None when unreported."""
         return None if self.total_duration is None else (self.total_duration - (self.load_duration or 0)) / 1e9
 
 
@@ -57,7 +57,7 @@ class Answer:
 
     ``model`` is the configured name of the model that answered, ``digest`` its build, ``host`` the Ollama that
     generated, ``created`` the time as seconds since the epoch. ``vector`` is little-endian float32,
-    ``batch`` the call that it came by: its id, how many texts it had, and their tokens in all where Ollama told them.
+    ``batch`` its call: the id, the number of texts, and their total of tokens if Ollama reported it.
     """
 
     model: str
@@ -74,7 +74,7 @@ class Answer:
 
     @classmethod
     def of(cls, pieces: list[Piece], completion: Completion, **known: Any) -> "Answer":
-        """The answer that ``pieces`` make; ``known`` are model, digest, host and created."""
+        """The answer made of ``pieces``; ``known`` are model, digest, host and created."""
         return cls(text="".join([piece.text for piece in pieces]),
                    thinking="".join([piece.thinking for piece in pieces if piece.thinking]),
                    tool_calls=tuple(call for piece in pieces for call in piece.tool_calls),
@@ -83,7 +83,7 @@ class Answer:
 
     @property
     def pieces(self) -> list[Piece]:
-        """The answer as pieces, for those who stream it: none when it is empty."""
+        """The answer as pieces for streaming; none when it is empty."""
         found = [Piece(thinking=self.thinking)] if self.thinking else []
         if self.text or self.tool_calls or self.logprobs:
             found.append(Piece(self.text, "", self.tool_calls, self.logprobs))
@@ -91,14 +91,14 @@ class Answer:
 
     @property
     def weight(self) -> int:
-        """The bytes that it takes in memory beside its fixed parts, approximately."""
+        """Its approximate bytes in memory, without the fixed parts."""
         size = sys.getsizeof(self.text) + len(self.thinking) + len(self.vector or b"")
         if self.tool_calls or self.logprobs:
             size += 4 * len(orjson.dumps([self.tool_calls, self.logprobs]))  # objects take more than their text
         return size + 4 * len(self.completion.context or ())
 
     def to_json(self) -> dict[str, Any]:
-        """The answer as values of JSON, for another process of the service; what is empty is left out."""
+        """The answer as values of JSON, for another process of the service; empty members are omitted."""
         values: dict[str, Any] = {"format": FORMAT}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -116,7 +116,7 @@ class Answer:
 
     @classmethod
     def from_json(cls, values: Any) -> "Answer":
-        """The answer out of parsed JSON. Raises ValueError when it is damaged, or not one of this format."""
+        """The answer from parsed JSON. Raises ValueError when it is damaged or of another format."""
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise ValueError("not an answer of this format")
         try:

@@ -1,4 +1,4 @@
-"""The application, put together as a straight list."""
+"""The application, assembled as a straight list."""
 
 import os
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Running:
 
 
 def create_app(settings: Settings | None = None) -> Flask:
-    """Make the application; the settings come from the environment. Raises SettingsError that names every fault."""
+    """Make the application; the settings come from the environment. Raises SettingsError that lists every fault."""
     settings = settings or Settings.from_env()
     log = JsonLog(settings.log_file, settings.log_level)
     app = Application(__name__)
@@ -76,7 +76,7 @@ def create_app(settings: Settings | None = None) -> Flask:
 
 
 def _warn(app: Flask, settings: Settings) -> None:
-    """Log what is allowed but probably not meant, unless a command runs, whose output that would spoil."""
+    """Log the warnings about settings, except in a command, whose output they would spoil."""
     if click.get_current_context(silent=True) is None:
         for warning in settings.warnings():
             app.logger.warning(warning)

@@ -1,4 +1,4 @@
-"""A thread that begins with the first use of what it serves."""
+"""Background threads that start at first use."""
 
 import threading
 from collections.abc import Callable
@@ -12,7 +12,7 @@ class BackgroundThread:
         self._lock, self._started = threading.Lock(), False
 
     def start(self) -> None:
-        """Start the thread, unless that has been done. Raises RuntimeError when no thread can be had."""
+        """Start the thread, unless already started. Raises RuntimeError when no thread can be started."""
         if not self._started:
             with self._lock:
                 if not self._started:

@@ -1,4 +1,4 @@
-"""Locks on files, which processes share. The kernel frees a lock when its holder dies, in whatever way."""
+"""File locks between processes. The kernel frees a lock when its holder dies."""
 
 import fcntl
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def try_lock(descriptor: int, shared: bool = False) -> bool:
-    """Lock the file of ``descriptor`` unless another process has; ``shared`` locks bear each other. Never waits."""
+    """Lock the file of ``descriptor`` unless another process holds it; ``shared`` locks coexist. Never waits."""
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -20,9 +20,9 @@ def unlock(descriptor: int) -> None:
 
 
 def lock_file(path: str | Path) -> int | None:
-    """Lock the file at ``path``, made when it is missing, and return the descriptor that holds it until it is closed.
+    """Lock the file at ``path``, created if missing, and return the descriptor, which holds the lock until closed.
 
-    None when another holds it. Raises OSError.
+    Returns None when another process holds it. Raises OSError.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     if try_lock(descriptor):

@@ -1,4 +1,4 @@
-"""JSON lines to api.log and stdout, written by native threads, so that no disk or pipe ever holds up a request."""
+"""JSON lines to api.log and stdout, written by native threads, so that no disk or pipe ever delays a request."""
 
 import atexit
 import json
@@ -22,7 +22,7 @@ STDOUT = 1
 
 
 class LineWriter:
-    """A bounded queue of lines before one destination, emptied in batches by a native thread."""
+    """A bounded queue of lines for one destination, written in batches by a native thread."""
 
     def __init__(self, write: Callable[[bytes], None], batch_bytes: int):
         self._write = write
@@ -50,7 +50,7 @@ class LineWriter:
                 pass  # another thread has just done so
 
     def flush(self, seconds: float = 2.0) -> None:
-        """Wait until all is written, but no longer than ``seconds``: the destination may be stuck."""
+        """Wait until all lines are written, at most ``seconds``, as the destination may be stuck."""
         deadline = time.monotonic() + seconds
         while (self._lines or self._writing) and time.monotonic() < deadline:
             native.sleep(0.002)
@@ -77,7 +77,7 @@ class LineWriter:
 
 
 def write_stdout(data: bytes) -> None:
-    """Write to standard output; a closed one takes nothing."""
+    """Write to standard output, unless it is closed."""
     try:
         while data:
             data = data[os.write(STDOUT, data):]
@@ -86,18 +86,18 @@ def write_stdout(data: bytes) -> None:
 
 
 class LogFile:
-    """An append-only file that may be rotated or deleted under us, and whose disk may be full."""
+    """An append-only file that may be rotated or deleted meanwhile, and whose disk may be full."""
 
     def __init__(self, path: str, complain: Callable[[str], None]):
         """Open ``path``. Raises OSError when that fails."""
         self._path = path
         self._complain = complain
         self._complained = -60.0
-        self._torn = False  # a full disk took half a line
+        self._torn = False  # a full disk truncated a line
         self._open()
 
     def write(self, data: bytes) -> None:
-        """Append ``data``; on failure complain once a minute and let the lines go (stdout has them too)."""
+        """Append ``data``; on failure complain once a minute and drop the lines (stdout has them too)."""
         try:
             self._follow_rotation()
             data = b"\n" + data if self._torn else data
@@ -111,7 +111,7 @@ class LogFile:
                 self._complain(f"cannot write the log file: {error.strerror}; requests go on, stdout has every line")
 
     def _open(self) -> None:
-        # O_NONBLOCK: the file may be a pipe, and a pipe without a reader must not hold up the start.
+        # O_NONBLOCK: the file may be a pipe, and a pipe without a reader must not block the start.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
         self._fd = os.open(self._path, flags, 0o640)
         status = os.fstat(self._fd)
@@ -131,11 +131,11 @@ class LogFile:
 
 
 def encode(level: str, fields: dict[str, Any]) -> bytes:
-    """One JSON line. The Unicode line breaks are escaped too: a caller can put no line break into the log."""
+    """One JSON line. Unicode line breaks are escaped too, so that no caller can put a line break into the log."""
     record: dict[str, Any] = {"time": datetime.now(UTC), "level": level, **fields}
     try:
         line = orjson.dumps(record, default=str, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE)
-    except TypeError:  # a lone surrogate or a number beyond 64 bits must not fail what is being logged
+    except TypeError:  # a lone surrogate or a number beyond 64 bits must not make logging fail
         return json.dumps({**record, "time": f"{record['time']:%Y-%m-%dT%H:%M:%S.%fZ}"}, default=str).encode() + b"\n"
     if not line.isascii():
         for raw, escaped in ((b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"), (b"\xc2\x85", b"\\u0085")):
@@ -168,7 +168,7 @@ class JsonLog(logging.Handler):
                 writer.put(line)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Log what comes through the logging module; ``extra={"fields": {...}}`` and stacks are kept."""
+        """Log a record of the logging module, with its ``extra={"fields": {...}}`` and stack trace."""
         fields: dict[str, Any] = {"message": record.getMessage(), "logger": record.name}
         fields.update(getattr(record, "fields", {}))
         if record.exc_info:
@@ -185,5 +185,5 @@ class JsonLog(logging.Handler):
 
 
 def new_request_id() -> str:
-    """An id that no other request has, under which the log tells of it."""
+    """A unique id for a request and its log lines."""
     return f"{random.getrandbits(64):016x}"

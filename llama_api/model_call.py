@@ -1,4 +1,4 @@
-"""What is asked of Ollama: one request exactly as it will get it, and the key that is a hash of just that."""
+"""A request exactly as it is sent to Ollama, and its key, a hash of just that."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-KEY_VERSION = 2  # of the key's format; raise it with every change, so that old entries are never misread
+KEY_VERSION = 2  # of the key's format; raise it with every change, so that old entries are not misread
 GENERATE, CHAT, EMBED, EMBEDDINGS = "/api/generate", "/api/chat", "/api/embed", "/api/embeddings"
 # Ollama reads these as fractions, all others as integers (api/types.go, Options), so 1 and 1.0 are one value.
 _FLOATS = frozenset({"temperature", "top_p", "min_p", "typical_p", "repeat_penalty", "presence_penalty",
@@ -17,10 +17,10 @@ _FLOATS = frozenset({"temperature", "top_p", "min_p", "typical_p", "repeat_penal
 
 @dataclass(frozen=True)
 class ModelCall:
-    """One request as Ollama will get it, made by ``of``.
+    """A request as it is sent to Ollama, made by ``of``.
 
-    ``body`` has nothing that never changes an answer (``stream``, ``keep_alive``). Its ``stop`` has the caller's stops
-    alone: OllamaClient adds the model's own, which a list that is sent would replace.
+    ``body`` omits fields that never change an answer (``stream``, ``keep_alive``). Its ``stop`` has only the caller's
+    stops: OllamaClient adds the model's own, which a list in the request would replace.
     """
 
     endpoint: str
@@ -32,7 +32,7 @@ class ModelCall:
         """The call to ``endpoint`` of ``model``; fields and options that are None are absent.
 
         The order of fields and of options does not matter; the order inside a schema, a message or a list of tools
-        does, for it is printed into the prompt.
+        does, as it is rendered into the prompt.
         """
         chosen = {name: _number(name, value) for name, value in sorted((options or {}).items()) if value is not None}
         given = {"model": model, **fields, **({"options": chosen} if chosen else {})}
@@ -40,14 +40,14 @@ class ModelCall:
         return cls(endpoint, body, hashlib.sha256(orjson.dumps([KEY_VERSION, endpoint, body])).hexdigest())
 
     def with_texts(self, texts: Sequence[str]) -> "ModelCall":
-        """The call that embeds these texts as this one embeds its own; the old endpoint takes but one."""
+        """The call that embeds these texts as this one embeds its own; the old endpoint takes only one."""
         own = {"input": list(texts)} if self.endpoint == EMBED else {"prompt": texts[0]}
         rest = {name: value for name, value in self.body.items() if name not in ("model", "options")}
         return ModelCall.of(self.endpoint, self.model, self.options, **(rest | own))
 
     @property
     def embeds(self) -> bool:
-        """Whether it asks for vectors."""
+        """Whether it requests vectors."""
         return self.endpoint in (EMBED, EMBEDDINGS)
 
     @property
@@ -67,7 +67,7 @@ class ModelCall:
 
     @property
     def texts(self) -> list[str]:
-        """What the caller wrote, in order: it must not appear in a log."""
+        """The caller's texts, in order, which must not appear in a log."""
         messages = self.body.get("messages") or []
         given = [self.body.get("system"), self.body.get("prompt"), self.body.get("suffix"), self.body.get("template"),
                  *(value for message in messages if isinstance(message, dict) for value in (
@@ -77,7 +77,7 @@ class ModelCall:
 
     @property
     def opening(self) -> str:
-        """The text that the model reads, nearly as rendered: calls whose prompts begin alike begin alike here too."""
+        """The text that the model reads, nearly as rendered: equal beginnings of prompts are equal here too."""
         parts = [self.body.get("system") or "", self.body.get("prompt") or ""]
         if tools := self.body.get("tools"):
             parts.append(orjson.dumps(tools).decode())
@@ -102,7 +102,7 @@ class ModelCall:
 
 
 def _number(name: str, value: Any) -> Any:
-    """``value`` as the one form of its number, so that equal requests have equal keys."""
+    """``value`` in the canonical form of its number, so that equal requests have equal keys."""
     if type(value) is int and name in _FLOATS:
         return float(value)
     if type(value) is float:

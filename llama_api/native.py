@@ -1,4 +1,4 @@
-"""The originals of functions that gevent replaces: native threads, and waits that hold up all greenlets."""
+"""The originals of functions that gevent replaces: native threads, and waits that block all greenlets."""
 
 from gevent.monkey import get_original
 

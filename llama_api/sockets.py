@@ -1,4 +1,4 @@
-"""What a socket tells without being read."""
+"""The state of a socket, without reading from it."""
 
 import _socket
 import select
@@ -29,17 +29,17 @@ def hung_up(sock: Any) -> bool:
     """Whether the other side has closed the connection, or its half of it; what it sent before does not matter."""
     if sock.fileno() < 0:
         return True
-    poll = native.poll()  # gevent's own knows no POLLRDHUP; this one does not wait
-    poll.register(sock, select.POLLRDHUP)  # POLLHUP and POLLERR need not be asked for
+    poll = native.poll()  # gevent's own lacks POLLRDHUP; this one does not wait
+    poll.register(sock, select.POLLRDHUP)  # POLLHUP and POLLERR are always reported
     return bool(poll.poll(0))
 
 
 def stop_reading(sock: Any) -> None:
-    """Have whoever reads from ``sock`` find its end. TLS sockets too: their own shutdown would end writing as well."""
+    """Make reads from ``sock`` return its end, for TLS sockets too, whose own shutdown would also end writing."""
     plain = _socket.socket(fileno=sock.fileno())
     try:
         plain.shutdown(_socket.SHUT_RD)
     except OSError:
-        pass  # it is closed already
+        pass  # already closed
     finally:
         plain.detach()

@@ -1,4 +1,4 @@
-"""JSON by RFC 8259 to the letter: UTF-8, no duplicate keys, no NaN; and what of it can be sent on."""
+"""JSON by RFC 8259 to the letter: UTF-8, no duplicate keys, no NaN; and the check that a value can be sent on."""
 
 import json
 import math
@@ -45,7 +45,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 
 def unsendable(value: Any, path: str = "", depth: int = 0) -> tuple[str, str] | None:
-    """The path of the first part of a parsed ``value`` that cannot be sent on, and what is wrong with it, or None."""
+    """The path of the first part of a parsed ``value`` that cannot be sent on, and its fault, or None."""
     if depth > DEEPEST:
         return path, f"is nested more than {DEEPEST} levels deep"
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""The trace of a request, as callers send it and Ollama gets it: W3C Trace Context, ``traceparent``, ``tracestate``."""
+"""The trace of a request, from its caller and to Ollama: W3C Trace Context, ``traceparent``, ``tracestate``."""
 
 import re
 import secrets
@@ -10,7 +10,7 @@ _KNOWN_FLAGS = 0x03  # sampled, random (§2.2.5); all others must be sent as zer
 
 
 class Trace(NamedTuple):
-    """A span of a trace: ids in hexadecimal digits, flags, the state of those who trace; ``parent`` is a span's id."""
+    """A span of a trace: ids in hexadecimal digits, flags, vendors' state; ``parent`` is a span's id."""
 
     trace_id: str
     span_id: str
@@ -20,7 +20,7 @@ class Trace(NamedTuple):
 
     @classmethod
     def received(cls, parent: str, state: str = "") -> "Trace | None":
-        """The span of the caller, by its two headers; None where there is none or it is malformed."""
+        """The caller's span from its two headers, None when missing or malformed."""
         found = _PARENT.fullmatch(parent)
         if found is None or (found[1] == "00" and found[5] is not None):
             return None
@@ -42,6 +42,6 @@ class Trace(NamedTuple):
 
     @property
     def headers(self) -> dict[str, str]:
-        """What tells the next service of this span."""
+        """The headers that pass this span on to the next service."""
         parent = {"traceparent": f"00-{self.trace_id}-{self.span_id}-{self.flags:02x}"}
         return parent | {"tracestate": self.state} if self.state else parent

@@ -1,4 +1,4 @@
-"""What is needed to wait well: progress to tell, time limits, cancellation, and one call shared by all who ask."""
+"""Helpers for waiting: progress reports, time limits, cancellation, and calls shared by their callers."""
 
 import logging
 import threading
@@ -13,15 +13,15 @@ from .trace import Trace
 
 logger = logging.getLogger(__name__)
 
-WATCH_TICK = 0.05  # seconds: how late a time limit may strike
+WATCH_TICK = 0.05  # seconds by which a time limit may be late
 
 
 class Cancelled(Exception):
-    """Nobody waits for this generation any more."""
+    """No caller waits for this generation any more."""
 
 
 class Wait(NamedTuple):
-    """What a waiting caller is told: how many wait before it, and about how many seconds it will take, where known."""
+    """The report to a waiting caller: the number of waiters before it, and the estimated seconds, where known."""
 
     before: int | None = None
     seconds: float | None = None
@@ -29,10 +29,10 @@ class Wait(NamedTuple):
 
 @dataclass(slots=True)
 class Progress:
-    """Where a generation is, told by whoever moves it along. Times are on the monotonic clock.
+    """The progress of a generation, updated by its producer. Times are on the monotonic clock.
 
     ``state`` is waiting (for a slot), loading (the model) or writing; ``host`` is the Ollama that took it, ``slot_at``
-    when. ``wait`` tells what a caller may be told of the wait; the queue puts its own there. ``trace`` is the span of
+    when. ``wait`` returns the report to a waiting caller; the queue sets its own. ``trace`` is the span of
     the request that began it.
     """
 
@@ -53,7 +53,7 @@ class Watchdog:
         self._thread = BackgroundThread("watchdog", self._run)
 
     def watch(self, seconds: float, action: Callable[[], None]) -> object:
-        """Run ``action`` in another thread after ``seconds``, unless what this returns is given to ``forget`` first."""
+        """Run ``action`` in another thread after ``seconds``, unless its handle is passed to ``forget`` first."""
         handle = object()
         self._limits[handle] = (time.monotonic() + seconds, action)
         if not self._busy.is_set():
@@ -62,7 +62,7 @@ class Watchdog:
         return handle
 
     def forget(self, handle: object) -> None:
-        """Lift the limit that ``handle`` stands for."""
+        """Lift the limit of ``handle``."""
         self._limits.pop(handle, None)
 
     @contextmanager
@@ -91,22 +91,22 @@ class Watchdog:
 
 
 class Cancellation:
-    """Asks a producer to stop, whatever it is waiting for at that moment."""
+    """Makes a producer stop, whatever it is waiting for."""
 
     def __init__(self) -> None:
         self.requested = False
-        self.reason: Exception | None = None  # what the readers are to be told, where there is something to tell
+        self.reason: Exception | None = None  # the error for the readers, if any
         self._interrupt: Callable[[], None] | None = None
 
     def request(self, reason: Exception | None = None) -> None:
-        """Stop: interrupt the wait that is under way; the next one will not begin."""
+        """Interrupt the current wait, and prevent further ones."""
         self.reason, self.requested = reason, True
         if interrupt := self._interrupt:
             interrupt()
 
     @contextmanager
     def interrupts(self, interrupt: Callable[[], None]) -> Iterator[None]:
-        """Have ``interrupt`` called on a request inside the block. Raises Cancelled if one came before."""
+        """Call ``interrupt`` on a request inside the block. Raises Cancelled if one came before."""
         self._interrupt = interrupt
         try:
             if self.requested:
@@ -117,14 +117,14 @@ class Cancellation:
 
 
 class SingleFlight:
-    """Lets all who ask for one key at the same time share one call."""
+    """Lets concurrent callers with the same key share one call."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._under_way: dict[str, list[Any]] = {}  # by key: the event of its end, then its result
 
     def call(self, key: str, function: Callable[[], Any]) -> Any:
-        """What ``function`` returns, called here or by whoever asked for ``key`` first. It must not raise."""
+        """The result of ``function``, called here or by the first caller with ``key``. It must not raise."""
         with self._lock:
             mine = key not in self._under_way
             call = self._under_way.setdefault(key, [threading.Event(), None])

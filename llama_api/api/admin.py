@@ -1,4 +1,4 @@
-"""What an operator looks at and steers: the cache, and the figures for Prometheus."""
+"""The operator's URLs: the cache, and the figures for Prometheus."""
 
 from flask import Blueprint, Response, jsonify
 
@@ -17,7 +17,7 @@ def blueprint(settings: Settings, service: Service, cache: AnswerCache, fleet: F
 
     @bp.get("/cache")
     def cache_stats() -> Response:
-        """Tell what is in the cache and what it was good for."""
+        """Report the content and the use of the cache."""
         return jsonify(_stats(settings, cache, metrics))
 
     @bp.delete("/cache")

@@ -1,4 +1,4 @@
-"""The documentation as served: the OpenAPI document, and Swagger UI on it with nothing from another host."""
+"""The documentation as served: the OpenAPI document, and Swagger UI, with nothing from another host."""
 
 from functools import cache
 from importlib.metadata import distribution
@@ -15,11 +15,11 @@ from ..settings import Settings
 from .openapi import document
 from .schemas import GenerateRequest
 
-# Found without importing the package, which would bring in what it has for other frameworks.
+# Found without importing the package, which would import its support for other frameworks.
 STATIC = Path(str(distribution("swagger-ui-py").locate_file("swagger_ui/static")))
 ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css", "index.css", "favicon-32x32.png")
 INITIALIZER = "initializer.js"  # a file of its own, as the page's policy forbids a script in the page
-ASSET_SECONDS = 3600  # that a browser may keep an asset without asking
+ASSET_SECONDS = 3600  # for which a browser may keep an asset without revalidation
 PAGE = f"""\
 <!doctype html>
 <html lang="en">
@@ -39,7 +39,7 @@ PAGE = f"""\
 </body>
 </html>
 """
-# validatorUrl: by default the page sends the address of the document to a validator on another host.
+# validatorUrl: by default the page sends the document's address to a validator on another host.
 SCRIPT = """\
 window.ui = SwaggerUIBundle({
   url: "openapi.json",
@@ -54,7 +54,7 @@ POLICY = PAGE_POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inlin
 
 
 class _File(NamedTuple):
-    """What is served as it is, and may be kept for ``seconds`` before it is asked for again by its ETag."""
+    """A static file that may be kept for ``seconds`` before it is revalidated by its ETag."""
 
     content: bytes
     mimetype: str
@@ -64,7 +64,7 @@ class _File(NamedTuple):
 
 
 def blueprint(settings: Settings, request_schema: GenerateRequest) -> Blueprint:
-    """The documentation. Register it last: it describes the routes that there are by then."""
+    """The documentation. Register it last, as it describes the routes registered before."""
     bp = Blueprint("documentation", __name__)
     page = _file(PAGE.encode(), "text/html", policy=POLICY)
     described: list[_File] = []
@@ -76,7 +76,7 @@ def blueprint(settings: Settings, request_schema: GenerateRequest) -> Blueprint:
 
     @bp.get("/docs")
     def docs() -> Response:
-        """Show the documentation as a page to read and try."""
+        """Show the documentation as a page on which calls can be tried."""
         return _served(page)
 
     @bp.get("/docs/<asset>")
@@ -97,7 +97,7 @@ def blueprint(settings: Settings, request_schema: GenerateRequest) -> Blueprint:
 
 @cache
 def _asset(name: str) -> _File:
-    """An asset, read when it is first asked for."""
+    """An asset, read at its first request."""
     if name == INITIALIZER:
         return _file(SCRIPT.encode(), type_of(name), ASSET_SECONDS)
     return _file((STATIC / name).read_bytes(), type_of(name), ASSET_SECONDS)

@@ -15,7 +15,7 @@ def event(data: dict[str, Any]) -> bytes:
 
 
 def comment(wait: Wait) -> bytes:
-    """A comment that tells a waiting caller how it stands."""
+    """A comment that reports the wait to a waiting caller."""
     before = "" if wait.before is None else f", {wait.before} before you"
     seconds = "" if wait.seconds is None else f", about {wait.seconds:.0f} s"
     return f": waiting{before}{seconds}\n\n".encode()

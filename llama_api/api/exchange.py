@@ -1,6 +1,6 @@
-"""One question on its way through the service, whichever API it was asked by.
+"""The exchange of one request for its answer, common to all doors.
 
-A door makes a ModelCall of the request and hands it to ``Exchanges.respond`` with a Grammar, which writes the answer.
+A door makes a ModelCall of the request and passes it to ``Exchanges.respond`` with a Grammar, which writes the answer.
 """
 
 import time
@@ -28,19 +28,19 @@ JSON_TYPE = "application/json"
 
 
 class Grammar(Protocol):
-    """How one API writes an answer; an object of its own for each answer, so it may count what it has written."""
+    """Writes an answer in the format of one API; one object per answer, so it may keep state."""
 
     content_type: str  # of a streamed answer
     whole_type: str  # of a plain one
 
     def whole(self, answer: Answer, reply: Reply, figures: Json) -> bytes:
-        """The body of a plain answer; ``figures`` is what POST /generate tells as ``metrics``."""
+        """The body of a plain answer; ``figures`` are the ``metrics`` of POST /generate."""
 
     def pieces(self, pieces: list[Piece], reply: Reply) -> bytes:
-        """The pieces that came together, as a part of a stream; empty where they have nothing that this API tells."""
+        """Pieces that arrived together, as a part of a stream; empty if this API has no form for them."""
 
     def waiting(self, wait: Wait) -> bytes:
-        """What is sent when nothing has been for HEARTBEAT seconds."""
+        """The part to send after HEARTBEAT seconds of silence."""
 
     def end(self, answer: Answer, reply: Reply, figures: Json) -> bytes:
         """The end of a stream."""
@@ -50,7 +50,7 @@ class Grammar(Protocol):
 
 
 class Exchanges:
-    """Answers the requests of all doors: reads them, asks the service, and tells the log what became of them."""
+    """Answers the requests of all doors: reads them, asks the service, and records the outcome."""
 
     def __init__(self, settings: Settings, service: Service, embeddings: Embeddings, machine: Machine,
                  watchdog: Watchdog):
@@ -59,29 +59,29 @@ class Exchanges:
         self._silence, self._parsed_bodies = settings.heartbeat or None, ParsedBodies()
 
     def body(self, any_type: bool = False) -> bytes:
-        """The current request's body; with ``any_type`` whatever its Content-Type says.
+        """The current request's body; with ``any_type`` regardless of its Content-Type.
 
         Raises BodyTooLarge, NotJSON, BodyTimeout or ClientGone.
         """
         return read_json_body(request, self._settings.max_body_bytes, self._watchdog, any_type)
 
     def parse(self, read: Callable[[bytes], Any], body: bytes) -> Any:
-        """What ``read`` makes of ``body``, remembered unless the current request says no-store."""
+        """The result of ``read(body)``, remembered unless the current request says no-store."""
         if "HTTP_CACHE_CONTROL" in request.environ and self.directives.no_store:
             return read(body)
         return self._parsed_bodies.parse(read, body)
 
     def forget(self) -> None:
-        """Forget every body that is remembered."""
+        """Forget every remembered body."""
         self._parsed_bodies.forget()
 
     @property
     def directives(self) -> Directives:
-        """What the current request's Cache-Control asks for."""
+        """The directives of the current request's Cache-Control."""
         return directives_of(request.environ.get("HTTP_CACHE_CONTROL"))
 
     def respond(self, call: ModelCall, grammar: Grammar, streamed: bool) -> Response:
-        """Answer the current request, which asks for ``call``. Raises what kept the answer from coming."""
+        """Answer the current request, which asks for ``call``. Raises the error of the call."""
         self._note(call)
         reply = self._service.ask(call, self.directives, gone_check(request.environ), g.trace)
         g.record["cache"] = reply.result
@@ -90,9 +90,9 @@ class Exchanges:
 
     def embed(self, calls: Sequence[ModelCall], write: Callable[[Answer, EmbeddingReply], bytes],
               content_type: str = JSON_TYPE) -> Response:
-        """Answer the current request, which asks for the vectors of ``calls``, with the body that ``write`` makes.
+        """Answer the current request, which asks for the vectors of ``calls``, with the body made by ``write``.
 
-        Raises what kept them from coming.
+        Raises the error of the calls.
         """
         self._note(calls[0].with_texts([call.text for call in calls]))
         reply = self._embeddings.ask(calls, self.directives, gone_check(request.environ), g.trace)
@@ -100,7 +100,7 @@ class Exchanges:
         return self._plain(reply, lambda answer, figures: write(answer, reply), content_type)
 
     def load(self, model: str) -> None:
-        """Have ``model`` loaded for the current request. Raises what kept it from being loaded."""
+        """Load ``model`` for the current request. Raises the error of the load."""
         g.record["model"] = model
         self._service.load(model, gone_check(request.environ))
 
@@ -133,12 +133,12 @@ class Exchanges:
         return response
 
     def _parts(self, reply: Reply, grammar: Grammar, sent_at: float, gone: Callable[[], bool]) -> Iterator[bytes]:
-        """The parts of a stream, whose silence began at ``sent_at``; ``gone`` tells whether its client has left."""
+        """The parts of a stream, whose silence began at ``sent_at``; ``gone`` says whether its client has left."""
         events = reply.events(self._silence)
         try:
             for event in events:
                 part = grammar.waiting(event) if isinstance(event, Wait) else grammar.pieces(event, reply)
-                if not part:  # the model thinks, which this API does not tell
+                if not part:  # thinking, for which this API has no form
                     if gone():
                         raise ClientGone
                     if self._silence and time.monotonic() - sent_at >= self._silence:
@@ -149,7 +149,7 @@ class Exchanges:
             answer = reply.answer()
             end = grammar.end(answer, reply, self._ended(reply, answer))
         except GeneratorExit:  # a part could not be sent
-            events.close()  # which brings the figures up to date
+            events.close()  # which updates the figures
             self._ended(reply, None)
             note(ClientGone())
             raise
@@ -160,7 +160,7 @@ class Exchanges:
         yield end
 
     def _ended(self, reply: Reply, answer: Answer | None) -> Json:
-        """Note what became of the question; returns its figures. ``answer`` is None on failure."""
+        """Record the outcome of the request; returns its figures. ``answer`` is None on failure."""
         record, (cpu, memory) = g.record, self._machine.sample()
         times, completion = reply.figures, answer.completion if answer else None
         figures: Json = {
@@ -173,7 +173,7 @@ class Exchanges:
         if completion and completion.cached_input_tokens is not None:
             figures["cached_input_tokens"] = completion.cached_input_tokens
         record.update(figures, cache=reply.result)
-        # Without output it is an embedding, whose time may be that of many texts.
+        # An answer without output is an embedding, whose time may be that of many texts.
         if reply.result in SAVING and completion is not None and completion.output_tokens and completion.seconds:
             record["saved_ms"] = milliseconds(completion.seconds)
         if reply.host is not None:
@@ -184,10 +184,10 @@ class Exchanges:
 
 
 def directives_of(header: str | None) -> Directives:
-    """What a request's Cache-Control (RFC 9111 §5.2.1) asks for; what is unknown or malformed is ignored."""
+    """The directives of a Cache-Control (RFC 9111 §5.2.1); unknown or malformed ones are ignored."""
     if not header:
         return Directives()
-    found = parse_cache_control_header(header.lower(), cls=RequestCacheControl)  # directives have no case
+    found = parse_cache_control_header(header.lower(), cls=RequestCacheControl)  # directives are case-insensitive
     max_age = found.max_age
     return Directives(no_cache="no-cache" in found, no_store="no-store" in found,
                       only_if_cached="only-if-cached" in found, max_age=max_age if type(max_age) is int else None)

@@ -15,7 +15,7 @@ from .ollama_grammar import (WHOLE, Asked, OllamaGrammar, Requests, embedded, em
                              tags_of)
 
 PREFIX = "/api/"
-VERSION = "0.0.0"  # told while no Ollama tells its own
+VERSION = "0.0.0"  # while no Ollama reports its own
 REFUSED = ("pull", "push", "create", "copy", "delete", "me", "signin", "signout", "blobs", "user")
 REFUSED_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
@@ -30,20 +30,20 @@ def blueprint(exchanges: Exchanges, requests: Requests, models: Models, fleet: F
 
 
 def _add_calls(bp: Blueprint, exchanges: Exchanges, requests: Requests) -> None:
-    """What has a model work."""
+    """The endpoints that use a model."""
     @bp.post("/generate")
     def ollama_generate() -> Response:
-        """Answer a prompt as Ollama does, or only have the model loaded."""
+        """Answer a prompt as Ollama does, or only load the model."""
         return _answered(exchanges, requests.generate(exchanges.body(any_type=True), exchanges.parse))
 
     @bp.post("/chat")
     def ollama_chat() -> Response:
-        """Answer a conversation as Ollama does, or only have the model loaded."""
+        """Answer a conversation as Ollama does, or only load the model."""
         return _answered(exchanges, requests.chat(exchanges.body(any_type=True), exchanges.parse))
 
     @bp.post("/embed")
     def ollama_embed() -> Response:
-        """Embed texts, each of which is cached by itself."""
+        """Embed texts, each of which is cached separately."""
         name, calls = requests.embed(exchanges.body(any_type=True))
         if not calls:
             return _json({"model": name, "embeddings": []})
@@ -51,16 +51,16 @@ def _add_calls(bp: Blueprint, exchanges: Exchanges, requests: Requests) -> None:
 
     @bp.post("/embeddings")
     def ollama_embeddings() -> Response:
-        """Embed one text, by Ollama's old form."""
+        """Embed one text in Ollama's old format."""
         call = requests.embeddings(exchanges.body(any_type=True))
         return exchanges.embed([call], embedded_one, WHOLE) if call is not None else _json({"embedding": []})
 
 
 def _add_facts(bp: Blueprint, exchanges: Exchanges, requests: Requests, models: Models, fleet: Fleet) -> None:
-    """What tells of models and of Ollama."""
+    """The endpoints that describe models and Ollama."""
     @bp.post("/show")
     def ollama_show() -> Response:
-        """Tell what Ollama knows of a served model."""
+        """Describe a served model."""
         model, fields = requests.show(exchanges.body(any_type=True))
         return _json(fleet.show(model, **fields))
 
@@ -76,12 +76,12 @@ def _add_facts(bp: Blueprint, exchanges: Exchanges, requests: Requests, models: 
 
     @bp.get("/version")
     def ollama_version() -> Response:
-        """Tell the version of Ollama."""
+        """Report the version of Ollama."""
         return _json({"version": fleet.state().ollama["version"] or VERSION})
 
     @bp.get("/status")
     def ollama_status() -> Response:
-        """Tell that no cloud is used."""
+        """Report that no cloud is used."""
         return _json({"cloud": {"disabled": True, "source": "config"}})
 
 

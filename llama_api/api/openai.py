@@ -20,7 +20,7 @@ from .openai_errors import error_object, headers_of, refusal, status_of
 from .openai_requests import OpenAIRequests
 
 PREFIX = "/v1/"
-LOST = ("/chat/completions/", "/completions/", "/embeddings/", "/models/", "/responses/")  # for want of /v1 before them
+LOST = ("/chat/completions/", "/completions/", "/embeddings/", "/models/", "/responses/")  # URLs that lack /v1
 
 
 def blueprint(exchanges: Exchanges, requests: OpenAIRequests, models: Models) -> Blueprint:
@@ -44,17 +44,17 @@ def blueprint(exchanges: Exchanges, requests: OpenAIRequests, models: Models) ->
 
     @bp.post("/v1/embeddings")
     def embeddings() -> Response:
-        """Embed texts, each of which is cached by itself."""
+        """Embed texts, each of which is cached separately."""
         return _embed(exchanges, requests.embeddings(exchanges.body()))
 
     @bp.get("/v1/models")
     def list_models() -> Response:
-        """List the models that may be asked."""
+        """List the served models."""
         return _json({"object": "list", "data": [_model(name, entry, started) for name, entry in models.listing()]})
 
     @bp.get("/v1/models/<path:model>")
     def retrieve_model(model: str) -> Response:
-        """Tell of one model."""
+        """Describe one model."""
         return _json(_model(*models.listed(model), started))
 
     return bp
@@ -69,7 +69,7 @@ def write(fault: Fault, error: Exception) -> Response:
 
 
 def write_lost(fault: Fault, error: Exception) -> Response:
-    """The problem of a URL that lacks /v1, which holds OpenAI's error too: its client reads nothing else."""
+    """The problem for a URL that lacks /v1; it includes OpenAI's error, as its client reads nothing else."""
     if fault.slug == "not-found":
         fault = replace(fault, detail=f"Set the client's base URL to {request.root_url}v1: this path is served at"
                                       f" /v1{request.path}.")
@@ -97,7 +97,7 @@ def _embed(exchanges: Exchanges, asked: AskedVectors) -> Response:
 
 
 def _model(name: str, entry: Json, started: int) -> Json:
-    """A model as OpenAI tells it; ``entry`` is Ollama's, empty while nothing is known."""
+    """A model in OpenAI's format; ``entry`` is Ollama's, empty while unknown."""
     try:
         created = int(datetime.fromisoformat(str(entry.get("modified_at"))).timestamp())
     except ValueError:

@@ -1,4 +1,4 @@
-"""The bodies parsed last: a repeated question mostly comes in the same bytes, and to parse them is half of a hit."""
+"""The last parsed bodies: a repeated question mostly has the same bytes, and parsing them is half of a hit."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -10,24 +10,24 @@ T = TypeVar("T")
 
 
 class Parser(Protocol[T]):
-    """Gives what ``read`` makes of a body, which it may remember instead of calling ``read``."""
+    """Returns ``read(body)``, possibly from memory."""
 
     def __call__(self, read: Callable[[bytes], T], body: bytes) -> T: ...
 
 
 def parse_afresh(read: Callable[[bytes], T], body: bytes) -> T:
-    """What ``read`` makes of ``body``; nothing is remembered."""
+    """The result of ``read(body)``; nothing is remembered."""
     return read(body)
 
 
 class ParsedBodies:
-    """What the small bodies that came last were parsed to. They hold prompts, so a purge must ``forget`` them."""
+    """The results of the last small bodies. They contain prompts, so a purge must ``forget`` them."""
 
     def __init__(self) -> None:
         self._remembered: Any = lru_cache(REMEMBERED)(parse_afresh)
 
     def parse(self, read: Callable[[bytes], T], body: bytes) -> T:
-        """What ``read`` makes of ``body``; what it raises is not remembered."""
+        """The result of ``read(body)``; exceptions are not remembered."""
         if len(body) > REMEMBERED_BYTES:
             return read(body)
         found: T = self._remembered(read, body)

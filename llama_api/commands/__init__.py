@@ -1,4 +1,4 @@
-"""What an operator types: clients of the service, which know its settings and its HTTP."""
+"""The operator's commands: clients of the service, which know its settings and its HTTP API."""
 
 import click
 

@@ -1,4 +1,4 @@
-"""What a check of ``doctor`` found."""
+"""The findings of ``doctor``."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ OK, WARNING, FAULT = "ok", "warning", "fault"
 
 
 class Finding(NamedTuple):
-    """The level, what was looked at, and a sentence that tells what was found and, unless it is well, what to do."""
+    """The level, the subject, and a sentence with the result and, unless it is ok, the cure."""
 
     level: str
     subject: str

@@ -1,4 +1,4 @@
-"""What any Flask service under gunicorn needs: connections, access, problems and a record of each request."""
+"""The parts that any Flask service under gunicorn needs: connections, access, problems and a record of each request."""
 
 from . import problems, security
 from .connection import gone_check, read_json_body

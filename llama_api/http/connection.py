@@ -10,14 +10,14 @@ from ..errors import BodyTimeout, BodyTooLarge, ClientGone, MalformedJSON, NotJS
 from ..sockets import hung_up, stop_reading
 from ..waiting import Watchdog
 
-BODY_SECONDS = 15.0  # for a whole body: no worker bounds it
+BODY_SECONDS = 15.0  # for a whole body, which no worker limits
 
 
 def read_json_body(request: Request, limit: int, watchdog: Watchdog, any_type: bool = False) -> bytes:
     """The body of a JSON request. Raises BodyTooLarge, NotJSON, BodyTimeout or ClientGone; ``limit`` is in bytes.
 
-    With ``any_type`` any Content-Type will do, except for a page of another site (it sends an Origin): browsers let
-    such a page post text without asking, but JSON only where CORS_ORIGINS has it.
+    With ``any_type`` any Content-Type is accepted, except from a page of another site (which sends an Origin): browsers
+    let such a page post text without a preflight, but JSON only if CORS_ORIGINS has its origin.
     """
     environ = request.environ
     length = request.content_length  # None for a chunked body
@@ -29,7 +29,7 @@ def read_json_body(request: Request, limit: int, watchdog: Watchdog, any_type: b
     deadline = _Deadline(environ.get("gunicorn.socket"))
     handle = watchdog.watch(BODY_SECONDS, deadline.strike)
     try:
-        # Straight from the server's stream, which ends where the body does: werkzeug's takes ten times as long.
+        # Read the server's stream directly, as it ends with the body: werkzeug's takes ten times as long.
         body: bytes = environ["wsgi.input"].read(limit + 1 if length is None else length)
     except (ParseException, OSError) as error:
         if not deadline.struck and not isinstance(error, OSError):
@@ -45,10 +45,10 @@ def read_json_body(request: Request, limit: int, watchdog: Watchdog, any_type: b
 
 
 def gone_check(environ: dict[str, Any]) -> Callable[[], bool]:
-    """A function that tells whether the client of this request has closed its connection, or its half of it.
+    """A function that says whether the client of this request has closed its connection, or its half of it.
 
-    A client that has closed one half, and would still read, cannot be told from one that is gone. Under a server that
-    does not hand over its socket (``gunicorn.socket``) nobody is ever seen to leave.
+    A client that has closed one half but still reads cannot be distinguished from one that has left. Under a server
+    that does not provide its socket (``gunicorn.socket``) no client is seen to leave.
     """
     client = environ.get("gunicorn.socket")
     return lambda: client is not None and hung_up(client)

@@ -1,23 +1,23 @@
-"""Files and pages that a client may keep: each has an ETag, and a client that has it gets 304."""
+"""Files and pages that a client may cache by their ETag, with 304 for a current copy."""
 
 from pathlib import Path
 
 from flask import Response, request
 
-# The types are ours to tell: what the machine's own tables say of .js differs, and `nosniff` makes it matter.
+# Not from the machine's own tables, which differ for .js: with `nosniff` the type matters.
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml",
          ".png": "image/png"}
 
 
 def type_of(name: str) -> str:
-    """The media type of a file of this name; plain text where the name tells none."""
+    """The media type of a file of this name; plain text for unknown extensions."""
     return TYPES.get(Path(name).suffix, "text/plain")
 
 
 def kept(body: bytes, mimetype: str, etag: str | None = None) -> Response:
-    """A response that the client may keep, or 304 when it has it; the ETag is a hash of ``body`` where none is given.
+    """A response that the client may cache, or 304 if its copy is current; the default ETag is a hash of ``body``.
 
-    How long it may do so without asking is for the caller to say, in ``cache_control``.
+    The caller sets the lifetime in ``cache_control``.
     """
     response = Response(body, mimetype=mimetype)
     if etag is None:

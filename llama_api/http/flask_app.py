@@ -1,7 +1,7 @@
 """Flask with three steps of a request made cheap: matching its URL, finding its hooks, fitting its response's headers.
 
-They were a fifth, a fourteenth and an eighth of a hit (benchmarks/README.md, the profile), and mostly come out the same
-each time. All else is Flask's own, and nothing of what it does is dropped.
+They were a fifth, a fourteenth and an eighth of a hit (benchmarks/README.md, the profile), and mostly have the same
+result each time. Everything else is Flask's own, and none of its behaviour is dropped.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from werkzeug.routing import MapAdapter, Rule
 
 
 class _Hooks(NamedTuple):
-    """What runs before and after the view of an endpoint, in this order."""
+    """The functions to run before and after the view of an endpoint, in order."""
 
     before: tuple[Callable[[], Any], ...]
     after: tuple[Callable[[Response], Response], ...]
@@ -58,7 +58,7 @@ class Application(Flask):
         return response
 
     def _hooks_of(self, blueprints: list[str]) -> _Hooks:
-        """The hooks of the application and of ``blueprints``, of which the innermost comes first."""
+        """The hooks of the application and of ``blueprints``, the innermost first."""
         inward, outward = (None, *reversed(blueprints)), (*blueprints, None)
         before: list[Callable[[], Any]] = [
             _preprocessed(function) for name in inward for function in self.url_value_preprocessors.get(name, ())]
@@ -69,7 +69,7 @@ class Application(Flask):
         return _Hooks(tuple(before), tuple(after))
 
     def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
-        """The matcher of a request; where host names or a WebSocket have a say, it is Flask's own."""
+        """The URL matcher of a request; Flask's own if host names or WebSockets matter."""
         environ = {} if request is None else request.environ
         if (request is None or self.url_map.host_matching or self.subdomain_matching or "HTTP_UPGRADE" in environ
                 or self.config["TRUSTED_HOSTS"] is not None or self.config["SERVER_NAME"] is not None):
@@ -105,7 +105,7 @@ class _PathAdapter(MapAdapter):
         return rule, values
 
     def make_redirect_url(self, *args: Any, **kwargs: Any) -> str:
-        """Where a doubled slash is sent on to: a path alone, for the host may be a proxy's, or forged."""
+        """The redirect for a doubled slash: only a path, as the host may be a proxy's or forged."""
         return urlunsplit(("", "", *urlsplit(super().make_redirect_url(*args, **kwargs))[2:]))
 
 
@@ -113,10 +113,10 @@ _ADAPTED = frozenset({"Location", "Content-Location"})
 
 
 class WholeResponse(Response):
-    """A response that, when its body is whole, is sent as it was made: its headers need no fitting."""
+    """A response with a complete body, which is sent without adapting its headers."""
 
     def __call__(self, environ: Any, start_response: Any) -> Any:
-        """Send it. Flask also fits the headers to the status, to HEAD and to URLs that are not ASCII."""
+        """Send it. Flask would also adapt the headers to the status, to HEAD and to non-ASCII URLs."""
         headers = list(self.headers)
         if (type(self.response) is list and self.status_code == 200 and environ["REQUEST_METHOD"] != "HEAD"
                 and not self._on_close and _ADAPTED.isdisjoint(names := [name for name, _ in headers])
@@ -127,7 +127,7 @@ class WholeResponse(Response):
 
 
 class NoContent(Response):
-    """An empty response, which has no type."""
+    """An empty response without a Content-Type."""
 
     default_status = 204
     default_mimetype = None

@@ -1,4 +1,4 @@
-"""The record of each request, which the log and the metrics are told at its end, whatever happened."""
+"""The record of each request, which goes to the log and the metrics at its end, whatever happened."""
 
 import logging
 import re
@@ -12,16 +12,16 @@ from ..metrics import Activity, Metrics, Tracing
 from ..trace import Trace
 
 LONGEST = 500  # characters of a caller's text in one field of the log
-REQUEST_ID = "[A-Za-z0-9._-]{1,128}"  # the ids that a caller may give
+REQUEST_ID = "[A-Za-z0-9._-]{1,128}"  # valid ids from callers
 _REQUEST_ID = re.compile(REQUEST_ID)
 
 
 class Recorder:
-    """The before/after-request pair around every request; views add to ``g.record`` what they know."""
+    """Records every request by before/after-request hooks; views add their facts to ``g.record``."""
 
     def __init__(self, metrics: Metrics, activity: Activity, log: JsonLog, tracing: Tracing | None = None):
         self._metrics, self._activity, self._log, self._tracing = metrics, activity, log, tracing
-        self.under_way = 0  # requests of this process that have begun and not ended
+        self.under_way = 0  # current requests of this process
 
     def init_app(self, app: Flask) -> None:
         """Record every request of ``app``."""

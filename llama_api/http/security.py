@@ -1,4 +1,4 @@
-"""Who may call: host names, API keys, rate limits, browsers' origins, and whom to believe about the client."""
+"""Access control: host names, API keys, rate limits, browsers' origins and trusted proxies."""
 
 import hashlib
 import hmac
@@ -20,12 +20,12 @@ from ..settings import Settings
 from .flask_app import NoContent
 
 HEALTH_PATHS = frozenset({"/livez", "/readyz", "/health"})
-OPEN_PATHS = HEALTH_PATHS | {"/", "/docs", "/openapi.json"}  # an unknown URL wants a key as well
-BEARER_ONLY = "/v1/"  # where OpenAI's API is: its clients send their key in no other header
-PAGE_FILES = ("/docs/", "/page/", "/problems/")  # what pages load or link to: open to all and never limited
-UNLIMITED = HEALTH_PATHS | {"/metrics", "/stats"}  # what asks again and again
+OPEN_PATHS = HEALTH_PATHS | {"/", "/docs", "/openapi.json"}  # an unknown URL requires a key too
+BEARER_ONLY = "/v1/"  # OpenAI's API, whose clients send their key in no other header
+PAGE_FILES = ("/docs/", "/page/", "/problems/")  # files that pages load or link to: open to all and never limited
+UNLIMITED = HEALTH_PATHS | {"/metrics", "/stats"}  # URLs that are polled
 RESET = "RateLimit-Reset"
-_SPARE = "RateLimit-Retry-After"  # where the limiter puts what it would put over every response's own Retry-After
+_SPARE = "RateLimit-Retry-After"  # in place of Retry-After, which the limiter would overwrite in every response
 EXPOSED_HEADERS = ["Age", "Cache-Status", "RateLimit-Limit", "RateLimit-Remaining", RESET, "Retry-After",
                    "X-Request-ID", "X-Should-Retry"]
 PAGE_POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
@@ -33,7 +33,7 @@ PAGE_POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src
 
 
 def only_looks(endpoint: str) -> bool:
-    """Whether requests of an endpoint (the pattern of its URL) only look at the service or its pages."""
+    """Whether requests of an endpoint (the pattern of its URL) only monitor the service or load its pages."""
     return endpoint in OPEN_PATHS or endpoint in UNLIMITED or endpoint.startswith(PAGE_FILES)
 
 
@@ -46,7 +46,7 @@ def init_app(app: Flask, settings: Settings) -> None:
         trusted = tuple(_host_name(host) for host in settings.trusted_hosts)
         app.before_request(lambda: _check_host(trusted))
     if settings.cors_origins:
-        app.before_request(_answer_preflight)  # which carries no key, and costs nothing
+        app.before_request(_answer_preflight)  # a preflight carries no key and is cheap
         CORS(app, origins=[_exactly(origin) for origin in settings.cors_origins], expose_headers=EXPOSED_HEADERS,
              max_age=600)
     keys = [_digest(key) for key in settings.keys]
@@ -62,13 +62,13 @@ def _check_host(trusted: tuple[str, ...]) -> None:
         return
     host = request.environ.get("HTTP_HOST", "")
     name = _host_name(host)
-    if not (host_is_trusted(host) and any(  # without a list it looks at the characters alone
+    if not (host_is_trusted(host) and any(  # without a list it checks only the characters
             name == known.removeprefix(".") or known[0] == "." and name.endswith(known) for known in trusted)):
         raise UntrustedHost
 
 
 def _host_name(host: str) -> str:
-    """``host`` as it is compared: without its port, and names have no case (RFC 3986 §3.2.2)."""
+    """``host`` in the form for comparison: without its port and in lower case (RFC 3986 §3.2.2)."""
     return re.sub(r":[0-9]*$", "", host.lower())
 
 
@@ -80,7 +80,7 @@ def _check_key(keys: list[bytes]) -> None:
 
 
 def _key_used(keys: list[bytes]) -> bytes | None:
-    """The digest of the valid key that the request carries. Takes the same time whichever key it is, or none."""
+    """The digest of the request's valid key, or None. Takes the same time for every key."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     other = "" if request.path.startswith(BEARER_ONLY) else request.headers.get("X-API-Key", "")
     sent = _digest(token.strip() if scheme.lower() == "bearer" else other)
@@ -98,7 +98,7 @@ def _answer_preflight() -> Response | None:
 
 
 def _exactly(origin: str) -> str | re.Pattern[str]:
-    """``origin`` for flask_cors, which takes what has a bracket, such as an IPv6 address, for a regular expression."""
+    """``origin`` for flask_cors, which treats one with a bracket, such as an IPv6 address, as a regular expression."""
     return origin if origin == "*" else re.compile(rf"{re.escape(origin)}\Z", re.IGNORECASE)
 
 
@@ -112,7 +112,7 @@ def _limit(app: Flask, settings: Settings, keys: list[bytes]) -> None:
     app.after_request(_reset_in_seconds)  # runs after the limiter's own, which is registered next
     limiter = Limiter(
         lambda: _client_of(keys), app=app, application_limits=[settings.rate_limit], strategy="fixed-window",
-        request_identifier=lambda: request.endpoint or "(unknown)",  # else it lets keys be guessed at unknown URLs
+        request_identifier=lambda: request.endpoint or "(unknown)",  # else keys could be guessed at unknown URLs
         headers_enabled=True, header_name_mapping={
             HEADERS.LIMIT: "RateLimit-Limit", HEADERS.REMAINING: "RateLimit-Remaining", HEADERS.RESET: RESET,
             HEADERS.RETRY_AFTER: _SPARE},
@@ -130,12 +130,12 @@ def _client_of(keys: list[bytes]) -> str:
 
 
 def _reset_in_seconds(response: Response) -> Response:
-    """The limiter tells a moment of the clock; the RateLimit fields of the IETF draft tell seconds to wait."""
+    """Convert the limiter's point in time to seconds, as in the RateLimit fields of the IETF draft."""
     response.headers.pop(_SPARE, None)
     if moment := response.headers.get(RESET):
         response.headers[RESET] = str(max(0, math.ceil(float(moment) - time.time())))
         if response.status_code == 429:
-            longest = int(response.headers.get("Retry-After", 10 ** 9))  # that the API whose URL was called allows
+            longest = int(response.headers.get("Retry-After", 10 ** 9))  # the longest that the called API allows
             response.headers["Retry-After"] = str(min(longest, max(1, int(response.headers[RESET]))))
     return response
 
@@ -143,7 +143,7 @@ def _reset_in_seconds(response: Response) -> Response:
 def _harden(response: Response) -> Response:
     response.headers["X-Content-Type-Options"] = "nosniff"
     if request.method in ("GET", "HEAD"):
-        response.headers.setdefault("Cache-Control", "no-store")  # the state of a service is not to be kept by proxies
+        response.headers.setdefault("Cache-Control", "no-store")  # proxies must not cache the state of the service
     if response.mimetype == "text/html":
         response.headers.setdefault("Content-Security-Policy", PAGE_POLICY)
         response.headers["X-Frame-Options"] = "DENY"

@@ -1,4 +1,4 @@
-"""What is counted and measured, and what the service does now and did lately."""
+"""Counts, measurements, and the current and recent work of the service."""
 
 from .activity import LAST, Activity
 from .history import POINTS, History

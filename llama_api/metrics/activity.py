@@ -1,4 +1,4 @@
-"""What the service does now, over all workers: the generations under way, which can be ended, and the last requests."""
+"""The activity of all workers: the generations under way, which can be ended, and the last requests."""
 
 import hashlib
 import time
@@ -14,16 +14,16 @@ from ..strict_json import Json
 from .peers import Peer, Peers
 from .shared_files import Watched
 
-FOLDER = "workers-2"  # of what they tell each other; raise it when that changes: a reload may bring newer code
-LAST = 50  # requests that are told
-ORDER_SECONDS = 2.0  # that another worker has to end a flight: it looks four times a second
+FOLDER = "workers-2"  # the version of the shared files; raise it with their format, as a reload may bring newer code
+LAST = 50  # requests to report
+ORDER_SECONDS = 2.0  # for another worker to end a flight; it checks four times a second
 POLL_SECONDS = 0.02
 
 _ended_at = itemgetter(0)  # of a request: when (since 1970), endpoint, status, cache, seconds
 
 
 class Activity:
-    """Knows the flights and the requests of this worker, and with a ``directory`` those of all that share it.
+    """The flights and requests of this worker, and with a ``directory`` those of all workers that share it.
 
     Requests of an endpoint (the pattern of a URL) for which ``only_looks`` is true are left out.
     """
@@ -36,12 +36,12 @@ class Activity:
         self._watched = Watched(self._orders) if self._orders is not None else None
 
     def request_ended(self, record: Json, endpoint: str, status: int, seconds: float) -> None:
-        """Remember one request: ``record`` is what its log line tells, ``endpoint`` the pattern of its URL."""
+        """Remember one request: ``record`` has the fields of its log line, ``endpoint`` is the pattern of its URL."""
         if not self._only_looks(endpoint):
             self._requests.append((time.time(), endpoint, status, record.get("cache"), seconds))
 
     def snapshot(self) -> Json:
-        """The ``flights``, oldest first, and the last ``requests``, newest first, as GET /stats tells them."""
+        """The ``flights``, oldest first, and the last ``requests``, newest first, as in GET /stats."""
         others = self._others()
         now, requests = time.monotonic(), sorted(self._all_requests(others), key=_ended_at, reverse=True)
         return {"flights": [
@@ -70,16 +70,16 @@ class Activity:
         """A number that changes whenever a flight has been cancelled."""
         return self._watched.revision if self._watched is not None else 0
 
-    # What the reporter does four times a second
+    # Called by the reporter four times a second
 
     def join(self) -> None:
-        """Begin to tell the other workers, and to hear them. Raises OSError."""
+        """Begin to exchange reports with the other workers. Raises OSError."""
         if self._peers is not None and self._orders is not None:
             self._orders.mkdir(parents=True, exist_ok=True)
             self._peers.join()
 
     def publish(self) -> None:
-        """Let the other workers know what this one does. Raises OSError."""
+        """Report the activity of this worker to the others. Raises OSError."""
         if self._peers is not None:
             self._peers.tell({"flights": self._own_flights(), "requests": list(self._requests)})
 
@@ -105,7 +105,7 @@ class Activity:
         return [self._described(flight) for flight in self._flights.under_way() if not flight.cancellation.requested]
 
     def _described(self, flight: Flight) -> Json:
-        """What other workers are told of a flight; flights of one ``subject`` wait for the same answer.
+        """The report of a flight to other workers; flights with the same ``subject`` wait for the same answer.
 
         ``since`` is on the monotonic clock, which all processes of a machine share.
         """
@@ -128,7 +128,7 @@ class Activity:
 
 
 def joined(flights: list[Json]) -> list[Json]:
-    """``flights`` with those that only follow one of another worker counted as readers of that one."""
+    """``flights``, with followers of another worker's flight counted as its readers."""
     leading = {flight["subject"]: dict(flight) for flight in flights if flight["leads"]}
     found = list(leading.values())
     for flight in flights:

@@ -1,4 +1,4 @@
-"""The names that spans and OTLP metrics bear, all in this table: those of ``gen_ai`` are still in development.
+"""The names of spans and OTLP metrics, all in this table: those of ``gen_ai`` are still in development.
 
 Source: OpenTelemetry's semantic conventions 1.42 (HTTP, server, error), and those of GenAI, which have a repository of
 their own. Names that begin with ``llama_api`` are ours.
@@ -18,7 +18,7 @@ OPERATION_NAME, PROVIDER_NAME = "gen_ai.operation.name", "gen_ai.provider.name"
 REQUEST_MODEL, RESPONSE_MODEL = "gen_ai.request.model", "gen_ai.response.model"
 STREAM, FINISH_REASONS = "gen_ai.request.stream", "gen_ai.response.finish_reasons"
 FIRST_CHUNK, TOKEN_TYPE = "gen_ai.response.time_to_first_chunk", "gen_ai.token.type"
-# Ollama's options, and what of Completion is told; stops and texts are a caller's own words, which no span has.
+# Ollama's options and the exported fields of Completion; no span contains stops or texts, the caller's own words.
 OPTIONS = {
     "temperature": "gen_ai.request.temperature", "top_p": "gen_ai.request.top_p", "top_k": "gen_ai.request.top_k",
     "num_predict": "gen_ai.request.max_tokens", "seed": "gen_ai.request.seed",

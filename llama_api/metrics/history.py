@@ -1,4 +1,4 @@
-"""The last 15 minutes of the service: a ring of points, which one of all workers samples every 5 seconds."""
+"""The last 15 minutes of the service: a ring of points, sampled by one of the workers every 5 seconds."""
 
 import math
 import time
@@ -25,10 +25,10 @@ class Past:
 
 
 def advance(past: Past | None, now: float, latest: dict[str, Reading]) -> Past:
-    """What follows on ``past`` with readings of ``now``.
+    """The successor of ``past`` with readings of ``now``.
 
-    Intervals at whose end nobody sampled are None, and so is the growth of a counter over more than one interval.
-    Without a past, or after the clock was set back, the history begins here: what was counted before is not growth.
+    Intervals without a sample at their end are None, and so is the growth of a counter over more than one interval.
+    Without a past, or after the clock was set back, the history begins here, and earlier counts are not growth.
     """
     end = math.floor(now / STEP) * STEP
     if past is None or end < past.end:
@@ -46,9 +46,9 @@ def advance(past: Past | None, now: float, latest: dict[str, Reading]) -> Past:
 
 
 class History:
-    """Samples and tells the past. With a ``directory`` it is that of all workers that use it, and outlives them.
+    """Samples and returns the past. With a ``directory`` all workers that use it share one past, which outlives them.
 
-    ``samples`` gives all samples of now; ``clock`` tells seconds since 1970.
+    ``samples`` returns the current samples; ``clock`` returns seconds since 1970.
     """
 
     def __init__(self, samples: Callable[[], Iterable[Sample]], directory: Path | None = None,
@@ -63,11 +63,11 @@ class History:
 
     @property
     def due(self) -> bool:
-        """Whether it is time for a sample."""
+        """Whether a sample is due."""
         return not self._due - STEP <= self._clock() < self._due
 
     def sample(self) -> bool:
-        """Take a sample, unless another worker is the one to do so; tells whether it was taken. Raises OSError."""
+        """Take a sample unless another worker is the sampler; returns whether it was taken. Raises OSError."""
         now, taken = self._clock(), False
         if self._is_ours():
             past = self._load()
@@ -93,14 +93,14 @@ class History:
         return self._file.revision if self._file is not None else self._past.end if self._past is not None else 0
 
     def _is_ours(self) -> bool:
-        """Whether this worker is the one that samples; another takes over when it dies."""
+        """Whether this worker is the sampler; another takes over when it dies."""
         if self._directory is not None and self._lock is None:
             self._directory.mkdir(exist_ok=True)
             self._lock = lock_file(self._directory / "sampler.lock")
         return self._directory is None or self._lock is not None
 
     def _load(self) -> Past | None:
-        """The newest past there is."""
+        """The newest stored past."""
         if self._file is not None:
             try:
                 data = self._file.read()

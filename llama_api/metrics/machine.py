@@ -1,4 +1,4 @@
-"""The use of the whole machine, sampled seldom enough to be right."""
+"""The use of the whole machine, sampled seldom enough to be accurate."""
 
 import time
 
@@ -14,7 +14,7 @@ class Machine:
     def __init__(self) -> None:
         self._times = self._cpu_times()
         self._sample = (0.0, 0.0)
-        time.sleep(FIRST_SAMPLE_SECONDS)  # without a span to look at, the first figure would be a false 0.0
+        time.sleep(FIRST_SAMPLE_SECONDS)  # without an interval the first figure would be a false 0.0
         self._taken = time.monotonic() - SAMPLE_SECONDS
 
     def sample(self) -> tuple[float, float]:

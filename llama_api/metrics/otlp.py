@@ -1,6 +1,6 @@
 """The export of spans and metrics by OTLP over HTTP; the only module that knows OpenTelemetry, and see ``tracing``.
 
-A span is made when its facts are complete: its id was given out before, for the request to Ollama bears it.
+A span is made when its facts are complete; its id is assigned earlier, as the request to Ollama carries it.
 The library reads the variables of its specification (OTEL_EXPORTER_OTLP_HEADERS, OTEL_TRACES_SAMPLER and so on) itself.
 """
 
@@ -36,10 +36,10 @@ from . import conventions as named
 
 logger = logging.getLogger(__name__)
 
-FLUSH_SECONDS = 2.0  # that the end of a worker may wait for a collector
+FLUSH_SECONDS = 2.0  # for which a worker's exit may wait for a collector
 COMPLAINT_SECONDS = 60.0
 CLOCK_STEP = 1_000_000_000  # nanoseconds: more than a measurement errs by; so the clock was set, or the machine slept
-BATCH = "128"  # spans, which are encoded in 5 ms; in 20 ms of the default of 512 no request would have its turn
+BATCH = "128"  # spans, which are encoded in 5 ms; the 20 ms of the default of 512 would block all requests
 
 Attributes = dict[str, Any]
 
@@ -51,7 +51,7 @@ class OTLP:
         self._only_looks, self._ids, self._last_epoch = only_looks, _Ids(), 0
         logging.getLogger("opentelemetry").handlers[:] = [_Complaints()]
         ours = {"service.name": "llama-api", "service.version": __version__, "service.instance.id": str(uuid.uuid4())}
-        resource = Resource.create(ours).merge(OTELResourceDetector().detect())  # where both tell, the operator's
+        resource = Resource.create(ours).merge(OTELResourceDetector().detect())  # the operator's takes precedence
         self._spans = TracerProvider(resource=resource, id_generator=self._ids, shutdown_on_exit=False)
         os.environ.setdefault("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", BATCH)
         self._spans.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
@@ -62,14 +62,14 @@ class OTLP:
             self._histogram(*metric) for metric in (named.DURATION, named.TIME_TO_FIRST_CHUNK, named.TOKEN_USAGE))
 
     def begin(self, caller: Trace | None) -> Trace:
-        """The span of a request that has come, sampled or not as the operator or the caller decides."""
+        """Begin the span of a request, sampled or not as the operator or the caller decides."""
         trace = Trace.begun() if caller is None else caller.child()
         sampling = self._spans.sampler.should_sample(_inside(trace, True), int(trace.trace_id, 16), "", SpanKind.SERVER)
         return trace._replace(flags=trace.flags & ~1 | sampling.decision.is_sampled())
 
     def request_ended(self, trace: Trace, record: dict[str, Any], method: str, path: str, endpoint: str, status: int,
                       began: float) -> None:
-        """Tell the span of a request."""
+        """Export the span of a request."""
         if self._only_looks(endpoint):
             return
         attributes = {named.METHOD: method, named.PATH: path, named.ROUTE: endpoint, named.STATUS: status,
@@ -81,12 +81,12 @@ class OTLP:
                    slug or str(status) if status >= 500 or (slug and status < 400) else None)
 
     def waited(self, trace: Trace | None, since: float, error: BaseException | None) -> None:
-        """Tell the span of a wait for a slot."""
+        """Export the span of a wait for a slot."""
         if trace is not None:
             self._tell(trace.child(), named.WAIT, SpanKind.INTERNAL, since, {}, _type_of(error))
 
     def attempted(self, attempted: Attempted) -> None:
-        """Tell the span and the metrics of a generation."""
+        """Export the span and the metrics of a generation."""
         call, completion, seconds = attempted.call, attempted.completion, time.monotonic() - attempted.began
         operation, error = named.OPERATIONS[call.endpoint], _type_of(attempted.error)
         common = {named.OPERATION_NAME: operation, named.PROVIDER_NAME: named.PROVIDER, named.REQUEST_MODEL: call.model,
@@ -120,7 +120,7 @@ class OTLP:
 
     def _tell(self, trace: Trace, name: str, kind: SpanKind, began: float, attributes: Attributes,
               error: str | None) -> None:
-        """Have a span exported that began at a monotonic time and ends now."""
+        """Export a span that began at a monotonic time and ends now."""
         if not trace.sampled:
             return
         end, self._ids.trace = time.monotonic_ns(), trace
@@ -133,7 +133,7 @@ class OTLP:
         span.end(epoch + end)
 
     def _epoch(self) -> int:
-        """When the monotonic clock was 0. The same as before, for spans must not overlap by an error of measurement."""
+        """When the monotonic clock was 0. Stable, as spans must not overlap by measurement errors."""
         epoch = time.time_ns() - time.monotonic_ns()
         if abs(epoch - self._last_epoch) > CLOCK_STEP:
             self._last_epoch = epoch
@@ -157,7 +157,7 @@ class _Ids(IdGenerator, threading.local):
 
 
 class _Complaints(logging.Handler):
-    """What the library complains of, in our log, once a minute at most and without its stacks."""
+    """Puts the library's complaints into our log, at most once a minute and without stack traces."""
 
     last = float("-inf")
 
@@ -178,13 +178,13 @@ def _inside(trace: Trace, remote: bool) -> Context:
 
 @cache
 def _server(host: str) -> Attributes:
-    """Where ``host``, such as ``a:11434``, is."""
+    """The attributes for the address of ``host``, such as ``a:11434``."""
     parts = urlsplit(f"//{host}")
     return {named.SERVER_ADDRESS: parts.hostname, named.SERVER_PORT: parts.port}
 
 
 def _told(values: dict[str, Any], names: dict[str, str]) -> Attributes:
-    """Those of ``values`` that have one of ``names``."""
+    """The items of ``values`` that have one of ``names``."""
     return {name: values[key] for key, name in names.items() if values.get(key) is not None}
 
 

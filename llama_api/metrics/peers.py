@@ -1,4 +1,4 @@
-"""What each worker tells the others: a file of its own in the directory that they share, and a lock while it lives."""
+"""Reports between workers: each has a file in the shared directory, and a lock while it lives."""
 
 import secrets
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ News = dict[str, Any]
 
 
 class Peer(NamedTuple):
-    """Another worker: what it told last, and whether it lives."""
+    """Another worker: its last report, and whether it lives."""
 
     name: str
     alive: bool
@@ -22,7 +22,7 @@ class Peer(NamedTuple):
 
 
 class Peers:
-    """The workers that share ``directory``. Tells nothing before ``join``."""
+    """The workers that share ``directory``. Reports nothing before ``join``."""
 
     def __init__(self, directory: Path):
         self._directory = directory
@@ -32,19 +32,19 @@ class Peers:
         self._known: dict[str, tuple[Watched, News]] = {}
 
     def join(self) -> None:
-        """Be one of them for as long as this process lives. Raises OSError."""
+        """Join the workers for the life of this process. Raises OSError."""
         self._directory.mkdir(parents=True, exist_ok=True)
         self._joined = lock_file(self._lock(self._name)) is not None
 
     def tell(self, news: News) -> None:
-        """Let the others know ``news`` in place of what was told before. Raises OSError."""
+        """Publish ``news``, replacing the last report. Raises OSError."""
         data = orjson.dumps(news)
         if self._joined and data != self._told:
             replace(self._directory / f"{self._name}.json", data)
             self._told = data
 
     def others(self) -> Iterator[Peer]:
-        """What each of the others has told last, the dead ones too until they are forgotten."""
+        """The last report of each other worker, including dead ones until they are forgotten."""
         for path in self._directory.glob("*.json"):
             if path.stem == self._name:
                 continue
@@ -60,7 +60,7 @@ class Peers:
             yield Peer(path.stem, is_held(self._lock(path.stem)), news)
 
     def forget(self, name: str) -> None:
-        """Remove what a dead one has left."""
+        """Remove the files of a dead worker."""
         self._known.pop(name, None)
         for path in (self._directory / f"{name}.json", self._lock(name)):
             path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What Prometheus is told, right over all worker processes; the only module that knows its library."""
+"""The metrics for Prometheus, correct over all worker processes; the only module that uses its library."""
 
 import os
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ class Metrics:
         self._bytes_limit.set(settings.cache_max_bytes if settings.cache_max_entries else 0)
 
     def request_ended(self, record: dict[str, Any], method: str, endpoint: str, status: int, seconds: float) -> None:
-        """Count one request: ``record`` is what its log line tells, ``endpoint`` the pattern of its URL."""
+        """Count one request: ``record`` has the fields of its log line, ``endpoint`` is the pattern of its URL."""
         self._requests(method if method in _METHODS else "OTHER", endpoint, status).inc()
         self._durations(endpoint).observe(seconds)
         if slug := record.get("error"):
@@ -50,7 +50,7 @@ class Metrics:
                 self._saved_tokens.inc(record.get("output_tokens") or 0)
                 self._saved_seconds.inc(record.get("saved_ms", 0.0) / 1000)
 
-    # What a generation tells: upstreams.Observer
+    # Facts about generations: upstreams.Observer
 
     def waiting(self, change: int) -> None:
         """One more (1) or less (-1) waits for a slot."""
@@ -61,7 +61,7 @@ class Metrics:
         self._running(host).inc(change)
 
     def failed_over(self, host: str) -> None:
-        """What failed at ``host`` is tried at another Ollama."""
+        """A generation that failed at ``host`` is tried at another Ollama."""
         self._failovers(host).inc()
 
     def prefix_matched(self, result: str) -> None:
@@ -84,7 +84,7 @@ class Metrics:
         """The shared store failed."""
         self._store_errors.inc()
 
-    # What is exposed
+    # Exposition
 
     def exposition(self, cache: AnswerCache, fleet: Fleet) -> bytes:
         """The Prometheus text, over all workers."""
@@ -98,21 +98,21 @@ class Metrics:
                 yield sample.name, sample.labels, sample.value
 
     def refresh(self, cache: AnswerCache, fleet: Fleet) -> None:
-        """Bring up to date what is looked at rather than told."""
+        """Update the gauges that are polled."""
         self.note_cache(cache)
         for host in fleet.state().hosts:
             self._up(host["host"]).set(host["reachable"])
             self._slots(host["host"]).set(host["slots"])
 
     def note_cache(self, cache: AnswerCache) -> None:
-        """Bring the figures of the cache up to date."""
+        """Update the figures of the cache."""
         entries, size = cache.size()
         self._entries.set(entries)
         self._bytes.set(size)
         self.cache_written(cache)
 
     def cache_written(self, cache: AnswerCache) -> None:
-        """An answer was stored. Told at once, for each worker must tell its own and a scrape reaches but one."""
+        """An answer was stored. Counted at once, as each worker counts its own and a scrape reaches only one."""
         evictions = cache.evictions
         self._evictions.inc(max(0, evictions - self._evictions_told))
         self._evictions_told = evictions
@@ -121,7 +121,7 @@ class Metrics:
             self._bytes.set(cache.front.bytes)
 
     def cache_counts(self) -> dict[str, int]:
-        """How many requests had each result, and ``evictions``, over all workers."""
+        """The number of requests by result, and ``evictions``, over all workers."""
         counts: dict[str, int] = {}
         for name, labels, value in self.samples():
             if name == "llama_api_cache_requests_total":
@@ -179,7 +179,7 @@ class Metrics:
         self._matches = counter("prefix_matches_total", "Generations, by whether they went to their prefix.", "result")
 
     def _begin_at_zero(self, hosts: list[str]) -> None:
-        """Have each series with known labels from the start: a rate over one that is yet to come misses an event."""
+        """Create each series with known labels at start, as a rate over a new series misses its first event."""
         for labelled, values in ((self._generations, OUTCOMES), (self._results, RESULTS), (self._matches, MATCHES),
                                  (self._answers, ("hit", "joined", "generated")), (self._errors, SLUGS),
                                  (self._running, hosts), (self._failovers, hosts)):

@@ -1,4 +1,4 @@
-"""What each worker does beside its requests: samples, tells the others of its work, ends what they ask it to end."""
+"""The background work of each worker: it samples, reports to the other workers, and ends flights on their request."""
 
 import logging
 import time
@@ -10,7 +10,7 @@ from .history import History
 
 logger = logging.getLogger(__name__)
 
-TICK = 0.25  # seconds between two looks for flights to be ended
+TICK = 0.25  # seconds between two checks for flights to end
 PUBLISH_TICKS = 2
 COMPLAINT_SECONDS = 60.0
 
@@ -24,7 +24,7 @@ class Reporter:
         self._thread = BackgroundThread("reporter", self._run)
 
     def start(self) -> None:
-        """Begin, unless that has been done."""
+        """Begin, unless already begun."""
         self._thread.start()
 
     def _run(self) -> None:

@@ -1,4 +1,4 @@
-"""The series that the page plots: which metric each is of, and how its points come from two samples of that."""
+"""The series that the page plots: the metric of each, and the computation of its points from two samples."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -29,11 +29,11 @@ class Series(NamedTuple):
 
     @property
     def id(self) -> str:
-        """What names it among all series."""
+        """Its name among all series."""
         return f"{self.plot}/{self.name}"
 
     def described(self, points: list[float | None]) -> dict[str, Any]:
-        """What GET /stats tells of it."""
+        """Its description in GET /stats."""
         told = {"name": self.name, "unit": self.unit, "metric": self.metric, "plot": self.plot, "kind": self.kind,
                 "tone": self.tone}
         return {**{key: value for key, value in told.items() if value is not None}, "points": points}
@@ -50,7 +50,7 @@ class Series(NamedTuple):
         return sum(found) if found else None
 
     def point(self, now: Reading, before: Reading) -> float | None:
-        """The point between two readings, None where there is nothing to tell or a counter went backwards."""
+        """The point between two readings, None without data or if a counter went backwards."""
         if isinstance(now, dict) or isinstance(before, dict):
             return quantile(QUANTILES[self.figure], *(found if isinstance(found, dict) else {}
                                                       for found in (now, before)))
@@ -61,9 +61,9 @@ class Series(NamedTuple):
 
 
 def quantile(share: float, now: Mapping[str, float], before: Mapping[str, float]) -> float | None:
-    """The quantile of what was observed between two readings of a histogram, as Prometheus' histogram_quantile tells.
+    """The quantile of the observations between two readings of a histogram, as in Prometheus' histogram_quantile.
 
-    Inside a bucket observations are taken to lie evenly; beyond the last bound its value is all that is known.
+    Observations are assumed to be evenly spread in a bucket; beyond the last bound the result is that bound.
     """
     bounds = sorted((float(bound), count - before.get(bound, 0.0)) for bound, count in now.items())
     if not bounds or bounds[-1][1] <= 0:

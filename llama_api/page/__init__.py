@@ -1,4 +1,4 @@
-"""The page for people, at /: a prompt, the service at a glance, and what each problem means."""
+"""The page for people, at /: a prompt, the service at a glance, and the pages on problems."""
 
 from . import page, problems, stats
 from .page import PageFiles

@@ -8,8 +8,8 @@ from flask import Blueprint, Response, abort, request
 from ..http import TYPES, kept, type_of
 
 STATIC = Path(__file__).parent / "static"
-GREETING = b"Ollama is running"  # what Ollama says here; its clients look for it
-FILE_SECONDS = 31_536_000  # that a browser may keep a file: another version has another URL
+GREETING = b"Ollama is running"  # Ollama's own answer, which its clients check
+FILE_SECONDS = 31_536_000  # for which a browser may keep a file; another version has another URL
 
 
 class PageFiles:
@@ -29,8 +29,8 @@ def blueprint(files: PageFiles) -> Blueprint:
 
     @bp.get("/")
     def page() -> Response:
-        """Show the page to a browser, and say to other clients that the service runs."""
-        # Whoever names HTML is a browser; */* says nothing, and is what Ollama's clients send.
+        """Show the page to a browser, and tell other clients that the service runs."""
+        # A client that names HTML is a browser; */* is what Ollama's clients send.
         named = any(kind.lower() == "text/html" and quality > 0 for kind, quality in request.accept_mimetypes)
         response = kept(html, "text/html", files.checksum) if named else kept(GREETING, "text/plain", "greeting")
         response.cache_control.no_cache = True

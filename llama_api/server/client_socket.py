@@ -1,4 +1,4 @@
-"""A client's connection: TLS that is begun in time, and writes that last as long as somebody reads."""
+"""A client's connection: a TLS handshake within a time limit, and writes that last as long as the client reads."""
 
 import errno
 import fcntl
@@ -12,9 +12,9 @@ import gevent
 import gevent.socket
 import gevent.ssl
 
-SEND_SECONDS = 30.0  # that a client may leave what we send unread
+SEND_SECONDS = 30.0  # for which a client may read nothing
 HANDSHAKE_SECONDS = 5.0
-HANDSHAKE = b"\x16"  # how TLS begins (RFC 8446 §5.1, ContentType)
+HANDSHAKE = b"\x16"  # the first byte of TLS (RFC 8446 §5.1, ContentType)
 
 
 class PlainHTTP(Exception):
@@ -26,12 +26,12 @@ class PlainHTTP(Exception):
 
 
 class _Patient:
-    """Writes that last as long as somebody reads: what is bounded is the time without progress, not the whole write."""
+    """Writes that last as long as the client reads: the time without progress is limited, not the whole write."""
 
     send_seconds = SEND_SECONDS
 
     def sendall(self: Any, data: Any, flags: int = 0) -> None:
-        """Send all of ``data``. Raises ConnectionResetError once nothing of it has been read for ``send_seconds``."""
+        """Send all of ``data``. Raises ConnectionResetError when the client reads nothing for ``send_seconds``."""
         self.settimeout(0.0)
         try:
             if (sent := self._send_at_once(data, flags)) == len(data):
@@ -43,14 +43,14 @@ class _Patient:
                 try:
                     rest = rest[self.send(rest, flags):]
                 except TimeoutError:
-                    # The kernel takes no more before a third of its buffer is free: with a slow reader that is long.
+                    # The kernel accepts nothing until a third of its buffer is free, which a slow reader delays.
                     if self.unread() >= unread:
                         raise ConnectionResetError(errno.ECONNRESET, "the client does not read") from None
         finally:
             self.settimeout(None)
 
     def _send_at_once(self: Any, data: Any, flags: int) -> int:
-        """How many bytes the kernel takes without a wait: nearly always all."""
+        """Send as many bytes as the kernel accepts without waiting, nearly always all; returns their number."""
         try:
             sent: int = self.send(data, flags)
         except BlockingIOError:
@@ -58,7 +58,7 @@ class _Patient:
         return sent
 
     def unread(self: Any) -> int:
-        """Bytes that the kernel holds because the other side has no room for them (tcp(7), SIOCOUTQ)."""
+        """Bytes that the kernel holds because the client has no room for them (tcp(7), SIOCOUTQ)."""
         held: int = struct.unpack("i", fcntl.ioctl(self.fileno(), termios.TIOCOUTQ, b"    "))[0]
         return held
 

@@ -1,4 +1,4 @@
-"""Where the workers share their figures: in files that prometheus_client maps into memory."""
+"""The directory in which the workers share their figures, in files that prometheus_client maps into memory."""
 
 import os
 import shutil
@@ -6,13 +6,13 @@ import tempfile
 
 MEMORY = "/dev/shm"
 ROOM = 16 * 2**20  # bytes free; the figures of a worker take less than 100 KB
-# Where logind runs, it empties /dev/shm of what a person owns (but not a system's user) when that person logs out.
+# logind removes a regular user's (not a system user's) files from /dev/shm when that user logs out.
 LOGIND = "/run/systemd/users"
 FIRST_PERSON = 1000
 
 
 def make_directory() -> str:
-    """Make a directory for them, in memory where it can be: a worker whose files find no room on a disk is killed."""
+    """Make the directory, in memory if possible, as a full disk under its files would kill a worker."""
     return tempfile.mkdtemp(prefix="llama_api-", dir=MEMORY if _is_fit() else None)
 
 

@@ -3,7 +3,7 @@
 In the checkout ``gunicorn wsgi:app`` is the same.
 """
 
-# The worker patches after its fork, which is too late for what this file imports.
+# The worker patches after its fork, which is too late for the imports of this file.
 from gevent import monkey; monkey.patch_all()  # noqa: E702
 
 import atexit  # noqa: E402
@@ -28,11 +28,11 @@ except SettingsError as error:
 
 
 def _remove_directory(master: int) -> None:
-    if os.getpid() == master:  # and no worker, which has inherited this
+    if os.getpid() == master:  # not in a worker, which inherits this function
         shutil.rmtree(os.environ[DIRECTORY], ignore_errors=True)
 
 
-if DIRECTORY not in os.environ:  # neither a reload, nor a directory of the operator's
+if DIRECTORY not in os.environ:  # neither set by the operator nor before a reload
     os.environ[DIRECTORY] = make_directory()
     atexit.register(_remove_directory, os.getpid())
 
@@ -42,43 +42,43 @@ from .command_line import faults_of  # noqa: E402
 
 bind = settings.bind
 workers = settings.workers
-# See benchmarks/README.md: gthread reads request heads with no deadline, so half-sent ones hold its threads for ever.
+# See benchmarks/README.md: gthread reads request heads with no deadline, so half-sent ones hold its threads forever.
 worker_class = "llama_api.server.worker.Worker"
 worker_connections = 2000 + 4 * (settings.queue + settings.parallel)  # well above all that may wait for the model
 keepalive = 2  # seconds; under gevent also the time limit of a request's head
 graceful_timeout = int(settings.timeout + settings.queue_timeout) + 5
-timeout = 60  # seconds without a sign of life, which a waiting worker gives as well
-forwarded_allow_ips = ""  # LLAMA_API_TRUSTED_PROXIES says whom to believe
+timeout = 60  # seconds without a heartbeat, which a waiting worker sends too
+forwarded_allow_ips = ""  # LLAMA_API_TRUSTED_PROXIES replaces it
 control_socket_disable = True
 
 
 def on_starting(server: Any) -> None:
-    """Refuse what cannot be honoured, and let go of the code."""
+    """Refuse unsupported options, and unload the code."""
     if faults := list(faults_of(server.cfg)):
         sys.exit("\n  ".join(["llama_api does not start, because these gunicorn options are not supported:", *faults]))
     if server.cfg.daemon:
-        atexit.register(_remove_directory, os.getpid())  # which is another process by now
+        atexit.register(_remove_directory, os.getpid())  # the pid has changed by now
     shutil.chown(os.environ[DIRECTORY], server.cfg.uid, server.cfg.gid)
     on_reload(server)
 
 
 def on_reload(server: Any) -> None:
-    """Tell the new workers what they serve on, and have them import the code as it is now."""
+    """Pass the addresses on to the new workers, and have them import the current code."""
     reloading.serve_on(server.cfg.bind, server.cfg.workers)
     reloading.forget_code()
 
 
 def post_request(worker: Any, req: Any, environ: Any, resp: Any) -> None:
-    """Let the other connections have their turn: a busy kept-alive one would never yield."""
+    """Yield to the other connections, as a busy keep-alive connection never would."""
     gevent.sleep(0)
 
 
 def post_worker_init(worker: Any) -> None:
-    """Look at Ollama before the first request does, and count from here on."""
+    """Probe Ollama before the first request, and begin to sample."""
     running = worker.wsgi.extensions["llama_api"]
     running.fleet.state()
     running.reporter.start()
-    # A Ctrl-C reaches the whole terminal's group; the master tells its workers what to do about it.
+    # Ctrl-C reaches the whole process group; the master signals its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

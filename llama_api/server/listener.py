@@ -8,13 +8,13 @@ from gevent.server import StreamServer
 
 
 class ListenerName:
-    """What the handler of a connection asks of its listener, which may be closed by then."""
+    """The listener as the handler of a connection sees it; the real one may be closed by then."""
 
     def __init__(self, listener: Any):
         self._name = listener.getsockname()
 
     def getsockname(self) -> Any:
-        """The address that it listened on, as ``socket.getsockname`` tells it."""
+        """The address that it listened on, as from ``socket.getsockname``."""
         return self._name
 
 
@@ -25,7 +25,7 @@ class Server(StreamServer):
         """Accept what the kernel has already connected before the socket is closed, which would reset it."""
         if not self.closed:
             self.stop_accepting()
-            # gevent closes its own socket one turn of the event loop later, when more connections may have come.
+            # gevent closes its own socket one loop iteration later, when more connections may have arrived.
             listener = _socket.socket(fileno=self.socket.detach())
             while not self.full() and (accepted := _accepted(listener)) is not None:
                 self.do_handle(*accepted)
@@ -36,6 +36,6 @@ class Server(StreamServer):
 def _accepted(listener: Any) -> tuple[Any, Any] | None:
     try:
         descriptor, address = listener._accept()
-    except OSError:  # BlockingIOError: nobody is there
+    except OSError:  # BlockingIOError: no connection is waiting
         return None
     return gevent.socket.socket(listener.family, listener.type, listener.proto, fileno=descriptor), address

@@ -1,4 +1,4 @@
-"""What survives a reload: the settings in force, as plain values by field name, for their class is imported anew."""
+"""The state that survives a reload: the settings in force, as plain values, as their class is imported again."""
 
 from typing import Any
 

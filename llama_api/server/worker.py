@@ -1,4 +1,4 @@
-"""gunicorn's gevent worker, with listeners that lose no connection, patient clients and refusals that are problems."""
+"""gunicorn's gevent worker, with listeners that lose no connection, patient writes, and refusals as problems."""
 
 from functools import partial
 from ssl import SSLContext
@@ -28,11 +28,11 @@ class Worker(GeventWorker):
 
     def server_class(self, listener: Any, *, spawn: Any, application: Any, log: Any, handler_class: Any, environ: Any,
                      ssl_context: SSLContext | None = None) -> Server:
-        """The server on ``listener``; gunicorn calls this for each one. What is for a pywsgi server is not used."""
+        """The server on ``listener``; gunicorn calls this for each one. Arguments for a pywsgi server are ignored."""
         self._tls = ssl_context
         server = Server(listener, handle=partial(self.handle, ListenerName(listener)), spawn=spawn)
         if self.cfg.workers > 1:
-            server.max_accept = 1  # so that one worker does not take all
+            server.max_accept = 1  # so that one worker does not take all connections
         self._servers.append(server)
         return server
 
@@ -49,11 +49,11 @@ class Worker(GeventWorker):
             super().handle(listener, client, addr)
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
-        """Answer what could not be read; gunicorn's own answer is a page, and its log has the bytes that came."""
+        """Answer unreadable data; gunicorn would answer with a page and log the received bytes."""
         refuse_error(client, exc)
 
     def handle_exit(self, sig: Any, frame: Any) -> None:
-        """At SIGTERM say what the stop waits for, and accept no more; gunicorn's own loop sees it a second later."""
+        """At SIGTERM log the current requests and stop accepting, a second before gunicorn's own loop would."""
         super().handle_exit(sig, frame)
         if self._servers:
             under_way = self.wsgi.extensions["llama_api"].recorder.under_way
@@ -63,5 +63,5 @@ class Worker(GeventWorker):
 
 
 def settle(cfg: Config) -> None:
-    """Make each setting of ``cfg`` a plain attribute: a request reads dozens, and each would be two calls."""
+    """Make each setting of ``cfg`` a plain attribute: a request reads dozens, each by two calls otherwise."""
     vars(cfg).update({name: setting.get() for name, setting in cfg.settings.items()})
