@@ -1,6 +1,6 @@
 """The fields of Ollama's requests, read as Go reads them (``api/types.go``, ``encoding/json``).
 
-Names match in any case and unknown ones are ignored; null, and what Go cannot tell from an absent value, is absent.
+Names are case-insensitive and unknown ones are ignored; null counts as absent, as do values that Go treats as absent.
 """
 
 import base64
@@ -18,10 +18,10 @@ from ..strict_json import DEEPEST, Json
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What a field may hold: ``schema`` says it as JSON schema, ``read`` as code.
+    """The type of a field: ``schema`` as JSON schema, ``read`` as code.
 
-    ``read`` is given the field's path and value and returns what is sent on, None for nothing. It raises
-    InvalidRequest, in Ollama's words.
+    ``read`` gets the field's path and value and returns the value to send on, or None. It raises InvalidRequest with
+    Ollama's text.
     """
 
     schema: Json
@@ -74,7 +74,7 @@ def schema_of(kinds: Mapping[str, Kind]) -> Json:
 
 
 def refuse(path: str, text: str) -> NoReturn:
-    """Refuse the request for its field at ``path``, in Ollama's words."""
+    """Refuse the request for its field at ``path``, with Ollama's text."""
     raise InvalidRequest({path.partition(".")[2]: [text]})
 
 
@@ -90,7 +90,7 @@ def typed(go: str, name: str, *types: type) -> Kind:
 
 
 def filled(kind: Kind) -> Kind:
-    """What is absent when it is empty, zero or false."""
+    """A value that is absent when it is empty, zero or false."""
     return Kind(kind.schema, lambda path, value: kind.read(path, value) or None)
 
 
@@ -118,7 +118,7 @@ def _whole(path: str, value: Any) -> int:
 
 
 def _keep_alive(path: str, value: Any) -> None:
-    """It is the operator's, so it is not sent on."""
+    """Check a keep_alive, which is reserved for the operator and not sent on."""
     given = typed("Duration", "", str, int, float).read(path, value)
     if isinstance(given, str) and not re.fullmatch(_DURATION, given):
         fault = "missing unit in" if re.fullmatch(r"[-+]?[0-9.]+", given) else "invalid"
@@ -206,7 +206,7 @@ INPUT = Kind({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": 
 FORMAT = Kind({"anyOf": [{"enum": ["", "json"]}, {"type": "object"}]}, _format)
 THINKING = Kind({"enum": [True, False, "", *THINK]}, _think)
 TOP_LOGPROBS = Kind({"type": "integer", "minimum": 0, "maximum": 20}, _top_logprobs)
-# As they are given, for the order inside them is printed into the prompt.
+# Kept as given, as the order inside them is rendered into the prompt.
 TOOL = Kind(_function(description={"type": "string"}, parameters={"type": "object"}), _with_function("parameters"))
 TOOL_CALL = Kind(_function(arguments={"type": "object"}), _with_function("arguments"))
 MESSAGE_FIELDS = {
@@ -223,7 +223,7 @@ def _bounded(number: str) -> int | float:
 
 
 def _integer(number: str) -> int | float:
-    """An integer of 64 bits; a longer one is a fraction, as JSON knows but one kind of number."""
+    """An integer of 64 bits; a longer one is read as a float, as JSON has only one type of number."""
     return int(number) if len(number) < 19 else _bounded(number)
 
 

@@ -1,4 +1,4 @@
-"""Ollama's API as values: a request's body to what is asked, an answer to records (``server/routes.go``)."""
+"""Ollama's API: from the body of a request to a call, and from an answer to records (``server/routes.go``)."""
 
 import re
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ from .ollama_fields import (BOOLEAN, FLAG, FORMAT, IMAGE, INPUT, INTEGER, KEEP_A
 from .ollama_options import LOAD_TIME, OPTIONS
 from .parsed_bodies import Parser, parse_afresh
 
-WHOLE = "application/json; charset=utf-8"  # the Content-Type of whatever is not a stream
-PASSED_ON = frozenset({400, 404, 501})  # statuses of Ollama's that tell what is wrong with a request
+WHOLE = "application/json; charset=utf-8"  # the Content-Type of everything except streams
+PASSED_ON = frozenset({400, 404, 501})  # statuses by which Ollama reports a fault of the request
 _NAME = re.compile(r"(\w[\w.-]{0,79}/){0,2}\w[\w.-]{0,79}(:\w[\w.-]{0,79})?", re.ASCII)
 _MODEL = {"model": WORDS, "keep_alive": KEEP_ALIVE, "options": OPTIONS}
 _SPOKEN = {**_MODEL, "stream": BOOLEAN, "format": FORMAT, "think": THINKING, "truncate": BOOLEAN, "shift": BOOLEAN,
@@ -37,9 +37,9 @@ SHOW_FIELDS = {"model": WORDS, "name": WORDS, "verbose": FLAG, "system": WORDS, 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a request asks: ``model`` is the configured name, ``name`` the one that the client sent.
+    """A parsed request: ``model`` is the configured name, ``name`` the one that the client sent.
 
-    ``call`` is None when the model is only to be loaded. ``num_ctx`` is the context window that it asks for, or 0.
+    ``call`` is None when the model is only to be loaded. ``num_ctx`` is the requested context window, or 0.
     """
 
     endpoint: str
@@ -53,7 +53,7 @@ class Asked:
 class Requests:
     """Reads the bodies of requests. ``num_ctx`` is NUM_CTX. Raises MalformedJSON, InvalidRequest or ModelNotServed.
 
-    A ``parser`` may remember what a body says; the window in force is asked anew each time.
+    A ``parser`` may remember parsed bodies; the window in force is checked each time.
     """
 
     def __init__(self, models: Models, max_tokens_limit: int, num_ctx: int | None):
@@ -137,18 +137,18 @@ class Requests:
         return self._options(options)
 
     def _options(self, given: Json) -> Json:
-        """The options as they are sent: those of the load stay the operator's."""
+        """The options to send, without load-time options, which are the operator's."""
         return {name: value for name, value in given.items() if name not in LOAD_TIME} | {"num_ctx": self._num_ctx}
 
     def _check_window(self, model: str, num_ctx: int) -> None:
-        """Refuse to be told of a larger window than the one in force."""
+        """Refuse a larger window than the one in force."""
         window = None if num_ctx <= 0 else self._num_ctx or self._models.window(model)
         if window is not None and num_ctx > window:
             refuse(".options.num_ctx", f"num_ctx {num_ctx} is above the context window in force, {window} tokens;"
                                        " only the operator can change it")
 
     def _bound(self, given: Json) -> Json:
-        """The most tokens that an answer may have."""
+        """The maximum number of tokens of an answer."""
         wanted = given.get("num_predict", 0)
         if wanted > self._limit:
             refuse(".options.num_predict", f"num_predict {wanted} is above the limit of this server, {self._limit}"
@@ -181,7 +181,7 @@ class OllamaGrammar:
         return error_body(status_and_text(fault, error)[1]) + b"\n"
 
     def loaded(self) -> bytes:
-        """The answer to who only wanted the model loaded."""
+        """The answer to a request that only loads the model."""
         return orjson.dumps(self._record(Piece(), True) | {"done_reason": "load"})
 
     def _line(self, piece: Piece) -> bytes:
@@ -226,7 +226,7 @@ def error_body(text: str) -> bytes:
 
 
 def status_and_text(fault: Fault, error: Exception) -> tuple[int, str]:
-    """The status and the text that Ollama's clients are given of a failure."""
+    """The status and the text by which a failure is reported to Ollama's clients."""
     match error:
         case OllamaRefused(status=status, text=text) if status in PASSED_ON:
             return status, text

@@ -1,4 +1,4 @@
-"""The ``options`` of Ollama's requests: which are sent on, which are the operator's, and what each must be."""
+"""The ``options`` of Ollama's requests: those sent on, those reserved for the operator, and their types."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ _INTEGERS = frozenset({"num_keep", "seed", "num_predict", "top_k", "repeat_last_
 _FRACTIONS = frozenset({"temperature", "top_p", "min_p", "typical_p", "tfs_z", "repeat_penalty", "presence_penalty",
                         "frequency_penalty", "mirostat_tau", "mirostat_eta"})
 _BOOLEANS = frozenset({"penalize_newline"})
-# Options of the load: another value than the loaded model's has Ollama load it anew, for everybody (issue 6148).
+# Load-time options: a value other than the loaded model's makes Ollama load it again, for all users (issue 6148).
 _LOAD_INTEGERS = frozenset({"num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "draft_num_predict"})
 _LOAD_FRACTIONS = frozenset({"rope_frequency_base", "rope_frequency_scale"})
 _LOAD_BOOLEANS = frozenset({"use_mmap", "use_mlock", "numa", "low_vram", "f16_kv", "logits_all", "vocab_only"})
@@ -40,11 +40,11 @@ def _checked(path: str, name: str, value: Any) -> Any:
         refuse(path, f'option "{name}" must be of type {kind}')
     if kind == "integer" and not abs(value) < 2 ** 63:
         refuse(path, f'option "{name}" must be an integer of 64 bits')
-    return int(value) if kind == "integer" else value  # Ollama cuts a fraction off
+    return int(value) if kind == "integer" else value  # Ollama truncates fractions
 
 
 _SCHEMAS: dict[str, Json] = {"integer": {"type": ["integer", "null"]}, "float32": {"type": ["number", "null"]},
                              "boolean": {"type": ["boolean", "null"]},
                              "array": {"type": ["array", "null"], "items": {"type": "string"}}}
-# Those that Ollama knows; the others are ignored. Unlike those of fields their names match exactly.
+# The options that Ollama knows; others are ignored. Unlike field names, their names are case-sensitive.
 OPTIONS = Kind({"type": "object", "properties": {name: _SCHEMAS[kind] for name, kind in _KIND_OF.items()}}, _read)

@@ -22,9 +22,9 @@ DONE = b"data: [DONE]\n\n"
 
 
 class Identity(NamedTuple):
-    """What every chunk of an answer repeats: its id, its time, and the model's build.
+    """The members that every chunk of an answer repeats: its id, its time, and the model's build.
 
-    ``digest`` tells the build of now, which a stream that is being generated asks for once.
+    ``digest`` returns the current build; a stream asks for it once.
     """
 
     id: str
@@ -33,12 +33,12 @@ class Identity(NamedTuple):
 
     @classmethod
     def new(cls, prefix: str, digest: Callable[[], str | None]) -> "Identity":
-        """A fresh one: no two responses share an id, not even two hits of one answer."""
+        """A new identity: no two responses share an id, not even two hits of one answer."""
         return cls(prefix + secrets.token_hex(12), int(time.time()), digest)
 
 
 class OpenAIGrammar:
-    """What the answers of the two endpoints have in common."""
+    """The common part of the answers of the two endpoints."""
 
     content_type, whole_type = CONTENT_TYPE, JSON_TYPE
     whole_object = chunk_object = "text_completion"
@@ -57,7 +57,7 @@ class OpenAIGrammar:
         raise NotImplementedError
 
     def finish(self) -> Json:
-        """The choice of the last chunk, which carries the reason alone."""
+        """The choice of the last chunk, which has only the reason."""
         raise NotImplementedError
 
     def beginning(self, piece: Piece) -> Iterable[Json]:
@@ -150,7 +150,7 @@ class ChatGrammar(OpenAIGrammar):
         return {"delta": {}, "logprobs": None}
 
     def _tool_calls(self, calls: Iterable[Json]) -> Iterable[Json]:
-        """The calls in OpenAI's form. An id that Ollama did not give follows from the request and the call's place."""
+        """The calls in OpenAI's form. An id that Ollama did not give is made from the request and the index."""
         for call in calls:
             index, self._calls = self._calls, self._calls + 1
             if index and self.asked.one_call:
@@ -179,7 +179,7 @@ class CompletionGrammar(OpenAIGrammar):
         return {"text": "", "logprobs": None}
 
     def _logprobs(self, tokens: Iterable[Json]) -> Json | None:
-        """The old form: lists side by side."""
+        """The old format: parallel lists."""
         texts, offsets, alternatives = [], [], []
         for token in tokens:
             texts.append(token["token"])

@@ -1,4 +1,4 @@
-"""Embeddings in OpenAI's form: the bodies of requests and of answers."""
+"""Embeddings in OpenAI's format: the bodies of requests and of answers."""
 
 from base64 import b64encode
 from dataclasses import dataclass
@@ -27,16 +27,16 @@ class AskedVectors:
     model: str
     texts: tuple[str, ...]
     dimensions: int | None = None
-    base64: bool = False  # the form of the answer: no part of what is asked of Ollama
+    base64: bool = False  # the encoding of the answer, no part of the call
     num_ctx: int | None = None
 
     def calls(self) -> list[ModelCall]:
-        """A call for each text; one that does not fit the window is refused rather than cut."""
+        """A call for each text; one that does not fit the window is refused rather than truncated."""
         return [ModelCall.of(EMBED, self.model, {"num_ctx": self.num_ctx}, input=text, truncate=False,
                              dimensions=self.dimensions) for text in self.texts]
 
     def body(self, answer: Answer, reply: EmbeddingReply) -> bytes:
-        """The body of the answer. Its usage has the tokens that are known: clients do arithmetic with it, unasked."""
+        """The body of the answer. Its usage has the known tokens, as clients require numbers."""
         tokens = reply.known_tokens
         return orjson.dumps({"object": "list", "data": [
             {"object": "embedding", "index": index, "embedding": self._written(vector)}
@@ -48,7 +48,7 @@ class AskedVectors:
 
 
 def read_embeddings(body: bytes, models: Models, num_ctx: int | None = None) -> AskedVectors:
-    """Read a body of /v1/embeddings; fields that it does not know change nothing here. ``num_ctx`` is NUM_CTX.
+    """Read a body of /v1/embeddings; unknown fields are ignored. ``num_ctx`` is NUM_CTX.
 
     Raises MalformedJSON, FieldError or ModelNotServed.
     """

@@ -1,4 +1,4 @@
-"""Failures in the words of OpenAI's API: what is wrong with a field, and the body and headers of every error."""
+"""Failures in the format of OpenAI's API: faults of fields, and the body and headers of every error."""
 
 import re
 from collections.abc import Mapping
@@ -8,15 +8,15 @@ from ..errors import InvalidRequest, ModelNotServed, OllamaRefused, PromptTooLon
 from ..faults import Fault
 from ..model_call import ModelCall
 
-LONGEST_PARAM = 200  # characters of a caller's text that are repeated
-LONGEST_WAIT = 59  # seconds: of a longer Retry-After most clients make a short one
+LONGEST_PARAM = 200  # characters of a caller's text to repeat
+LONGEST_WAIT = 59  # seconds; most clients replace a longer Retry-After by a short one
 _CODES = {"malformed-json": "invalid_json", "unauthorized": "invalid_api_key", "not-found": "unknown_url",
           "method-not-allowed": "method_not_allowed", "rate-limited": "rate_limit_exceeded",
           "prompt-too-long": "context_length_exceeded"}
-# Whether the clients' own tries help; they try whatever is 5xx unless they are told not to.
+# Whether automatic retries help; clients retry every 5xx unless this header forbids it.
 _RETRIED = {"overloaded": True, "ollama-unavailable": True, "model-not-found": False, "ollama-timeout": False,
             "not-cached": False, "cancelled": False, "internal-error": False}
-# Of a refusal by Ollama: the field of its API, the words that tell of it, the param, and what is wrong with it.
+# Refusals by Ollama: the field of its API, the words that identify it, the param, and its fault.
 _BLAME = (("think", r"think", "reasoning_effort", "names an effort that the model does not know"),
           ("tools", r"unmarshal|tool", "tools", "has a schema that Ollama cannot read"),
           ("images", r"image|mmproj|vision", "messages", "has an image that the model cannot read"),
@@ -46,7 +46,7 @@ class NotSupported(FieldError):
 def refusal(error: Exception, call: ModelCall, needs: Mapping[str, str]) -> FieldError | None:
     """The field for which Ollama refused ``call``, None when no field is to blame.
 
-    ``needs`` maps what the model must be able to do to the path of the field that asks for it.
+    ``needs`` maps the required abilities to the paths of the fields that require them.
     """
     if not isinstance(error, OllamaRefused) or error.status not in (400, 501):
         return None
@@ -65,7 +65,7 @@ def refusal(error: Exception, call: ModelCall, needs: Mapping[str, str]) -> Fiel
 
 
 def error_object(fault: Fault, error: Exception) -> dict[str, Any]:
-    """The body that tells of ``error``, whose ``fault`` is known."""
+    """The body for ``error`` with its ``fault``."""
     kind = ("rate_limit_error" if fault.status == 429 else "server_error" if fault.status >= 500
             else "invalid_request_error")
     param, code, message = None, _CODES.get(fault.slug, fault.slug), fault.detail
@@ -84,7 +84,7 @@ def status_of(fault: Fault) -> int:
 
 
 def headers_of(fault: Fault, error: Exception) -> dict[str, str]:
-    """What tells the clients whether to try again, and when at the latest."""
+    """The headers that tell clients whether to retry, and when."""
     headers = {}
     retried = _RETRIED.get(fault.slug)
     if isinstance(error, OllamaRefused) and 400 <= error.status < 500:
@@ -92,14 +92,14 @@ def headers_of(fault: Fault, error: Exception) -> dict[str, str]:
     if retried is not None:
         headers["x-should-retry"] = str(retried).lower()
     if fault.status == 429:
-        headers["Retry-After"] = str(LONGEST_WAIT)  # the limiter puts in the real time when that is shorter
+        headers["Retry-After"] = str(LONGEST_WAIT)  # the limiter inserts the real time when that is shorter
     elif fault.retry_after is not None:
         headers["Retry-After"] = str(min(LONGEST_WAIT, max(1, fault.retry_after)))
     return headers
 
 
 def _too_long(error: PromptTooLong) -> str:
-    """A sentence with all the words by which clients know this error."""
+    """A sentence with all the words by which clients recognize this error."""
     if error.tokens is None or error.window is None:
         return ("This model's maximum context length is exceeded: your prompt is too long; shorten it"
                 " (context_length_exceeded).")

@@ -8,14 +8,14 @@ from ..strict_json import Json, parse_object, unsendable
 from .openai_errors import FieldError
 from .openai_fields import Members
 
-Needs = dict[str, str]  # what the model must be able to do, and the path of the first field that asks for it
+Needs = dict[str, str]  # required abilities, with the path of the first field that requires them
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
-BETWEEN_PARTS = "\n\n"  # what the templates put between two messages of one role
+BETWEEN_PARTS = "\n\n"  # the templates' separator between two messages of one role
 _DATA_URL = re.compile(r"data:(?:image/(?:jpeg|jpg|png|webp))?;base64,")
 
 
 def read_messages(request: Members, needs: Needs) -> list[Json]:
-    """The messages of a request; what they want of the model is added to ``needs``. Raises FieldError."""
+    """The messages of a request; abilities that they require are added to ``needs``. Raises FieldError."""
     request.require("messages")
     if not request.items("messages"):
         raise request.wrong("messages", "invalid_type" if request.get("messages") is None else "invalid_value",
@@ -70,7 +70,7 @@ def _message(message: Members, called: dict[str, str], needs: Needs) -> Json:
 
 
 def _assistant(message: Members, called: dict[str, str], needs: Needs) -> Json:
-    """What the model itself said beside its text."""
+    """The thinking and the tool calls of an assistant's message."""
     if message.get("function_call") is not None:
         raise message.wrong("function_call", "unsupported_parameter", "is deprecated: use tool_calls")
     found: Json = {}
@@ -102,7 +102,7 @@ def _content(message: Members, role: str, images: list[str], needs: Needs) -> st
     if isinstance(value, str):
         return message.required_text("content")
     if role == "assistant" and (value is None or value == []):
-        return ""  # beside tool calls; and clients send empty turns back
+        return ""  # with tool calls; and clients send empty turns back
     if not isinstance(message.require("content"), list):
         raise message.wrong("content", "invalid_type", "must be a string or a list of parts")
     if not value:

@@ -1,6 +1,6 @@
-"""The bodies of requests to OpenAI's API, made into calls of Ollama.
+"""Bodies of requests to OpenAI's API, converted to calls of Ollama.
 
-Every field is honoured, refused by name, or ignored because it changes nothing.
+Every field is honoured, rejected by name, or ignored because it changes nothing.
 """
 
 from collections.abc import Mapping
@@ -18,8 +18,8 @@ from .openai_messages import Needs, read_messages, read_tools
 from .parsed_bodies import Parser, parse_afresh
 from .schemas import MAX_STOPS
 
-COMPLETION_TOKENS = 16  # of /v1/completions, where a request names no limit
-# Of Ollama's options: the bounds, and the value that is sent where a request names none.
+COMPLETION_TOKENS = 16  # of /v1/completions, when a request has no limit
+# Ollama's options: their bounds, and the value to send when a request has none.
 NUMBERS = {"temperature": (0, 2, 1.0), "top_p": (0, 1, 1.0), "frequency_penalty": (-2, 2, 0.0),
            "presence_penalty": (-2, 2, 0.0), "repeat_penalty": (0, 2, None), "min_p": (0, 1, None)}
 INTEGERS = {"seed": (0, 2 ** 31 - 1), "top_k": (1, 1000)}
@@ -43,9 +43,9 @@ EFFORTS: dict[str, bool | str] = {"none": False, "minimal": "low", "low": "low",
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request that was understood: the call, what the model must be able to do for it, and the form of the answer.
+    """A parsed request: the call, the abilities that it requires, and the form of the answer.
 
-    ``needs`` maps an ability to the path of the field that asks for it. ``thoughtless`` is the call to send instead to
+    ``needs`` maps an ability to the path of the field that requires it. ``thoughtless`` is the call to send instead to
     a model that does not think. ``usage`` asks for a stream's last chunk, ``one_call`` for one tool call at most.
     """
 
@@ -60,7 +60,7 @@ class Asked:
 class OpenAIRequests:
     """Reads bodies. Raises MalformedJSON, FieldError or ModelNotServed.
 
-    A ``parser`` may remember what a body says; what its model can do is asked anew each time.
+    A ``parser`` may remember parsed bodies; the model's abilities are checked each time.
     """
 
     def __init__(self, models: Models, max_tokens_limit: int = 8192, num_ctx: int | None = None):
@@ -79,7 +79,7 @@ class OpenAIRequests:
         return read_embeddings(body, self._models, self._num_ctx)
 
     def _possible(self, asked: Asked) -> Asked:
-        """``asked`` as its model can answer it. Raises NotSupported."""
+        """``asked`` adapted to the abilities of its model. Raises NotSupported."""
         model = asked.call.model
         for ability, param in asked.needs.items():
             if not self._models.can(model, ability):
@@ -192,14 +192,14 @@ def _chat_logprobs(request: Members) -> dict[str, Any]:
 
 
 def _think(request: Members, needs: Needs) -> bool | str | None:
-    """Ollama's ``think``; that it thinks is needed of the model only where thought is wanted."""
+    """Ollama's ``think``; the ability is required only if thinking is requested."""
     holders = [(request, "reasoning_effort")]
     if request.get("reasoning") is not None:
         reasoning = Members(request.get("reasoning"), "reasoning")
         for key, value in reasoning.values.items():
             if key != "effort" and value is not None:
                 raise reasoning.wrong(key, "unsupported_parameter", "is not supported: only effort is")
-        holders.insert(0, (reasoning, "effort"))  # which wins
+        holders.insert(0, (reasoning, "effort"))  # it takes precedence
     given = [(holder, name, effort) for holder, name in holders if (effort := holder.text(name)) is not None]
     for holder, name, effort in given:
         if effort not in EFFORTS:

@@ -104,7 +104,7 @@ def operations() -> dict[tuple[str, str], Json]:
             "type": "object", "required": ["embedding"], "properties": {"embedding": _VECTOR}}, {
                 "embedding": [1.2, 1.6]}),
         (PREFIX + "show", "POST"): {
-            **_operation(_json("What Ollama tells.", {"type": "object"}, {"capabilities": ["completion"]})),
+            **_operation(_json("The description.", {"type": "object"}, {"capabilities": ["completion"]})),
             "requestBody": _body("OllamaShowRequest", {"model": "llama3:8b"})},
         (PREFIX + "tags", "GET"): _operation(_json("The models.", _MODELS, {"models": [{"name": "llama3:8b"}]})),
         (PREFIX + "ps", "GET"): _operation(_json("The models.", _MODELS, {"models": []})),

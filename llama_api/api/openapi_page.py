@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of the page and of the figures and problems that it shows."""
+"""The page, its figures and its problems in the OpenAPI document."""
 
 from ..faults import SLUGS
 from ..metrics import LAST, POINTS, RESULTS, STEP
@@ -45,7 +45,7 @@ def schemas() -> dict[str, Json]:
 
 
 def operations() -> dict[tuple[str, str], Json]:
-    """What each operation takes and answers, by path and method."""
+    """The requests and responses of each operation, by path and method."""
     text = {"schema": TEXT}
     return {
         ("/", "GET"): {"tags": ["page"], "parameters": ["If-None-Match"], "responses": kept(

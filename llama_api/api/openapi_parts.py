@@ -1,4 +1,4 @@
-"""The parts of which the descriptions in the OpenAPI document are made."""
+"""Common parts of the OpenAPI document."""
 
 from typing import Any
 

@@ -11,4 +11,4 @@ from .run import run
 __all__ = ["ask", "cache", "cli", "doctor", "pull", "run"]
 
 cli = click.Group("llama-api", {"run": run, "cache": cache, "ask": ask, "doctor": doctor, "pull": pull},
-                  help="Text from a Llama 3 8B behind Ollama. `llama-api COMMAND --help` tells more of each.")
+                  help="Text from a Llama 3 8B behind Ollama. See also `llama-api COMMAND --help`.")

@@ -49,7 +49,7 @@ ADVICE = {
         "Nothing."),
     "model-not-found": Advice(
         "Ollama answers, but does not have the model that the service asks it for.",
-        "Tell the operator, or name another model if several are served.",
+        "Notify the operator, or name another model if several are served.",
         "Run the `ollama pull` of `detail` on Ollama's host, or `llama-api pull`; or correct `LLAMA_API_MODEL`."),
     "not-cached": Advice(
         "The request allowed only a stored answer (`Cache-Control: only-if-cached`), and no fresh one is stored.",

@@ -109,7 +109,7 @@ class Preload:
             self._failed(upstream, str(error))
         except Exception:
             logger.exception("the load of the model %s at %s failed", self._model, upstream.host)
-            self._failed(upstream, "the service failed, as its log tells")
+            self._failed(upstream, "the service failed; its log says why")
         finally:
             self._under_way.discard(upstream)
 
