@@ -20,7 +20,7 @@ hypothesis.settings.register_profile("any machine", deadline=None,
                                      suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("any machine")
 
-# The tests start hundreds of processes, and each would compile our modules anew.
+# The tests start hundreds of processes, and each would compile our modules again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 LONG = ("page", "http", "commands", "deploy", "embedded", "api", "server", "metrics", "chaos", "upstreams")

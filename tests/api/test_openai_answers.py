@@ -106,7 +106,7 @@ def test_a_streamed_chat():
 
 
 def test_a_stored_answer_has_the_fingerprint_of_its_own_build():
-    """Streamed and plain alike, though the model was built anew since."""
+    """Streamed and plain alike, though the model was built again since."""
     stored = Answer("llama3:8b", "Hello", completion=Completion("stop"), digest="0" * 64)
     stale = streamed(stored, reply=Reply(0.0, "stale", "stale", Entry(stored, 0.0, 0.0)))
     assert whole(stored)["system_fingerprint"] == "fp_000000000000"

@@ -227,7 +227,7 @@ def test_an_entry_weighs_its_text():
 
 
 def test_a_timeout_runs_on_the_clock_given():
-    """An entry lives until its time has passed, one without a timeout for ever."""
+    """An entry lives until its time has passed, one without a timeout forever."""
     clock = Clock()
     cache = LRUCache(10, ROOM, default_timeout=5, clock=clock)
     cache.set("default", 1)

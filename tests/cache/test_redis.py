@@ -84,7 +84,7 @@ def not_failing(operation):
 
 
 def test_all_its_keys_have_the_prefix_and_an_end(store, client):
-    """Nothing is left in the server for ever, and nobody else's keys are touched."""
+    """Nothing is left in the server forever, and nobody else's keys are touched."""
     client.set("somebody:else", b"x")
     put(store, KEYS[0], b"x")
     store.touch(KEYS[:1])

@@ -147,7 +147,7 @@ def test_a_stalled_disk_costs_an_operation_its_budget_and_the_others_nothing(pat
 
 
 def test_claims_of_before_a_reboot_are_over(path, open_sqlite):
-    """The monotonic clock starts anew: what was claimed at a time still to come does not live."""
+    """The monotonic clock starts again: what was claimed at a time still to come does not live."""
     now = [5000.0]
     store = open_sqlite(clock=lambda: now[0])
     before = [store.claim(key, "before" + key, LONG) for key in KEYS[:2]]

@@ -166,7 +166,7 @@ def test_a_damaged_file_is_set_aside_and_never_misread(path, open_sqlite, how, r
 
 @pytest.mark.parametrize("loss", ["DELETE FROM totals", "DELETE FROM entries", "UPDATE totals SET bytes = 1 << 40"])
 def test_tables_that_contradict_each_other_are_noticed(path, open_sqlite, loss):
-    """Pages of different times may each be sound: neither a loop without end nor an error for ever comes of it."""
+    """Pages of different times may each be sound: neither a loop without end nor an error forever comes of it."""
     store = open_sqlite()
     for key in KEYS[:5]:
         put(store, key, b"x")

@@ -23,7 +23,7 @@ SMALL_FAULTS = ("tags", "show", "version", "ps")
 
 
 class Saboteur:
-    """Mixes the faults of the double anew each second, and does something worse in between.
+    """Mixes the faults of the double afresh each second, and does something worse in between.
 
     What it does, and in which order, comes from the seed; how much of it, from the time there is.
     """

@@ -213,7 +213,7 @@ def test_wrong_settings_are_all_told():
 
 
 def test_workers_without_a_shared_cache_are_warned_of(api, prompts):
-    """Only one of their caches is told of, or emptied."""
+    """Only one of their caches is reported, or emptied."""
     status, out, err = run_here(api.settings["bind"], "clear", WEB_CONCURRENCY=2)
     assert (status, out) == (0, "The cache is empty.\n") and "set LLAMA_API_CACHE_URL" in err
 

@@ -92,7 +92,7 @@ def test_without_trust_nothing_is_pulled(tmp_path, settings):
 
 
 def test_one_that_fails_does_not_keep_the_others_waiting(empty):
-    """It is told of, the next one gets the model, and the status is 1."""
+    """It is reported, the next one gets the model, and the status is 1."""
     away = free_port()
     status, out, err = run(BIND, "pull", ollama_url=f"http://127.0.0.1:{away},{empty.url}")
     assert status == 1 and f"{name(empty)}: llama3:8b is complete" in out

@@ -148,7 +148,7 @@ def test_each_directive_has_its_label(bench, directives, expected, sent):
 
 
 def test_without_a_cache_everything_is_a_bypass():
-    """Each request embeds anew."""
+    """Each request embeds again."""
     bench = EmbeddingBench(max_entries=0)
     assert [label(bench.ask("a")) for _ in range(2)] == [BYPASS] * 2 and len(bench.fleet.calls) == 2
 

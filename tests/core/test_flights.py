@@ -86,7 +86,7 @@ def test_other_keys_and_no_key_are_never_shared():
 
 
 def test_a_landed_flight_is_not_joined():
-    """Who asks after the end begins anew."""
+    """A request after the end begins a new flight."""
     flights, produce = Flights(), Producer()
     produce.end("1")
     reader, _ = flights.board("key", produce, here)
@@ -263,7 +263,7 @@ def test_a_client_that_has_gone_stops_reading(monkeypatch):
 
 
 def test_an_operator_ends_a_flight_by_its_id():
-    """All its readers are told; an unknown id is none, and who asks next begins anew."""
+    """All its readers are told; an unknown id is none, and the next request begins a new flight."""
     flights, produce = Flights(), Producer()
     readers = [flights.board("key", produce, here)[0] for _ in range(3)]
     assert not flights.cancel("unknown") and [flight.id for flight in flights.under_way()] == [readers[0].flight.id]
@@ -275,7 +275,7 @@ def test_an_operator_ends_a_flight_by_its_id():
 
 
 def test_after_a_seal_nobody_joins():
-    """What is under way goes on for its readers; who asks for the same begins anew."""
+    """What is under way goes on for its readers; the same request begins a new flight."""
     flights, produce = Flights(), Producer()
     before, _ = flights.board("key", produce, here)
     flights.seal()

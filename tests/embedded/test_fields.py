@@ -84,5 +84,5 @@ def test_json_is_printed_as_go_prints_it():
     (10, 10), (1.5, 1.5), ("10s", 10), ("1h30m", 5400), ("1.5m", 90), ("250ms", 0.25), ("0", 0),
     ("-1m", fields.FOR_EVER), (-1, fields.FOR_EVER), (1e300, fields.FOR_EVER)])
 def test_a_keep_alive_is_read_in_seconds(given_value, seconds):
-    """A number or a Go duration; a negative one is for ever."""
+    """A number or a Go duration; a negative one is forever."""
     assert fields.seconds(given_value) == pytest.approx(seconds)

@@ -305,7 +305,7 @@ def test_half_on_the_processor_is_told_with_the_cure(api, doubles):
 
 
 def test_who_leaves_does_not_end_a_load(serve, doubles):
-    """The first caller gives up while its model is being loaded; the next one need not begin the load anew."""
+    """The first caller gives up while its model is being loaded; the next one need not begin the load again."""
     double = doubles[0]
     double.set(load=1.5)
     double.set_model("llama3:8b", loaded=False)

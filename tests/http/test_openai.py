@@ -224,7 +224,7 @@ def test_what_the_model_cannot_do_is_refused_at_once(api, double):
 
 
 def test_what_ollama_does_not_tell_is_left_to_it(api, double):
-    """Unknown is not "no": an old Ollama is asked, and what it refuses is told of the field."""
+    """Unknown is not "no": an old Ollama is asked, and its refusal is reported for the field."""
     double.set_digest(MODEL, tells=False)
     double.set_digest(ABLE, tells=False, capabilities=(*ABILITIES, "embedding"))
     until(lambda: api.get(f"{MODELS}/{MODEL}").status == api.get(f"{MODELS}/{ABLE}").status == 200)

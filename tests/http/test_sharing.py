@@ -430,7 +430,7 @@ def test_a_sqlite_that_another_holds_locked_fails_no_request_and_costs_no_answer
 
 
 def test_sqlite_deleted_or_corrupt_never_fails_a_request(serve, double, tmp_path):
-    """A store whose file goes, or is written over, is made anew; answers come all the same."""
+    """A store whose file goes, or is written over, is created again; answers come all the same."""
     path = tmp_path / "answers.db"
     api = serve(double, cache_url=f"sqlite:///{path}")
     known = new_prompt()

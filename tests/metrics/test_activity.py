@@ -81,7 +81,7 @@ def test_setting_the_clock_makes_no_flight_older(workers, monkeypatch):
 
 
 def test_a_flight_is_ended_by_whoever_is_asked(workers):
-    """The worker that has it ends it when it next looks; its readers are told why, and it is told of no more."""
+    """The worker that has it ends it when it next looks; its readers are told why, and it is no longer reported."""
     first, second = workers
     reader, revision = first.fly("a"), second.activity.revision
     publish(workers)

@@ -105,7 +105,7 @@ def test_a_counter_that_goes_backwards_is_a_gap(history, figures, clock):
 
 
 def test_the_ring_has_15_minutes(history, figures, clock):
-    """Older points leave, after a long gap too; after a clock has been set back it begins anew."""
+    """Older points leave, after a long gap too; after a clock has been set back it begins again."""
     for number in range(POINTS + 20):
         figures.errors += 5 * number
         clock.tick(STEP)

@@ -72,7 +72,7 @@ def test_what_breaks_on_the_wire_has_its_error(double, kind, fault):
 
 @pytest.mark.parametrize("fault", ["endless_garbage", "endless_tokens"])
 def test_an_answer_without_an_end_is_refused(double, monkeypatch, fault):
-    """A line or a text beyond any model's is not collected for ever."""
+    """A line or a text beyond any model's is not collected forever."""
     monkeypatch.setattr(protocol, "LINE_LIMIT", 1 << 20)
     monkeypatch.setattr(module, "TEXT_LIMIT", 100)
     double.fail(fault)

@@ -69,7 +69,7 @@ def test_what_is_no_handshake_is_dropped(api, sent):
 
 
 def test_a_handshake_that_does_not_come_is_given_up(api):
-    """A connection is not held for ever by a client that only opens it."""
+    """A connection is not held forever by a client that only opens it."""
     with api.send_raw(b"") as silent, api.send_raw(b"\x16\x03\x01") as halting:
         for client in (silent, halting):
             with contextlib.suppress(ConnectionResetError):

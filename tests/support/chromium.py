@@ -47,7 +47,7 @@ class Browser:
             self.call("Target.disposeBrowserContext", browserContextId=context)
 
     def call(self, method, session=None, events=None, **parameters):
-        """Call a method of the protocol and return its result; what else is told of the session goes to ``events``."""
+        """Call a method of the protocol and return its result; other messages of the session go to ``events``."""
         self._last += 1
         message = {"id": self._last, "method": method, "params": parameters}
         if session:

@@ -100,7 +100,7 @@ def test_without_a_queue_a_free_lease_helps(machine):
 
 
 def test_while_the_store_is_away_each_machine_counts_by_itself(machine, redis_server):
-    """After a moment nobody waits for it; back again, it counts anew."""
+    """After a moment nobody waits for it; back again, it counts again."""
     one, other = machine(a=1), machine(a=1)
     redis_server.kill()
     slots = [queue.take(waiter(), Cancellation(), seconds=10) for queue in (one, other)]

@@ -156,7 +156,7 @@ def test_a_load_at_the_start_that_a_fault_of_ours_ended_is_tried_again_later(cli
 
 
 def test_a_load_that_failed_is_told_of_its_host(monkeypatch):
-    """The others serve; that one is told of until it has the model."""
+    """The others serve; that one is reported until it has the model."""
     monkeypatch.setattr(loading, "RETRY_SECONDS", 0.1)
     clients = [Loading("a"), Loading("b")]
     clients[0].errors = [OllamaRefused(500, "/secret/path")] * 1000

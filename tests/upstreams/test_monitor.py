@@ -176,7 +176,7 @@ def test_a_probe_is_never_older_than_two_seconds(client):
 
 
 def test_a_caller_is_told_in_time_though_ollama_hangs(client):
-    """The first caller of all gets an answer, not a wait for ever."""
+    """The first caller of all gets an answer, not an endless wait."""
     release = threading.Event()
     client.inventory = lambda seconds: release.wait(30) and []
     monitor = Monitor(client)

@@ -100,7 +100,7 @@ class Answer:
         self.connection.transport.write(b'ff\r\n' + self.line(' half')[:30])
 
     async def repeat(self, data):
-        """Give some pieces, then DATA for ever, at a bearable pace."""
+        """Give some pieces, then DATA forever, at a bearable pace."""
         await self.some(self.knobs.after)
         while True:
             await self.write(data)

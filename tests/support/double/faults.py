@@ -92,7 +92,7 @@ async def bad_http(answer):
 
 @fault
 async def hang(answer):
-    """Silence for ever before the headers, the slot held."""
+    """Silence forever before the headers, the slot held."""
     await asyncio.Event().wait()
 
 
@@ -121,14 +121,14 @@ async def single_json(answer):
 
 @fault
 async def hang_after_headers(answer):
-    """Headers, then silence for ever."""
+    """Headers, then silence forever."""
     await answer.write(b'')
     await asyncio.Event().wait()
 
 
 @fault
 async def hang_midway(answer):
-    """Some pieces, then silence for ever."""
+    """Some pieces, then silence forever."""
     await answer.some(answer.knobs.after)
     await hang_after_headers(answer)
 
@@ -262,7 +262,7 @@ async def trickle(answer):
 
 @fault
 async def endless_blanks(answer):
-    """Some pieces, then blank lines for ever."""
+    """Some pieces, then blank lines forever."""
     await answer.repeat(b' \n' * 512)
 
 
@@ -274,7 +274,7 @@ async def endless_garbage(answer):
 
 @fault
 async def endless_tokens(answer):
-    """Pieces for ever, whatever num_predict says; done never comes."""
+    """Pieces forever, whatever num_predict says; done never comes."""
     await answer.repeat(answer.line(' on'))
 
 

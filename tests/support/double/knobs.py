@@ -24,7 +24,7 @@ class Knobs:
     thinking: int = 0           # pieces of thinking before it, where a model thinks; 0 = from the prompt, 3 to 7
     tool: str = ''              # tools that a chat calls, with commas, where it is offered any
     fault: str = ''             # how calls fail: one of FAULTS, or several with commas, drawn for each call
-    times: int = 0              # calls it strikes before all is well again; 0 = for ever
+    times: int = 0              # calls it strikes before all is well again; 0 = forever
     rate: float = 1.0           # share of the calls it strikes
     after: int = 2              # pieces sent before a fault that comes midway
     slow: float = 2.0           # the wait of the fault `slow`
