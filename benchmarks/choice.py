@@ -11,7 +11,7 @@ import gevent  # noqa: E402
 
 from llama_api.upstreams import Breaker, Monitor, Slots, Upstream  # noqa: E402
 from llama_api.upstreams.queue import Queue  # noqa: E402
-from llama_api.upstreams.roster import Roster  # noqa: E402
+from llama_api.upstreams.availability import Availability  # noqa: E402
 from llama_api.upstreams.waiter import Waiter  # noqa: E402
 from llama_api.waiting import Cancellation  # noqa: E402
 
@@ -36,15 +36,15 @@ def _queue():
     """A queue before Ollamas with four slots each, and what has them looked at anew."""
     upstreams = [Upstream(f"o{number}", client := _Client(), Monitor(client), Breaker(), Slots(f"http://o{number}", 4))
                  for number in range(WIDE)]
-    roster = Roster(upstreams)
+    availability = Availability(upstreams)
 
     def look():
         for upstream in upstreams:
             upstream.monitor.probe()
-        roster.noted()
+        availability.on_probe()
 
     look()
-    return Queue(roster, WAITING + CHOICES, 600), look
+    return Queue(availability, WAITING + CHOICES, 600), look
 
 
 def _waiter():

@@ -161,10 +161,10 @@ class Stage:
         """Enter a context manager that is left with the stage; what it gives."""
         return self._stack.enter_context(resource)
 
-    def upstream(self, **knobs):
-        """The double of Ollama with ``knobs``; ``self.double`` steers it."""
+    def upstream(self, **controls):
+        """The double of Ollama with ``controls``; ``self.double`` steers it."""
         port = free_port()
-        options = [f"--{name.replace('_', '-')}={value}" for name, value in {"slots": 1000, **knobs}.items()]
+        options = [f"--{name.replace('_', '-')}={value}" for name, value in {"slots": 1000, **controls}.items()]
         command = [sys.executable, "-m", "tests.support.double", f"--port={port}", *options]
         server = self._start(DIRECT, command, port, "/api/generate", self._home(), ollama=True)
         wait_until_up(port, server.process, "/")

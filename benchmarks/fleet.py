@@ -45,9 +45,9 @@ def run():
 
 def _waits(section):
     arrivals, found = _arrivals(), {"an ideal single queue (simulated)": []}
-    knobs = [{"slots": slots, "gap": gap} for slots, gap in HOSTS]
+    controls = [{"slots": slots, "gap": gap} for slots, gap in HOSTS]
     with Stage() as stage:
-        doubles = _doubles(stage, knobs)
+        doubles = _doubles(stage, controls)
         urls = ",".join(f"{double.url}*{slots}" for double, (slots, _) in zip(doubles, HOSTS, strict=True))
         contenders = [stage.service(ollama_url=urls, queue=1000, queue_timeout=600)]
         contenders += filter(None, [_nginx(stage, "nginx, least_conn", doubles, [1, 1, 1]), _nginx(
@@ -122,10 +122,10 @@ def _sent(server, doubles, arrivals):
             for one in double.calls("/api/generate") if one.json["prompt"] in sent]
 
 
-def _doubles(stage, knobs):
-    """A double for each of ``knobs``, its model loaded."""
+def _doubles(stage, controls):
+    """A double for each of ``controls``, its model loaded."""
     doubles = []
-    for one in knobs:
+    for one in controls:
         stage.upstream(**one)
         doubles.append(stage.double)
     _renew(doubles)

@@ -22,8 +22,8 @@ def run():
     return section
 
 
-def _contenders(stage, **knobs):
-    upstream = stage.upstream(record=0, tokens=PIECES, **knobs)
+def _contenders(stage, **controls):
+    upstream = stage.upstream(record=0, tokens=PIECES, **controls)
     return [one for one in (upstream, stage.service(OURS, parallel=64), stage.naive(), stage.nginx()) if one]
 
 

@@ -10,10 +10,10 @@ from flask import Flask
 from flask_caching import Cache
 
 from . import page
-from .api import admin, docs, exchange, generate, health, ollama, openai, schemas
+from .api import admin, docs, generate, health, ollama, openai, responder, schemas
 from .cache import AnswerCache, GuardedStore, LRUCache, open_store
 from .core import Embeddings, Flights, Models, Service
-from .http import Application, Recorder, only_looks, problems, security
+from .http import Application, Recorder, is_monitoring, problems, security
 from .logs import JsonLog
 from .metrics import Activity, History, Machine, Metrics, Reporter, Tracing, open_tracing
 from .ollama import OllamaClient
@@ -40,29 +40,29 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.json.sort_keys = False  # type: ignore[attr-defined]
     metrics, machine, watchdog, flights = Metrics(settings), Machine(), Watchdog(), Flights()
     cache = _cache(app, settings, metrics)
-    tracing = open_tracing(settings, only_looks)
+    tracing = open_tracing(settings, is_monitoring)
     fleet = _fleet(settings, metrics, watchdog, cache, tracing)
     models = Models(fleet, settings.model, settings.models, settings.model_aliases)
     service = Service(fleet, cache, flights, settings.cache_ttl, settings.cache_stale_if_error)
     embeddings = Embeddings(service, fleet, cache, flights)
-    exchanges = exchange.Exchanges(settings, service, embeddings, machine, watchdog)
+    shared_responder = responder.Responder(settings, service, embeddings, machine, watchdog)
     request_schema = schemas.GenerateRequest(models, settings.max_tokens_limit, settings.num_ctx)
     openai_requests = openai.OpenAIRequests(models, settings.max_tokens_limit, settings.num_ctx)
-    ollama_requests = ollama.Requests(models, settings.max_tokens_limit, settings.num_ctx)
-    cache.when_purged(exchanges.forget)
-    fleet.when_removed(exchanges.forget)  # with MODELS=* it is not served any more
+    ollama_requests = ollama.OllamaRequests(models, settings.max_tokens_limit, settings.num_ctx)
+    cache.when_purged(shared_responder.forget)
+    fleet.when_removed(shared_responder.forget)  # with MODELS=* it is not served any more
 
     directory = Path(shared) / "stats" if (shared := os.environ.get("PROMETHEUS_MULTIPROC_DIR")) else None
-    activity, history = Activity(flights, only_looks, directory), History(metrics.samples, directory)
+    activity, history = Activity(flights, is_monitoring, directory), History(metrics.samples, directory)
     reporter = Reporter(activity, history, lambda: metrics.refresh(cache, fleet))
     recorder = Recorder(metrics, activity, log, tracing)
     app.extensions["llama_api"] = Running(recorder, fleet, reporter, tracing)
     recorder.init_app(app)
     security.init_app(app, settings)
     problems.init_app(app, {**openai.WRITERS, **ollama.WRITERS})
-    app.register_blueprint(generate.blueprint(exchanges, request_schema))
-    app.register_blueprint(openai.blueprint(exchanges, openai_requests, models))
-    app.register_blueprint(ollama.blueprint(exchanges, ollama_requests, models, fleet))
+    app.register_blueprint(generate.blueprint(shared_responder, request_schema))
+    app.register_blueprint(openai.blueprint(shared_responder, openai_requests, models))
+    app.register_blueprint(ollama.blueprint(shared_responder, ollama_requests, models, fleet))
     app.register_blueprint(health.blueprint(fleet, cache, settings.model))
     app.register_blueprint(admin.blueprint(settings, service, cache, fleet, metrics))
     files = page.PageFiles()
@@ -91,8 +91,8 @@ def _fleet(settings: Settings, metrics: Metrics, watchdog: Watchdog, cache: Answ
         upstreams.append(Upstream(host.name, client, Monitor(client, host.name), Breaker(), slots))
     models = (settings.model, *(model for model in settings.models if model != "*"))
     leases = None
-    if cache.store is not None and cache.keeper is not None and cache.store.leases:
-        leases = Leases(cache.keeper, cache.store)
+    if cache.store is not None and cache.renewer is not None and cache.store.leases:
+        leases = Leases(cache.renewer, cache.store)
     return Fleet(upstreams, models, metrics, settings.queue, settings.queue_timeout, settings.timeout,
                  settings.preload, leases, tracing)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .background import BackgroundThread
-from .trace import Trace
+from .trace_context import TraceContext
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Progress:
     slot_at: float | None = None
     first_piece_at: float | None = None
     wait: Callable[[], Wait] = Wait
-    trace: Trace | None = None
+    trace: TraceContext | None = None
 
 
 class Watchdog:

@@ -3,10 +3,10 @@
 import sys
 
 from .app import create_app
-from .server import in_force
+from .server import current_settings
 from .settings import SettingsError
 
 try:
-    app = create_app(in_force())
+    app = create_app(current_settings())
 except SettingsError as error:
     sys.exit(f"llama_api does not start: {error}")

@@ -9,8 +9,8 @@ PACKAGE = Path(__file__).parent.parent / "llama_api"
 # From the top floor down. A wing imports wings of lower floors, and the modules at the bottom; embedded stands alone.
 FLOORS = [{"wsgi", "__main__"}, {"app"}, {"api", "page"}, {"http"}, {"metrics", "commands", "server", "embedded"},
           {"core"}, {"upstreams"}, {"ollama", "cache"}]
-BOTTOM = {"settings", "setting_parsers", "logs", "errors", "faults", "model_call", "answer", "trace", "background",
-          "file_locks", "native", "waiting", "sockets", "strict_json", "model_names"}
+BOTTOM = {"settings", "setting_parsers", "logs", "errors", "faults", "model_call", "answer", "trace_context",
+          "background", "file_locks", "native", "waiting", "sockets", "strict_json", "model_names"}
 FOREIGN = {
     "flask": {"app", "api", "page", "http"}, "werkzeug": {"app", "api", "page", "http"},
     "marshmallow": {"api"}, "apispec": {"api"}, "flask_cors": {"http"}, "flask_limiter": {"http"},

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llama_api.trace import Trace
+from llama_api.trace_context import TraceContext
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
@@ -16,7 +16,7 @@ MALFORMED = [
 @pytest.mark.parametrize("header", MALFORMED)
 def test_what_is_malformed_is_no_trace(header):
     """Also ids of zeros alone, upper case, and the version that is forbidden."""
-    assert Trace.received(header, "vendor=value") is None
+    assert TraceContext.received(header, "vendor=value") is None
 
 
 @pytest.mark.parametrize(("header", "flags"), [
@@ -24,8 +24,8 @@ def test_what_is_malformed_is_no_trace(header):
     (f"00-{TRACE}-{SPAN}-ff", 3), (f"01-{TRACE}-{SPAN}-01", 1), (f"cc-{TRACE}-{SPAN}-01-what-comes", 1)])
 def test_a_trace_is_read_and_written_as_of_version_00(header, flags):
     """Of a later version what it shares with this one; flags that are not known are sent as zero."""
-    trace = Trace.received(header)
-    assert trace == Trace(TRACE, SPAN, flags)
+    trace = TraceContext.received(header)
+    assert trace == TraceContext(TRACE, SPAN, flags)
     assert trace.sampled is bool(flags & 1) and trace.headers == {"traceparent": f"00-{TRACE}-{SPAN}-0{flags}"}
 
 
@@ -34,13 +34,13 @@ def test_a_trace_is_read_and_written_as_of_version_00(header, flags):
     ("a=" + "x" * 510, "a=" + "x" * 510), ("a=" + "x" * 511, None)])
 def test_a_state_is_passed_on_as_it_is(state, passed):
     """Unless it is too long, or no text for a header."""
-    assert Trace.received(f"00-{TRACE}-{SPAN}-01", state).child().headers.get("tracestate") == passed
+    assert TraceContext.received(f"00-{TRACE}-{SPAN}-01", state).child().headers.get("tracestate") == passed
 
 
 def test_a_child_is_a_new_span_of_the_same_trace():
     """And knows its parent; a trace that begins here has none."""
-    caller = Trace.received(f"00-{TRACE}-{SPAN}-00", "a=1")
-    child, begun = caller.child(), Trace.begun()
+    caller = TraceContext.received(f"00-{TRACE}-{SPAN}-00", "a=1")
+    child, begun = caller.child(), TraceContext.begun()
     assert (child.trace_id, child.parent, child.flags, child.state) == (TRACE, SPAN, 0, "a=1")
     assert len({SPAN, child.span_id, caller.child().span_id}) == 3
-    assert begun.parent is None and begun.sampled and Trace.received(begun.headers["traceparent"]) == begun
+    assert begun.parent is None and begun.sampled and TraceContext.received(begun.headers["traceparent"]) == begun

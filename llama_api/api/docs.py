@@ -10,7 +10,7 @@ from flask import Blueprint, Flask, Response, abort
 from flask.blueprints import BlueprintSetupState
 from werkzeug.http import generate_etag
 
-from ..http import PAGE_POLICY, kept, type_of
+from ..http import PAGE_POLICY, conditional_response, type_of
 from ..settings import Settings
 from .openapi import document
 from .schemas import GenerateRequest
@@ -109,7 +109,7 @@ def _file(content: bytes, mimetype: str, seconds: int = 0, policy: str | None = 
 
 def _served(file: _File) -> Response:
     """A file, or 304 for a client that has it."""
-    response = kept(file.content, file.mimetype, file.etag)
+    response = conditional_response(file.content, file.mimetype, file.etag)
     response.cache_control.public = True
     response.cache_control.max_age = file.seconds
     if file.policy:

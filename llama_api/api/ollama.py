@@ -10,9 +10,9 @@ from ..faults import Fault
 from ..http import problems
 from ..strict_json import Json
 from ..upstreams import Fleet
-from .exchange import Exchanges
-from .ollama_grammar import (WHOLE, Asked, OllamaGrammar, Requests, embedded, embedded_one, error_body, status_and_text,
-                             tags_of)
+from .ollama_grammar import (WHOLE, OllamaGrammar, OllamaRequest, OllamaRequests, embedded, embedded_one, error_body,
+                             status_and_text, tags_of)
+from .responder import Responder
 
 PREFIX = "/api/"
 VERSION = "0.0.0"  # while no Ollama reports its own
@@ -20,48 +20,48 @@ REFUSED = ("pull", "push", "create", "copy", "delete", "me", "signin", "signout"
 REFUSED_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 
-def blueprint(exchanges: Exchanges, requests: Requests, models: Models, fleet: Fleet) -> Blueprint:
+def blueprint(responder: Responder, requests: OllamaRequests, models: Models, fleet: Fleet) -> Blueprint:
     """The door /api."""
     bp = Blueprint("ollama", __name__, url_prefix="/api")
-    _add_calls(bp, exchanges, requests)
-    _add_facts(bp, exchanges, requests, models, fleet)
+    _add_calls(bp, responder, requests)
+    _add_facts(bp, responder, requests, models, fleet)
     _add_refusals(bp)
     return bp
 
 
-def _add_calls(bp: Blueprint, exchanges: Exchanges, requests: Requests) -> None:
+def _add_calls(bp: Blueprint, responder: Responder, requests: OllamaRequests) -> None:
     """The endpoints that use a model."""
     @bp.post("/generate")
     def ollama_generate() -> Response:
         """Answer a prompt as Ollama does, or only load the model."""
-        return _answered(exchanges, requests.generate(exchanges.body(any_type=True), exchanges.parse))
+        return _answered(responder, requests.generate(responder.body(any_type=True), responder.parse))
 
     @bp.post("/chat")
     def ollama_chat() -> Response:
         """Answer a conversation as Ollama does, or only load the model."""
-        return _answered(exchanges, requests.chat(exchanges.body(any_type=True), exchanges.parse))
+        return _answered(responder, requests.chat(responder.body(any_type=True), responder.parse))
 
     @bp.post("/embed")
     def ollama_embed() -> Response:
         """Embed texts, each of which is cached separately."""
-        name, calls = requests.embed(exchanges.body(any_type=True))
+        name, calls = requests.embed(responder.body(any_type=True))
         if not calls:
             return _json({"model": name, "embeddings": []})
-        return exchanges.embed(calls, partial(embedded, name), WHOLE)
+        return responder.embed(calls, partial(embedded, name), WHOLE)
 
     @bp.post("/embeddings")
     def ollama_embeddings() -> Response:
         """Embed one text in Ollama's old format."""
-        call = requests.embeddings(exchanges.body(any_type=True))
-        return exchanges.embed([call], embedded_one, WHOLE) if call is not None else _json({"embedding": []})
+        call = requests.embeddings(responder.body(any_type=True))
+        return responder.embed([call], embedded_one, WHOLE) if call is not None else _json({"embedding": []})
 
 
-def _add_facts(bp: Blueprint, exchanges: Exchanges, requests: Requests, models: Models, fleet: Fleet) -> None:
+def _add_facts(bp: Blueprint, responder: Responder, requests: OllamaRequests, models: Models, fleet: Fleet) -> None:
     """The endpoints that describe models and Ollama."""
     @bp.post("/show")
     def ollama_show() -> Response:
         """Describe a served model."""
-        model, fields = requests.show(exchanges.body(any_type=True))
+        model, fields = requests.show(responder.body(any_type=True))
         return _json(fleet.show(model, **fields))
 
     @bp.get("/tags")
@@ -105,11 +105,11 @@ def write(fault: Fault, error: Exception) -> Response:
 WRITERS: dict[str, problems.Writer] = {PREFIX: write}
 
 
-def _answered(exchanges: Exchanges, asked: Asked) -> Response:
+def _answered(responder: Responder, asked: OllamaRequest) -> Response:
     grammar = OllamaGrammar(asked)
     if asked.call is not None:
-        return exchanges.respond(asked.call, grammar, asked.streamed)
-    exchanges.load(asked.model)
+        return responder.respond(asked.call, grammar, asked.streamed)
+    responder.load(asked.model)
     return _body(grammar.loaded())
 
 

@@ -17,7 +17,7 @@ from ..strict_json import DEEPEST, Json
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class FieldType:
     """The type of a field: ``schema`` as JSON schema, ``read`` as code.
 
     ``read`` gets the field's path and value and returns the value to send on, or None. It raises InvalidRequest with
@@ -56,7 +56,7 @@ def parse(body: bytes) -> Json:
     return value or {}
 
 
-def read(struct: str, kinds: Mapping[str, Kind], given: Json, at: str = "") -> Json:
+def read(struct: str, kinds: Mapping[str, FieldType], given: Json, at: str = "") -> Json:
     """The fields of ``given`` that ``kinds`` know; ``struct`` and ``at`` name the place in an error."""
     by_name = {name.lower(): name for name in kinds}
     found: Json = {}
@@ -67,7 +67,7 @@ def read(struct: str, kinds: Mapping[str, Kind], given: Json, at: str = "") -> J
     return {name: found[name] for name in kinds if found.get(name) is not None}
 
 
-def schema_of(kinds: Mapping[str, Kind]) -> Json:
+def schema_of(kinds: Mapping[str, FieldType]) -> Json:
     """The JSON schema of an object with these fields."""
     return {"type": "object", "properties": {
         name: {"anyOf": [kind.schema, {"type": "null"}]} for name, kind in kinds.items()}}
@@ -78,7 +78,7 @@ def refuse(path: str, text: str) -> NoReturn:
     raise InvalidRequest({path.partition(".")[2]: [text]})
 
 
-def typed(go: str, name: str, *types: type) -> Kind:
+def typed(go: str, name: str, *types: type) -> FieldType:
     """Values of these Python types, which Go calls ``go`` and JSON schema ``name``."""
     def reader(path: str, value: Any) -> Any:
         if type(value) not in types:
@@ -86,22 +86,22 @@ def typed(go: str, name: str, *types: type) -> Kind:
             refuse(path, f"json: cannot unmarshal {kind} into Go struct field {path} of type {go}")
         return value
 
-    return Kind({"type": name}, reader)
+    return FieldType({"type": name}, reader)
 
 
-def filled(kind: Kind) -> Kind:
+def filled(kind: FieldType) -> FieldType:
     """A value that is absent when it is empty, zero or false."""
-    return Kind(kind.schema, lambda path, value: kind.read(path, value) or None)
+    return FieldType(kind.schema, lambda path, value: kind.read(path, value) or None)
 
 
-def items(kind: Kind) -> Kind:
+def items(kind: FieldType) -> FieldType:
     """A list of such values; an empty one is absent."""
     a_list = typed("[]", "array", list)
 
     def reader(path: str, value: Any) -> Any:
         return [kind.read(f"{path}[{at}]", item) for at, item in enumerate(a_list.read(path, value))] or None
 
-    return Kind({"type": "array", "items": kind.schema}, reader)
+    return FieldType({"type": "array", "items": kind.schema}, reader)
 
 
 TEXT, BOOLEAN = typed("string", "string", str), typed("bool", "boolean", bool)
@@ -171,7 +171,7 @@ def _top_logprobs(path: str, value: Any) -> int | None:
     return number or None
 
 
-def _member(path: str, holder: Json, name: str, kind: Kind) -> Any:
+def _member(path: str, holder: Json, name: str, kind: FieldType) -> Any:
     """The member ``name`` of ``holder``, None where it is absent or null."""
     value = holder.get(name)
     return None if value is None else kind.read(f"{path}.{name}", value)
@@ -198,21 +198,22 @@ def _function(**members: Json) -> Json:
         "name": {"type": "string"}, **members}}}}
 
 
-INTEGER = Kind(WHOLE.schema, _whole)
-KEEP_ALIVE = Kind({"anyOf": [{"type": "number"}, {"type": "string", "pattern": _DURATION}]}, _keep_alive)
-IMAGE = Kind({"type": "string", "pattern": "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"}, _image)
-INPUT = Kind({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string", "minLength": 1},
-                                             "maxItems": MOST_TEXTS}]}, _input)
-FORMAT = Kind({"anyOf": [{"enum": ["", "json"]}, {"type": "object"}]}, _format)
-THINKING = Kind({"enum": [True, False, "", *THINK]}, _think)
-TOP_LOGPROBS = Kind({"type": "integer", "minimum": 0, "maximum": 20}, _top_logprobs)
+INTEGER = FieldType(WHOLE.schema, _whole)
+KEEP_ALIVE = FieldType({"anyOf": [{"type": "number"}, {"type": "string", "pattern": _DURATION}]}, _keep_alive)
+IMAGE = FieldType({"type": "string", "pattern": "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"}, _image)
+INPUT = FieldType({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string", "minLength": 1},
+                                                  "maxItems": MOST_TEXTS}]}, _input)
+FORMAT = FieldType({"anyOf": [{"enum": ["", "json"]}, {"type": "object"}]}, _format)
+THINKING = FieldType({"enum": [True, False, "", *THINK]}, _think)
+TOP_LOGPROBS = FieldType({"type": "integer", "minimum": 0, "maximum": 20}, _top_logprobs)
 # Kept as given, as the order inside them is rendered into the prompt.
-TOOL = Kind(_function(description={"type": "string"}, parameters={"type": "object"}), _with_function("parameters"))
-TOOL_CALL = Kind(_function(arguments={"type": "object"}), _with_function("arguments"))
+TOOL = FieldType(_function(description={"type": "string"}, parameters={"type": "object"}), _with_function("parameters"))
+TOOL_CALL = FieldType(_function(arguments={"type": "object"}), _with_function("arguments"))
 MESSAGE_FIELDS = {
-    "role": Kind(TEXT.schema, lambda path, value: TEXT.read(path, value).lower()), "content": TEXT, "thinking": WORDS,
-    "images": items(IMAGE), "tool_calls": items(TOOL_CALL), "tool_name": WORDS, "tool_call_id": WORDS}
-MESSAGE = Kind(schema_of(MESSAGE_FIELDS), _message)
+    "role": FieldType(TEXT.schema, lambda path, value: TEXT.read(path, value).lower()), "content": TEXT,
+    "thinking": WORDS, "images": items(IMAGE), "tool_calls": items(TOOL_CALL), "tool_name": WORDS,
+    "tool_call_id": WORDS}
+MESSAGE = FieldType(schema_of(MESSAGE_FIELDS), _message)
 
 
 def _bounded(number: str) -> int | float:

@@ -36,7 +36,7 @@ SHOW_FIELDS = {"model": WORDS, "name": WORDS, "verbose": FLAG, "system": WORDS, 
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class OllamaRequest:
     """A parsed request: ``model`` is the configured name, ``name`` the one that the client sent.
 
     ``call`` is None when the model is only to be loaded. ``num_ctx`` is the requested context window, or 0.
@@ -50,7 +50,7 @@ class Asked:
     num_ctx: int = 0
 
 
-class Requests:
+class OllamaRequests:
     """Reads the bodies of requests. ``num_ctx`` is NUM_CTX. Raises MalformedJSON, InvalidRequest or ModelNotServed.
 
     A ``parser`` may remember parsed bodies; the window in force is checked each time.
@@ -59,26 +59,26 @@ class Requests:
     def __init__(self, models: Models, max_tokens_limit: int, num_ctx: int | None):
         self._models, self._limit, self._num_ctx = models, max_tokens_limit, num_ctx
 
-    def generate(self, body: bytes, parser: Parser[Asked] = parse_afresh) -> Asked:
+    def generate(self, body: bytes, parser: Parser[OllamaRequest] = parse_afresh) -> OllamaRequest:
         """Read the body of POST /api/generate."""
         return self._possible(parser(self._generate, body))
 
-    def chat(self, body: bytes, parser: Parser[Asked] = parse_afresh) -> Asked:
+    def chat(self, body: bytes, parser: Parser[OllamaRequest] = parse_afresh) -> OllamaRequest:
         """Read the body of POST /api/chat."""
         return self._possible(parser(self._chat, body))
 
-    def _possible(self, asked: Asked) -> Asked:
+    def _possible(self, asked: OllamaRequest) -> OllamaRequest:
         self._check_window(asked.model, asked.num_ctx)
         return asked
 
-    def _generate(self, body: bytes) -> Asked:
+    def _generate(self, body: bytes) -> OllamaRequest:
         fields = read("GenerateRequest", GENERATE_FIELDS, parse(body))
         model = self._model(fields)
         if "raw" in fields and fields.keys() & {"template", "system", "context"}:
             refuse(".raw", "raw mode does not support template, system, or context")
         return self._asked(GENERATE, model, fields, "prompt" in fields)
 
-    def _chat(self, body: bytes) -> Asked:
+    def _chat(self, body: bytes) -> OllamaRequest:
         fields = read("ChatRequest", CHAT_FIELDS, parse(body))
         return self._asked(CHAT, self._required_model(fields), fields, "messages" in fields)
 
@@ -122,13 +122,13 @@ class Requests:
             raise ModelNotServed(name, self._models.served)
         return model
 
-    def _asked(self, endpoint: str, model: str, fields: Json, whole: bool) -> Asked:
+    def _asked(self, endpoint: str, model: str, fields: Json, whole: bool) -> OllamaRequest:
         name, streamed = fields.pop("model"), fields.pop("stream", True)
         options = fields.pop("options", {})
         sent = self._options(options) | self._bound(options)
         call = ModelCall.of(endpoint, model, sent, **fields) if whole else None
         streamed = streamed and "_debug_render_only" not in fields
-        return Asked(endpoint, name, model, call, streamed, options.get("num_ctx", 0))
+        return OllamaRequest(endpoint, name, model, call, streamed, options.get("num_ctx", 0))
 
     def _options_of(self, model: str, fields: Json) -> Json:
         """The options of an embedding, taken out of ``fields``."""
@@ -161,10 +161,10 @@ class OllamaGrammar:
 
     content_type, whole_type = "application/x-ndjson", WHOLE
 
-    def __init__(self, asked: Asked):
+    def __init__(self, asked: OllamaRequest):
         self._asked = asked
 
-    def whole(self, answer: Answer, reply: Reply, figures: Json) -> bytes:
+    def whole(self, answer: Answer, reply: Reply, metrics: Json) -> bytes:
         piece = Piece(answer.text, answer.thinking, answer.tool_calls, answer.logprobs)
         return orjson.dumps(self._record(piece, True) | _ending(answer, reply))
 
@@ -174,7 +174,7 @@ class OllamaGrammar:
     def waiting(self, wait: Wait) -> bytes:
         return self._line(Piece())
 
-    def end(self, answer: Answer, reply: Reply, figures: Json) -> bytes:
+    def end(self, answer: Answer, reply: Reply, metrics: Json) -> bytes:
         return orjson.dumps(self._record(Piece(), True) | _ending(answer, reply)) + b"\n"
 
     def failed(self, fault: Fault, error: Exception) -> bytes:
@@ -217,7 +217,7 @@ def _ending(answer: Answer, reply: Reply) -> Json:
 
 def _nanoseconds(reply: Reply) -> int:
     """The time of the request itself."""
-    return max(1, int(reply.figures.inference * 1e9))
+    return max(1, int(reply.timings.inference * 1e9))
 
 
 def error_body(text: str) -> bytes:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..strict_json import Json
-from .ollama_fields import Kind, refuse
+from .ollama_fields import FieldType, refuse
 
 _INTEGERS = frozenset({"num_keep", "seed", "num_predict", "top_k", "repeat_last_n", "mirostat"})
 _FRACTIONS = frozenset({"temperature", "top_p", "min_p", "typical_p", "tfs_z", "repeat_penalty", "presence_penalty",
@@ -47,4 +47,4 @@ _SCHEMAS: dict[str, Json] = {"integer": {"type": ["integer", "null"]}, "float32"
                              "boolean": {"type": ["boolean", "null"]},
                              "array": {"type": ["array", "null"], "items": {"type": "string"}}}
 # The options that Ollama knows; others are ignored. Unlike field names, their names are case-sensitive.
-OPTIONS = Kind({"type": "object", "properties": {name: _SCHEMAS[kind] for name, kind in _KIND_OF.items()}}, _read)
+OPTIONS = FieldType({"type": "object", "properties": {name: _SCHEMAS[kind] for name, kind in _KIND_OF.items()}}, _read)

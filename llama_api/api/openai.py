@@ -13,7 +13,7 @@ from ..errors import OllamaRefused
 from ..faults import Fault
 from ..http import problem_of, problems
 from ..strict_json import Json
-from .exchange import Exchanges
+from .responder import Responder
 from .openai_answers import ChatGrammar, CompletionGrammar, Identity, OpenAIGrammar
 from .openai_embeddings import AskedVectors
 from .openai_errors import error_object, headers_of, refusal, status_of
@@ -23,7 +23,7 @@ PREFIX = "/v1/"
 LOST = ("/chat/completions/", "/completions/", "/embeddings/", "/models/", "/responses/")  # URLs that lack /v1
 
 
-def blueprint(exchanges: Exchanges, requests: OpenAIRequests, models: Models) -> Blueprint:
+def blueprint(responder: Responder, requests: OpenAIRequests, models: Models) -> Blueprint:
     """The door /v1."""
     bp = Blueprint("openai", __name__)
     started = int(time.time())
@@ -31,21 +31,21 @@ def blueprint(exchanges: Exchanges, requests: OpenAIRequests, models: Models) ->
     @bp.post("/v1/chat/completions")
     def chat_completions() -> Response:
         """Answer a chat."""
-        asked = requests.chat(exchanges.body(), exchanges.parse)
-        return _respond(exchanges, ChatGrammar(asked, Identity.new(
+        asked = requests.chat(responder.body(), responder.parse)
+        return _respond(responder, ChatGrammar(asked, Identity.new(
             "chatcmpl-", lambda: models.digest(asked.call.model))))
 
     @bp.post("/v1/completions")
     def completions() -> Response:
         """Answer a prompt."""
-        asked = requests.completion(exchanges.body(), exchanges.parse)
-        return _respond(exchanges, CompletionGrammar(asked, Identity.new(
+        asked = requests.completion(responder.body(), responder.parse)
+        return _respond(responder, CompletionGrammar(asked, Identity.new(
             "cmpl-", lambda: models.digest(asked.call.model))))
 
     @bp.post("/v1/embeddings")
     def embeddings() -> Response:
         """Embed texts, each of which is cached separately."""
-        return _embed(exchanges, requests.embeddings(exchanges.body()))
+        return _embed(responder, requests.embeddings(responder.body()))
 
     @bp.get("/v1/models")
     def list_models() -> Response:
@@ -80,18 +80,18 @@ def write_lost(fault: Fault, error: Exception) -> Response:
 WRITERS: Mapping[str, problems.Writer] = {PREFIX: write, **dict.fromkeys(LOST, write_lost)}
 
 
-def _respond(exchanges: Exchanges, grammar: OpenAIGrammar) -> Response:
+def _respond(responder: Responder, grammar: OpenAIGrammar) -> Response:
     asked = grammar.asked
     try:
-        return exchanges.respond(asked.call, grammar, asked.streamed)
+        return responder.respond(asked.call, grammar, asked.streamed)
     except OllamaRefused as error:
         raise refusal(error, asked.call, asked.needs) or error from error
 
 
-def _embed(exchanges: Exchanges, asked: AskedVectors) -> Response:
+def _embed(responder: Responder, asked: AskedVectors) -> Response:
     calls = asked.calls()
     try:
-        return exchanges.embed(calls, asked.body)
+        return responder.embed(calls, asked.body)
     except OllamaRefused as error:
         raise refusal(error, calls[0], {}) or error from error
 

@@ -14,9 +14,9 @@ from ..faults import Fault, fault_of
 from ..strict_json import Json
 from ..waiting import Wait
 from .event_stream import CONTENT_TYPE, comment, event
-from .exchange import JSON_TYPE
+from .responder import JSON_TYPE
 from .openai_errors import error_object, refusal
-from .openai_requests import Asked
+from .openai_requests import OpenAIRequest
 
 DONE = b"data: [DONE]\n\n"
 
@@ -43,7 +43,7 @@ class OpenAIGrammar:
     content_type, whole_type = CONTENT_TYPE, JSON_TYPE
     whole_object = chunk_object = "text_completion"
 
-    def __init__(self, asked: Asked, identity: Identity):
+    def __init__(self, asked: OpenAIRequest, identity: Identity):
         self.asked, self._identity = asked, identity
         self._head = b""  # of every chunk; made with the first
         self._begun = False
@@ -64,7 +64,7 @@ class OpenAIGrammar:
         """The choices of the chunks before those of the first ``piece``."""
         return ()
 
-    def whole(self, answer: Answer, reply: Reply, figures: Json) -> bytes:
+    def whole(self, answer: Answer, reply: Reply, metrics: Json) -> bytes:
         return orjson.dumps({
             **self._members(self.whole_object, answer.digest),
             "choices": [{"index": 0, **self.choice(answer), "finish_reason": _reason(answer)}],
@@ -78,7 +78,7 @@ class OpenAIGrammar:
     def waiting(self, wait: Wait) -> bytes:
         return comment(wait)
 
-    def end(self, answer: Answer, reply: Reply, figures: Json) -> bytes:
+    def end(self, answer: Answer, reply: Reply, metrics: Json) -> bytes:
         if not self._head:
             self._open(answer.digest)
         parts = [self._chunk(choice) for choice in (() if self._begun else self.beginning(Piece()))]
@@ -120,7 +120,7 @@ class ChatGrammar(OpenAIGrammar):
 
     whole_object, chunk_object = "chat.completion", "chat.completion.chunk"
 
-    def __init__(self, asked: Asked, identity: Identity):
+    def __init__(self, asked: OpenAIRequest, identity: Identity):
         super().__init__(asked, identity)
         self._calls = 0  # tool calls so far
 
@@ -164,7 +164,7 @@ class ChatGrammar(OpenAIGrammar):
 class CompletionGrammar(OpenAIGrammar):
     """The answer to POST /v1/completions."""
 
-    def __init__(self, asked: Asked, identity: Identity):
+    def __init__(self, asked: OpenAIRequest, identity: Identity):
         super().__init__(asked, identity)
         self._offset = 0  # of the next token in the text, in characters
 

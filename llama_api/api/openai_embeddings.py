@@ -13,7 +13,7 @@ from ..model_call import EMBED, ModelCall
 from ..ollama import numbers_of
 from ..strict_json import parse_object
 from .openai_errors import FieldError
-from .openai_fields import Members
+from .openai_fields import RequestObject
 
 LARGEST = 2 ** 31 - 1
 _TOKENS = ("must be text: lists of tokens are not supported (LangChain sends them unless check_embedding_ctx_length is"
@@ -52,7 +52,7 @@ def read_embeddings(body: bytes, models: Models, num_ctx: int | None = None) -> 
 
     Raises MalformedJSON, FieldError or ModelNotServed.
     """
-    request = Members(parse_object(body))
+    request = RequestObject(parse_object(body))
     name = request.required_text("model")
     if (model := models.resolve(name)) is None:
         raise ModelNotServed(name, models.served)
@@ -62,7 +62,7 @@ def read_embeddings(body: bytes, models: Models, num_ctx: int | None = None) -> 
     return asked
 
 
-def _texts(request: Members) -> tuple[str, ...]:
+def _texts(request: RequestObject) -> tuple[str, ...]:
     value = request.require("input")
     if isinstance(value, str):
         return (request.name("input"),)
@@ -78,10 +78,10 @@ def _texts(request: Members) -> tuple[str, ...]:
 def _check(item: Any, path: str) -> None:
     if isinstance(item, (int, float, list)):
         raise FieldError(path, "invalid_type", _TOKENS)
-    Members({path: item}).name(path)
+    RequestObject({path: item}).name(path)
 
 
-def _base64(request: Members) -> bool:
+def _base64(request: RequestObject) -> bool:
     encoding = request.text("encoding_format")
     if encoding is not None and encoding.lower() not in ("float", "base64"):
         raise request.wrong("encoding_format", "invalid_value", "must be float or base64")

@@ -7,7 +7,7 @@ from ..strict_json import is_text, unsendable
 from .openai_errors import FieldError
 
 
-class Members:
+class RequestObject:
     """The members of one object of a request. Every fault is a FieldError with the path of what is wrong."""
 
     def __init__(self, values: Any, path: str = ""):
@@ -89,7 +89,7 @@ class Members:
             raise self.wrong(name, "invalid_value", f"must be from {least} to {most}")
         return value
 
-    def only(self, name: str, allowed: Any) -> None:
+    def require_constant(self, name: str, allowed: Any) -> None:
         """See that ``name`` has no other than its one possible value, or is absent."""
         value = self.get(name)
         if value is not None and (type(value) is not type(allowed) or value != allowed):
@@ -113,10 +113,10 @@ class Members:
             raise self.wrong(name, "invalid_type", "must be a list")
         return value or []
 
-    def each(self, name: str) -> Iterator["Members"]:
+    def each(self, name: str) -> Iterator["RequestObject"]:
         """The objects in a list."""
         for index, item in enumerate(self.items(name)):
-            yield Members(item, f"{self.path(name)}[{index}]")
+            yield RequestObject(item, f"{self.path(name)}[{index}]")
 
 
 def _text(value: Any, path: str) -> str:

@@ -6,7 +6,7 @@ import re
 from ..errors import MalformedJSON
 from ..strict_json import Json, parse_object, unsendable
 from .openai_errors import FieldError
-from .openai_fields import Members
+from .openai_fields import RequestObject
 
 Needs = dict[str, str]  # required abilities, with the path of the first field that requires them
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
@@ -14,7 +14,7 @@ BETWEEN_PARTS = "\n\n"  # the templates' separator between two messages of one r
 _DATA_URL = re.compile(r"data:(?:image/(?:jpeg|jpg|png|webp))?;base64,")
 
 
-def read_messages(request: Members, needs: Needs) -> list[Json]:
+def read_messages(request: RequestObject, needs: Needs) -> list[Json]:
     """The messages of a request; abilities that they require are added to ``needs``. Raises FieldError."""
     request.require("messages")
     if not request.items("messages"):
@@ -24,7 +24,7 @@ def read_messages(request: Members, needs: Needs) -> list[Json]:
     return [_message(message, called, needs) for message in request.each("messages")]
 
 
-def read_tools(request: Members, needs: Needs) -> list[Json] | None:
+def read_tools(request: RequestObject, needs: Needs) -> list[Json] | None:
     """The tools that the model may call, None when it may call none. Raises FieldError."""
     tools = [_tool(tool) for tool in request.each("tools")]
     choice = request.get("tool_choice")
@@ -38,10 +38,10 @@ def read_tools(request: Members, needs: Needs) -> list[Json] | None:
     return tools
 
 
-def _tool(tool: Members) -> Json:
+def _tool(tool: RequestObject) -> Json:
     if tool.required_text("type") != "function":
         raise tool.wrong("type", "unsupported_value", "must be function")
-    function = Members(tool.require("function"), tool.path("function"))
+    function = RequestObject(tool.require("function"), tool.path("function"))
     found: Json = {"name": function.name("name")}
     if (description := function.text("description")) is not None:
         found["description"] = description
@@ -50,7 +50,7 @@ def _tool(tool: Members) -> Json:
     return {"type": "function", "function": found}
 
 
-def _message(message: Members, called: dict[str, str], needs: Needs) -> Json:
+def _message(message: RequestObject, called: dict[str, str], needs: Needs) -> Json:
     role = ROLES.get(message.required_text("role"))
     if role is None:
         raise message.wrong("role", "invalid_value", f"must be one of {', '.join(ROLES)}")
@@ -69,7 +69,7 @@ def _message(message: Members, called: dict[str, str], needs: Needs) -> Json:
     return found
 
 
-def _assistant(message: Members, called: dict[str, str], needs: Needs) -> Json:
+def _assistant(message: RequestObject, called: dict[str, str], needs: Needs) -> Json:
     """The thinking and the tool calls of an assistant's message."""
     if message.get("function_call") is not None:
         raise message.wrong("function_call", "unsupported_parameter", "is deprecated: use tool_calls")
@@ -83,9 +83,9 @@ def _assistant(message: Members, called: dict[str, str], needs: Needs) -> Json:
     return found
 
 
-def _tool_call(call: Members) -> Json:
-    call.only("type", "function")
-    function = Members(call.require("function"), call.path("function"))
+def _tool_call(call: RequestObject) -> Json:
+    call.require_constant("type", "function")
+    function = RequestObject(call.require("function"), call.path("function"))
     arguments = function.required_text("arguments") or "{}"
     try:
         parsed = parse_object(arguments.encode())
@@ -96,7 +96,7 @@ def _tool_call(call: Members) -> Json:
     return {"id": call.name("id"), "function": {"name": function.name("name"), "arguments": parsed}}
 
 
-def _content(message: Members, role: str, images: list[str], needs: Needs) -> str:
+def _content(message: RequestObject, role: str, images: list[str], needs: Needs) -> str:
     """The text of a message; its images are added to ``images``."""
     value = message.get("content")
     if isinstance(value, str):
@@ -111,7 +111,7 @@ def _content(message: Members, role: str, images: list[str], needs: Needs) -> st
     return BETWEEN_PARTS.join([text for text in texts if text is not None])
 
 
-def _part(part: Members, role: str, images: list[str], needs: Needs) -> str | None:
+def _part(part: RequestObject, role: str, images: list[str], needs: Needs) -> str | None:
     """The text of one part of a message; None of an image, which is added to ``images``."""
     kind = part.required_text("type")
     if kind == "text":
@@ -126,10 +126,10 @@ def _part(part: Members, role: str, images: list[str], needs: Needs) -> str | No
     raise part.wrong("type", "unsupported_value", f"must be {allowed} in a message of this role")
 
 
-def _image(part: Members) -> str:
+def _image(part: RequestObject) -> str:
     """The image of a part, in base64 as it is always written."""
     value = part.require("image_url")
-    url = value if isinstance(value, str) else Members(value, part.path("image_url")).required_text("url")
+    url = value if isinstance(value, str) else RequestObject(value, part.path("image_url")).required_text("url")
     path = part.path("image_url")
     if (start := _DATA_URL.match(url)) is None:
         raise FieldError(path, "invalid_value", "must be a data URL with an image of type jpeg, png or webp in base64:"

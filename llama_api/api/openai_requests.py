@@ -13,7 +13,7 @@ from ..model_call import CHAT, GENERATE, ModelCall
 from ..strict_json import parse_object
 from .openai_embeddings import AskedVectors, read_embeddings
 from .openai_errors import NotSupported
-from .openai_fields import Members
+from .openai_fields import RequestObject
 from .openai_messages import Needs, read_messages, read_tools
 from .parsed_bodies import Parser, parse_afresh
 from .schemas import MAX_STOPS
@@ -42,16 +42,17 @@ EFFORTS: dict[str, bool | str] = {"none": False, "minimal": "low", "low": "low",
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class OpenAIRequest:
     """A parsed request: the call, the abilities that it requires, and the form of the answer.
 
-    ``needs`` maps an ability to the path of the field that requires it. ``thoughtless`` is the call to send instead to
-    a model that does not think. ``usage`` asks for a stream's last chunk, ``one_call`` for one tool call at most.
+    ``needs`` maps an ability to the path of the field that requires it. ``call_without_think`` is the call to
+    send instead to a model that does not think. ``usage`` asks for a stream's last chunk, ``one_call`` for one tool
+    call at most.
     """
 
     call: ModelCall
     needs: Mapping[str, str]
-    thoughtless: ModelCall | None = None
+    call_without_think: ModelCall | None = None
     streamed: bool = False
     usage: bool = False
     one_call: bool = False
@@ -66,11 +67,11 @@ class OpenAIRequests:
     def __init__(self, models: Models, max_tokens_limit: int = 8192, num_ctx: int | None = None):
         self._models, self._limit, self._num_ctx = models, max_tokens_limit, num_ctx
 
-    def chat(self, body: bytes, parser: Parser[Asked] = parse_afresh) -> Asked:
+    def chat(self, body: bytes, parser: Parser[OpenAIRequest] = parse_afresh) -> OpenAIRequest:
         """Read a body of /v1/chat/completions."""
         return self._possible(parser(self._chat, body))
 
-    def completion(self, body: bytes, parser: Parser[Asked] = parse_afresh) -> Asked:
+    def completion(self, body: bytes, parser: Parser[OpenAIRequest] = parse_afresh) -> OpenAIRequest:
         """Read a body of /v1/completions."""
         return self._possible(parser(self._completion, body))
 
@@ -78,22 +79,22 @@ class OpenAIRequests:
         """Read a body of /v1/embeddings."""
         return read_embeddings(body, self._models, self._num_ctx)
 
-    def _possible(self, asked: Asked) -> Asked:
+    def _possible(self, asked: OpenAIRequest) -> OpenAIRequest:
         """``asked`` adapted to the abilities of its model. Raises NotSupported."""
         model = asked.call.model
         for ability, param in asked.needs.items():
             if not self._models.can(model, ability):
                 raise NotSupported(param, model, ability)
-        if asked.thoughtless is not None and not self._models.can(model, "thinking"):
-            return replace(asked, call=asked.thoughtless)
+        if asked.call_without_think is not None and not self._models.can(model, "thinking"):
+            return replace(asked, call=asked.call_without_think)
         return asked
 
-    def _chat(self, body: bytes) -> Asked:
-        request = Members(parse_object(body))
+    def _chat(self, body: bytes) -> OpenAIRequest:
+        request = RequestObject(parse_object(body))
         model = self._model(request, CHAT_FIELDS)
         needs: Needs = {}
         for name, value in (("modalities", ["text"]), ("verbosity", "medium")):
-            request.only(name, value)
+            request.require_constant(name, value)
         limits = (request.integer("max_completion_tokens", 1, self._limit), self._max_tokens(request))
         fields: dict[str, Any] = {
             "options": self._options(request, limits[0] or limits[1] or self._limit), "truncate": False,
@@ -103,14 +104,14 @@ class OpenAIRequests:
         call = ModelCall.of(CHAT, model, think=think, **fields)
         streamed, usage = _stream(request)
         request.boolean("parallel_tool_calls")
-        return Asked(call, needs, ModelCall.of(CHAT, model, **fields) if think is False else None, streamed, usage,
-                     one_call=request.get("parallel_tool_calls") is False)
+        return OpenAIRequest(call, needs, ModelCall.of(CHAT, model, **fields) if think is False else None, streamed,
+                             usage, one_call=request.get("parallel_tool_calls") is False)
 
-    def _completion(self, body: bytes) -> Asked:
-        request = Members(parse_object(body))
+    def _completion(self, body: bytes) -> OpenAIRequest:
+        request = RequestObject(parse_object(body))
         model = self._model(request, COMPLETION_FIELDS)
-        request.only("echo", False)
-        request.only("best_of", 1)
+        request.require_constant("echo", False)
+        request.require_constant("best_of", 1)
         needs: Needs = {}
         if suffix := request.text("suffix"):
             needs["insert"] = "suffix"
@@ -119,9 +120,9 @@ class OpenAIRequests:
             GENERATE, model, self._options(request, limit or min(COMPLETION_TOKENS, self._limit)),
             prompt=_prompt(request), suffix=suffix or None, truncate=False,
             logprobs=None if logprobs is None else True, top_logprobs=logprobs or None)
-        return Asked(call, needs, None, *_stream(request))
+        return OpenAIRequest(call, needs, None, *_stream(request))
 
-    def _model(self, request: Members, fields: set[str]) -> str:
+    def _model(self, request: RequestObject, fields: set[str]) -> str:
         """The model that is asked, once it is sure that the request has no fields but known ones."""
         name = request.required_text("model")
         if (model := self._models.resolve(name)) is None:
@@ -137,44 +138,44 @@ class OpenAIRequests:
             raise request.wrong("logit_bias", "unsupported_value", "must be empty: Ollama knows no such bias")
         return model
 
-    def _max_tokens(self, request: Members) -> int | None:
+    def _max_tokens(self, request: RequestObject) -> int | None:
         return request.integer("max_tokens", 1, self._limit)
 
-    def _options(self, request: Members, num_predict: int) -> dict[str, Any]:
+    def _options(self, request: RequestObject, num_predict: int) -> dict[str, Any]:
         """Ollama's options with their effective values, OpenAI's defaults among them."""
         return {"num_predict": num_predict, "num_ctx": self._num_ctx, "stop": request.texts("stop", MAX_STOPS) or None,
                 **{name: request.number(name, *bounds) for name, bounds in NUMBERS.items()},
                 **{name: request.integer(name, *bounds) for name, bounds in INTEGERS.items()}}
 
 
-def _stream(request: Members) -> tuple[bool, bool]:
+def _stream(request: RequestObject) -> tuple[bool, bool]:
     """Whether to stream, and whether with a chunk of usage."""
     if not request.boolean("stream"):
         return False, False
     if request.get("stream_options") is None:
         return True, False
-    return True, Members(request.get("stream_options"), "stream_options").boolean("include_usage")
+    return True, RequestObject(request.get("stream_options"), "stream_options").boolean("include_usage")
 
 
-def _prompt(request: Members) -> str:
+def _prompt(request: RequestObject) -> str:
     """A string, or a list of exactly one, which is what LangChain sends."""
     value = request.require("prompt")
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
-        request = Members({"prompt": value[0]})
+        request = RequestObject({"prompt": value[0]})
     elif not isinstance(value, str):
         raise request.wrong("prompt", "unsupported_value" if isinstance(value, list) else "invalid_type",
                             "must be one text, or a list of one: lists of texts and of tokens are not supported")
     return request.name("prompt")
 
 
-def _format(request: Members) -> Any:
+def _format(request: RequestObject) -> Any:
     """Ollama's ``format``: none, ``json`` or a schema."""
     if request.get("response_format") is None:
         return None
-    chosen = Members(request.get("response_format"), "response_format")
+    chosen = RequestObject(request.get("response_format"), "response_format")
     kind = chosen.required_text("type")
     if kind == "json_schema":
-        schema = Members(chosen.require("json_schema"), chosen.path("json_schema"))
+        schema = RequestObject(chosen.require("json_schema"), chosen.path("json_schema"))
         schema.require("schema")
         if (found := schema.object("schema")) is None:
             raise schema.wrong("schema", "invalid_type", "must be an object")
@@ -184,18 +185,18 @@ def _format(request: Members) -> Any:
     return "json" if kind == "json_object" else None
 
 
-def _chat_logprobs(request: Members) -> dict[str, Any]:
+def _chat_logprobs(request: RequestObject) -> dict[str, Any]:
     wanted, top = request.boolean("logprobs"), request.integer("top_logprobs", 0, TOP_LOGPROBS)
     if top is not None and not wanted:
         raise request.wrong("top_logprobs", "invalid_value", "needs logprobs to be true")
     return {"logprobs": wanted or None, "top_logprobs": top or None}
 
 
-def _think(request: Members, needs: Needs) -> bool | str | None:
+def _think(request: RequestObject, needs: Needs) -> bool | str | None:
     """Ollama's ``think``; the ability is required only if thinking is requested."""
     holders = [(request, "reasoning_effort")]
     if request.get("reasoning") is not None:
-        reasoning = Members(request.get("reasoning"), "reasoning")
+        reasoning = RequestObject(request.get("reasoning"), "reasoning")
         for key, value in reasoning.values.items():
             if key != "effort" and value is not None:
                 raise reasoning.wrong(key, "unsupported_parameter", "is not supported: only effort is")

@@ -25,7 +25,7 @@ TAGS = {
     "ollama": "Ollama's API: its clients work by changing the host.",
     "cache": "Look at the stored answers, or remove them.",
     "health": "For load balancers, orchestrators and people. Always fast, never rate-limited; they never generate.",
-    "monitoring": "Figures for Prometheus and for the page; ends a generation.",
+    "monitoring": "Timings for Prometheus and for the page; ends a generation.",
     "page": "The page for people: ask the model and watch the service.",
     "documentation": "This document, a page to read it and try the calls, and a page on each problem.",
 }

@@ -9,7 +9,7 @@ from ..answer import Answer
 from ..waiting import SingleFlight
 from .epochs import Epochs
 from .guarded import GuardedStore
-from .keeper import Keeper
+from .renewer import Renewer
 from .lru import LRUCache
 from .store import OUTDATED, Found
 
@@ -46,7 +46,7 @@ class AnswerCache:
         self._on_purge: list[Callable[[], None]] = []
         self.enabled = front.max_entries > 0
         self.epochs = Epochs(self._forget)
-        self.keeper = Keeper(store, self.epochs) if store is not None else None
+        self.renewer = Renewer(store, self.epochs) if store is not None else None
         self._timeout = ttl + stale_seconds if ttl else 0
         self._clock, self._wall_clock = clock, wall_clock
         self._asking = SingleFlight()  # concurrent look-ups of one key are one look-up in the store
@@ -60,14 +60,14 @@ class AnswerCache:
     def get(self, key: str) -> Entry | None:
         """The entry of ``key``, fresh or stale, or None."""
         entry: Entry | None = self.front.get(key)
-        if self.keeper is None:
+        if self.renewer is None:
             return entry
-        self.keeper.start()
+        self.renewer.start()
         now = self._clock()
         if entry is None or now - entry.checked >= TRUST_SECONDS:
             entry = self._ask([key], {} if entry is None else {key: entry}, now).get(key)
         if entry is not None:
-            self.keeper.served(key)
+            self.renewer.served(key)
         return entry
 
     def get_many(self, keys: Sequence[str], anew: bool = False) -> dict[str, Entry]:
@@ -76,16 +76,16 @@ class AnswerCache:
         With ``anew`` all of them are looked up there.
         """
         known: dict[str, Entry] = {key: entry for key in keys if (entry := self.front.get(key)) is not None}
-        if self.keeper is None:
+        if self.renewer is None:
             return known
-        self.keeper.start()
+        self.renewer.start()
         now = self._clock()
         asked = [key for key in keys if anew or key not in known or now - known[key].checked >= TRUST_SECONDS]
         for start in range(0, len(asked), BATCH):
             batch = asked[start:start + BATCH]
             known |= self._ask(batch, {key: known.pop(key) for key in batch if key in known}, now)
         for key in known:
-            self.keeper.served(key)
+            self.renewer.served(key)
         return known
 
     def set(self, key: str, answer: Answer, epoch: int) -> bool:
@@ -110,8 +110,8 @@ class AnswerCache:
 
     def watch(self) -> None:
         """Watch for purges elsewhere, even if this process never looks up an answer."""
-        if self.keeper is not None:
-            self.keeper.start()
+        if self.renewer is not None:
+            self.renewer.start()
 
     def clear(self) -> None:
         """Remove every answer, for all workers and hosts within TRUST_SECONDS."""
@@ -130,8 +130,8 @@ class AnswerCache:
 
     def close(self) -> None:
         """Close the store; what this process holds there expires."""
-        if self.keeper is not None and self.store is not None:
-            self.keeper.stop()
+        if self.renewer is not None and self.store is not None:
+            self.renewer.stop()
             self.store.close()
 
     def _forget(self) -> None:
@@ -146,13 +146,13 @@ class AnswerCache:
 
     def _share(self, key: str, answer: Answer, epoch: int) -> bool:
         """Put ``answer`` into the store; False when there was a purge since ``epoch``."""
-        if self.store is None or self.keeper is None:
+        if self.store is None or self.renewer is None:
             return True
         with self.epochs.lock:
             current, name = epoch == self.epochs.number, self.epochs.name
         if not current:
             return False
-        self.keeper.report_use()  # else it would evict entries served since the last report
+        self.renewer.report_use()  # else it would evict entries served since the last report
         evicted = self.store.set(key, answer.to_bytes(), name)
         if evicted == OUTDATED:  # there was a purge elsewhere that we had not seen
             if (found := self.store.get(key)) is not None:
@@ -163,10 +163,10 @@ class AnswerCache:
 
     def _ask(self, keys: Sequence[str], known: dict[str, Entry], now: float) -> dict[str, Entry]:
         """The entries of ``keys`` in the store, where the LRU has ``known``."""
-        found: dict[str, Entry] = self._asking.call("".join(keys), lambda: self._look(keys, known, now))
+        found: dict[str, Entry] = self._asking.call("".join(keys), lambda: self._look_up(keys, known, now))
         return found
 
-    def _look(self, keys: Sequence[str], known: dict[str, Entry], now: float) -> dict[str, Entry]:
+    def _look_up(self, keys: Sequence[str], known: dict[str, Entry], now: float) -> dict[str, Entry]:
         assert self.store is not None
         since = self.epochs.number
         found = self.store.get_many(keys)

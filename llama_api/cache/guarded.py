@@ -9,7 +9,7 @@ from typing import Any
 
 from .redis import RedisStore
 from .sqlite import SqliteStore
-from .store import Claim, Found, Kept, Lease, LeasingStore, Store, StoreError
+from .store import Claim, Found, Lease, LeasingStore, Renewal, Store, StoreError
 
 ADMISSION = 0.03  # seconds that a look-up waits for access to the store
 PATIENCE = 0.25  # seconds that other operations wait; if they fail, an answer may be generated twice or lost
@@ -111,8 +111,8 @@ class GuardedStore:
     def release(self, claim: Claim) -> None:
         self._call(self._store.release, claim)
 
-    def keep(self, claims: Sequence[Claim], leases: Sequence[Lease], ttl: float) -> Kept | None:
-        return self._call(self._store.keep, claims, leases, ttl)
+    def renew(self, claims: Sequence[Claim], leases: Sequence[Lease], ttl: float) -> Renewal | None:
+        return self._call(self._store.renew, claims, leases, ttl)
 
     def lease(self, lease: Lease, waited: float, limit: int, ttl: float) -> bool | None:
         return self._call(self._leasing.lease, lease, waited, limit, ttl) if self._leasing else None

@@ -14,7 +14,7 @@ from redis.retry import Retry
 
 from . import redis_connection
 from .redis_scripts import PREFIX, scripts
-from .store import OVERHEAD, Claim, Found, Kept, Lease, StoreError
+from .store import OVERHEAD, Claim, Found, Lease, Renewal, StoreError
 
 ENTRY_TTL = 30 * 86400.0  # seconds for which an unused entry is kept
 BATCH = 500  # entries per script call, so that no call blocks the server
@@ -89,10 +89,10 @@ class RedisStore:
     def release(self, claim: Claim) -> None:
         self._run("release", _where(claim), claim.token)
 
-    def keep(self, claims: Sequence[Claim], leases: Sequence[Lease], ttl: float) -> Kept:
+    def renew(self, claims: Sequence[Claim], leases: Sequence[Lease], ttl: float) -> Renewal:
         held = [text for claim in claims for text in (_where(claim), claim.token)]
         taken = [text for lease in leases for text in lease]
-        return self._run("keep", _ms(ttl), len(claims), *held, *taken, read=lambda reply: Kept(
+        return self._run("renew", _ms(ttl), len(claims), *held, *taken, read=lambda reply: Renewal(
             reply[0].decode(), frozenset(token.decode() for token in reply[1:])))
 
     def lease(self, lease: Lease, waited: float, limit: int, ttl: float) -> bool:

@@ -157,7 +157,7 @@ _SCRIPTS = {
         local claim = claims .. ARGV[1]
         return redis.call('GET', claim) == ARGV[2] and redis.call('UNLINK', claim) or 0""",
     # ttl, number of claims, their epoch:key and token each, then name and token of each lease
-    "keep": """
+    "renew": """
         local ttl, last, found = ARGV[1], 2 + 2 * ARGV[2], {epoch()}
         for i = 3, last, 2 do
           local claim, token = claims .. ARGV[i], ARGV[i + 1]

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from .native_thread import NativeThread
 from .sqlite_file import Damaged, SqliteFile
-from .store import OUTDATED, OVERHEAD, UNDER_WAY, WANTED_FOR, Claim, Found, Kept, Lease, StoreError
+from .store import OUTDATED, OVERHEAD, UNDER_WAY, WANTED_FOR, Claim, Found, Lease, Renewal, StoreError
 
 BUDGET = 0.08  # maximum seconds of an operation
 SLOW_BUDGET = 1.0  # the same for opening, purging or closing the file, which waits for the disk several times
@@ -183,17 +183,17 @@ class SqliteStore:
             self._end(db, claim.token, under_way=True)
 
     @_natively
-    def keep(self, claims: Sequence[Claim], leases: Sequence[Lease], ttl: float) -> Kept:
+    def renew(self, claims: Sequence[Claim], leases: Sequence[Lease], ttl: float) -> Renewal:
         """As in Store; ``leases`` is empty, as this store has none."""
         tokens = [claim.token for claim in claims]
         if not tokens:
             with self._file.using() as db:
-                return Kept(self._totals(db)[3], frozenset())
+                return Renewal(self._totals(db)[3], frozenset())
         with self._file.writing() as db:
             now = self._clock()
             db.execute(f"UPDATE claims SET since = :now, ttl = :ttl WHERE token {_GIVEN} AND outcome IS NULL"
                        f" AND {_LIVES}", {"now": now, "ttl": ttl, "tokens": json.dumps(tokens)})
-            return Kept(self._totals(db)[3], self._wanted(db, tokens, now))
+            return Renewal(self._totals(db)[3], self._wanted(db, tokens, now))
 
     @_natively
     def ping(self) -> None:

@@ -50,7 +50,7 @@ class Lease(NamedTuple):
     token: str
 
 
-class Kept(NamedTuple):
+class Renewal(NamedTuple):
     """The result of ``keep``: the epoch, and the tokens of our claims that a process waits for."""
 
     epoch: str
@@ -112,7 +112,7 @@ class Store(Protocol):
     def release(self, claim: Claim) -> None:
         """End our claim without an outcome. Nothing happens when it is lost or settled."""
 
-    def keep(self, claims: Sequence[Claim], leases: Sequence[Lease], ttl: float) -> Kept:
+    def renew(self, claims: Sequence[Claim], leases: Sequence[Lease], ttl: float) -> Renewal:
         """Renew our claims and leases for ``ttl`` seconds from now, in one round trip.
 
         A lost claim stays lost; an expired lease is taken again, as its generation goes on.

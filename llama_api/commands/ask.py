@@ -59,7 +59,7 @@ def _begin(server: Server, body: dict[str, Any]) -> requests.Response:
 
 def _print(answer: requests.Response) -> None:
     """Print the pieces as they come; until the first one, the wait goes to stderr where that is a terminal."""
-    wait = Wait()
+    wait = WaitLine()
     ended = False
     try:
         for name, data in events(answer.iter_content(chunk_size=None)):
@@ -99,7 +99,7 @@ def events(chunks: Iterator[bytes]) -> Iterator[tuple[str, str]]:
                 name = "message"
 
 
-class Wait:
+class WaitLine:
     """The line on stderr that reports the wait for the answer, if stderr is a terminal."""
 
     def __init__(self) -> None:

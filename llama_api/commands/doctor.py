@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import click
 
-from ..cache import StoreError, examine
+from ..cache import StoreError, inspect_store
 from ..settings import PREFIX, Settings, SettingsError
-from .doctor_ollama import Look
-from .doctor_service import Service
+from .doctor_ollama import OllamaCheck
+from .doctor_service import ServiceCheck
 from .finding import FAULT, OK, WARNING, Finding
 
 COLOURS = {OK: "green", WARNING: "yellow", FAULT: "red"}
@@ -36,16 +36,16 @@ def findings() -> Iterator[Finding]:
     yield Finding(OK, "settings", "all are valid")
     yield from (Finding(WARNING, "settings", warning) for warning in chosen.warnings())
     yield log_file(chosen.log_file)
-    service = Service(chosen)
+    service = ServiceCheck(chosen)
     yield from service.findings()
-    looks = [Look(host, chosen) for host in chosen.ollamas]
-    for look in looks:
-        yield from look.findings()
-    yield builds(looks, chosen.model)
+    checks = [OllamaCheck(host, chosen) for host in chosen.ollamas]
+    for check in checks:
+        yield from check.findings()
+    yield builds(checks, chosen.model)
     yield store(chosen)
-    for look in looks:
-        if look.present:
-            yield from look.generations(service.running)
+    for check in checks:
+        if check.present:
+            yield from check.generations(service.running)
 
 
 def log_file(path: str) -> Finding:
@@ -64,17 +64,17 @@ def log_file(path: str) -> Finding:
     return Finding(WARNING, "log file", f"{path} {cure}; until then the log goes to stdout alone")
 
 
-def builds(looks: list[Look], model: str) -> Finding:
+def builds(checks: list[OllamaCheck], model: str) -> Finding:
     """Whether all Ollamas have the same build of the model."""
-    found = [look for look in looks if look.present]
-    if len({look.digest for look in found}) > 1:
-        told = ", ".join(f"{look.host.name} has {look.digest[:12]}" for look in found)
+    found = [check for check in checks if check.present]
+    if len({check.digest for check in found}) > 1:
+        told = ", ".join(f"{check.host.name} has {check.digest[:12]}" for check in found)
         return Finding(FAULT, "builds", f"{model} is not the same everywhere ({told}), and only one build is used: run"
                                         " `llama-api pull`; one made by `ollama create` is equal only if its blobs"
                                         " and its manifest were copied to the same path")
     if len(found) > 1:
-        return Finding(OK, "builds", f"{model} is the same on {len(found)} of {len(looks)}")
-    return Finding(OK, "builds", f"{len(found)} of {len(looks)} has {model}: there is nothing to compare")
+        return Finding(OK, "builds", f"{model} is the same on {len(found)} of {len(checks)}")
+    return Finding(OK, "builds", f"{len(found)} of {len(checks)} has {model}: there is nothing to compare")
 
 
 def store(chosen: Settings) -> Finding:
@@ -93,7 +93,7 @@ def store(chosen: Settings) -> Finding:
         if not there:
             return Finding(OK, subject, f"{path} does not exist yet; the service will create it")
     try:
-        found = examine(url)
+        found = inspect_store(url)
     except StoreError as error:
         cure = "start it, or" if path == url else "move it away, or"
         return Finding(FAULT, subject, f"cannot be used: {error}; {cure} correct {PREFIX}CACHE_URL")

@@ -20,7 +20,7 @@ from .finding import FAULT, OK, WARNING, Finding
 AT_ONCE = 8  # most generations to test how many Ollama runs at once
 
 
-class Look:
+class OllamaCheck:
     """One Ollama and the checks on it."""
 
     def __init__(self, host: OllamaHost, chosen: Settings):

@@ -12,7 +12,7 @@ from .finding import FAULT, OK, WARNING, Finding
 OWN = {PREFIX + "BIND", "WEB_CONCURRENCY"}  # gunicorn's command line may override them
 
 
-class Service:
+class ServiceCheck:
     """The service at the address of ``chosen`` and the checks on it."""
 
     def __init__(self, chosen: Settings):

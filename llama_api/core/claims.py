@@ -12,7 +12,7 @@ from collections.abc import Callable
 import orjson
 
 from ..answer import Answer
-from ..cache import KEPT_FOR, UNDER_WAY, AnswerCache, Claim
+from ..cache import LEASE_SECONDS, UNDER_WAY, AnswerCache, Claim
 from ..errors import LlamaApiError, OllamaError, QueueFull, QueueTimeout, from_wire, to_wire
 from ..waiting import Cancelled
 from .flights import Flight, Flights, Landing
@@ -28,16 +28,16 @@ class Claims:
     """Collapses the flights of all processes that share the store of ``cache``."""
 
     def __init__(self, cache: AnswerCache, flights: Flights):
-        assert cache.store is not None and cache.keeper is not None
-        self._cache, self._store, self._keeper, self._flights = cache, cache.store, cache.keeper, flights
+        assert cache.store is not None and cache.renewer is not None
+        self._cache, self._store, self._renewer, self._flights = cache, cache.store, cache.renewer, flights
 
-    def fly(self, flight: Flight, key: str, generate: Callable[[], Landing], find: Find) -> Landing:
+    def lead_or_follow(self, flight: Flight, key: str, generate: Callable[[], Landing], find: Find) -> Landing:
         """The landing of ``flight``: generated here, or followed where it is generated. Raises what the leader raised.
 
         ``find`` looks into the cache again, as another process may have answered since. Called with True, it returns
         the leader's answer even if the caller refused stored ones.
         """
-        self._keeper.start()
+        self._renewer.start()
         token = secrets.token_hex(8)
         while (claim := self._claim(key, token)) is not None:
             if claim.token == token:
@@ -60,14 +60,14 @@ class Claims:
     def _claim(self, key: str, token: str) -> Claim | None:
         """The current claim on ``key``, ours or another's; None when the store is unavailable."""
         since = self._cache.epoch
-        claim = self._store.claim(key, token, KEPT_FOR)
+        claim = self._store.claim(key, token, LEASE_SECONDS)
         if claim is not None:
             self._cache.epochs.saw(claim.epoch, since)
         return claim
 
     def _lead(self, flight: Flight, claim: Claim, generate: Callable[[], Landing], find: Find) -> Landing:
         flight.shared = True
-        self._keeper.hold(claim, lambda wanted: wanted or self._flights.cancel_if_unread(flight))
+        self._renewer.hold(claim, lambda wanted: wanted or self._flights.cancel_if_unread(flight))
         published: bytes | None = None
         try:
             landing = find(False) or generate()
@@ -81,7 +81,7 @@ class Claims:
             published = orjson.dumps(to_wire(reason)) if isinstance(reason, LlamaApiError) else None
             raise
         finally:
-            self._keeper.drop(claim)
+            self._renewer.drop(claim)
             if published is None:
                 self._store.release(claim)
             else:

@@ -13,13 +13,13 @@ from ..answer import Answer, Completion, Piece
 from ..cache import AnswerCache, Entry
 from ..errors import NotCached, OllamaRefused, PromptTooLong
 from ..model_call import ModelCall
-from ..trace import Trace
+from ..trace_context import TraceContext
 from ..upstreams import Fleet
-from .flights import Boarded, Flight, Flights, Landing
-from .service import FAILURES, RESULT_OF, Directives, Figures, Reply, Service, figures_of
+from .flights import Joined, Flight, Flights, Landing
+from .service import FAILURES, RESULT_OF, Directives, Timings, Reply, Service, timings_of
 
 MOST_TEXTS = 2048  # of one request, OpenAI's limit; each is looked up separately
-Board = Callable[[Sequence[ModelCall], bool], list[Boarded]]
+JoinOrStart = Callable[[Sequence[ModelCall], bool], list[Joined]]
 REFUSALS = (OllamaRefused, PromptTooLong)  # errors that another text of the same call may have caused
 
 
@@ -30,7 +30,7 @@ class Embeddings:
         self._service, self._fleet, self._cache, self._flights = service, fleet, cache, flights
 
     def ask(self, calls: Sequence[ModelCall], directives: Directives, gone: Callable[[], bool],
-            trace: Trace | None = None) -> "EmbeddingReply":
+            trace: TraceContext | None = None) -> "EmbeddingReply":
         """Begin to embed; ``calls`` has one call for each text, in order, with duplicates. Raises NotCached."""
         asked_at = time.monotonic()
         bypass = directives.no_store or not self._cache.enabled
@@ -41,7 +41,7 @@ class Embeddings:
         found = {key: entry for key, entry in acceptable.items() if self._service.stale_for(entry) is None}
         missing = [call for key, call in wanted.items() if key not in found]
         reply = EmbeddingReply(asked_at, calls, found, {
-            key: entry for key, entry in acceptable.items() if self._service.serves_in_need(entry)})
+            key: entry for key, entry in acceptable.items() if self._service.may_serve_stale(entry)})
         if not missing:
             return reply
         if directives.only_if_cached:
@@ -50,29 +50,29 @@ class Embeddings:
             call.key in known and self._service.stale_for(known[call.key]) is None)}
         unknown = not directives.no_cache and any(call.key not in known for call in missing)
         forwarded = "bypass" if bypass else "miss" if unknown else "request" if renewed else "stale"
-        reply.board(missing, forwarded, lambda left, join: self._board(left, join, renewed, bypass, gone, trace))
+        reply.join(missing, forwarded, lambda left, join: self._join_or_start(left, join, renewed, bypass, gone, trace))
         return reply
 
-    def _board(self, calls: Sequence[ModelCall], join: bool, renewed: set[str], bypass: bool,
-               gone: Callable[[], bool], trace: Trace | None) -> list[Boarded]:
+    def _join_or_start(self, calls: Sequence[ModelCall], join: bool, renewed: set[str], bypass: bool,
+                       gone: Callable[[], bool], trace: TraceContext | None) -> list[Joined]:
         """Join the flights with any of ``calls`` and start one for the rest."""
         by_key = {call.key: call for call in calls}
 
         def produce(flight: Flight) -> Landing:
             flight.progress.trace = trace
-            return self._fly(flight, [by_key[key] for key in flight.keys or by_key], renewed, bypass)
+            return self._produce(flight, [by_key[key] for key in flight.keys or by_key], renewed, bypass)
 
         if bypass:
-            reader, _ = self._flights.board(None, produce, gone, calls[0].model)
-            return [Boarded(reader, list(by_key), True)]
-        return self._flights.board_several(list(by_key), produce, gone, calls[0].model, join)
+            reader, _ = self._flights.join_or_start(None, produce, gone, calls[0].model)
+            return [Joined(reader, list(by_key), True)]
+        return self._flights.join_or_start_several(list(by_key), produce, gone, calls[0].model, join)
 
-    def _fly(self, flight: Flight, calls: Sequence[ModelCall], renewed: set[str], bypass: bool) -> Landing:
+    def _produce(self, flight: Flight, calls: Sequence[ModelCall], renewed: set[str], bypass: bool) -> Landing:
         """Produce the landing of ``flight``; runs in a producer's thread."""
         found: dict[str, Answer] = {}
 
         def find(anew: bool) -> Landing | None:
-            found.update(self._look([call.key for call in calls if anew or call.key not in renewed], anew))
+            found.update(self._fresh_entries([call.key for call in calls if anew or call.key not in renewed], anew))
             return None if len(found) < len(calls) else Landing(
                 Answer(calls[0].model), "found", False, time.monotonic(), answers=found)
 
@@ -84,9 +84,9 @@ class Embeddings:
         if self._service.claims is None:
             return find(False) or generate()
         key = hashlib.sha256("".join(call.key for call in calls).encode()).hexdigest()
-        return self._service.claims.fly(flight, key, generate, find)
+        return self._service.claims.lead_or_follow(flight, key, generate, find)
 
-    def _look(self, keys: list[str], anew: bool) -> dict[str, Answer]:
+    def _fresh_entries(self, keys: list[str], anew: bool) -> dict[str, Answer]:
         """The fresh answers that were stored for any of ``keys`` since the first look."""
         if self._service.claims is None:
             keys = [key for key in keys if self._cache.front.has(key)]
@@ -103,7 +103,7 @@ class Embeddings:
         embedded = {call.key: Answer(call.model, vector=vector, batch=batch, completion=own, digest=made.digest,
                                      host=made.host, created=created)
                     for call, vector in zip(calls, run.vectors, strict=True)}
-        stored = not bypass and self._fleet.vouches(made, calls[0].model) and all([
+        stored = not bypass and self._fleet.build_unchanged(made, calls[0].model) and all([
             self._cache.set(key, answer, epoch) for key, answer in embedded.items()])
         whole = Answer(calls[0].model, completion=made.completion, digest=made.digest, host=made.host, created=created)
         return Landing(whole, "generated", stored, made.ended_at, answers=found | embedded)
@@ -121,7 +121,7 @@ class EmbeddingReply(Reply):
         super().__init__(asked_at, "hit", None, oldest)
         self._asked_at, self._calls, self._spares = asked_at, calls, spares
         self._answers = {key: entry.answer for key, entry in found.items()}
-        self._boarded: list[Boarded] = []
+        self._joined: list[Joined] = []
         self.known_tokens = 0
 
     @property
@@ -129,15 +129,15 @@ class EmbeddingReply(Reply):
         """The vectors in the order of the calls, as little-endian float32; available after ``answer``."""
         return [self._answers[call.key].vector or b"" for call in self._calls]
 
-    def board(self, calls: Sequence[ModelCall], forwarded: str, board: Board) -> None:
-        """Board the flights of the missing ``calls`` by ``board``, which may be called again for a retry."""
-        self.entry, self.forwarded, self._board = None, forwarded, board
-        self._boarded = board(calls, True)
-        started = any(boarded.own for boarded in self._boarded)
+    def join(self, calls: Sequence[ModelCall], forwarded: str, join_or_start: JoinOrStart) -> None:
+        """Join the flights of the missing ``calls`` by ``join_or_start``, which may be called again for a retry."""
+        self.entry, self.forwarded, self._join_or_start = None, forwarded, join_or_start
+        self._joined = join_or_start(calls, True)
+        started = any(joined.own for joined in self._joined)
         self.result = RESULT_OF[forwarded] if started else "collapsed"
 
     def answer(self) -> Answer:
-        if not self._boarded:
+        if not self._joined:
             return self._whole(Completion("stop"))
         try:
             landings = self._land()
@@ -147,42 +147,42 @@ class EmbeddingReply(Reply):
         return self._whole(landings[0].answer.completion if len(landings) == 1 else Completion("stop"))
 
     def close(self) -> None:
-        for boarded in self._boarded:
-            boarded.reader.close()
+        for joined in self._joined:
+            joined.reader.close()
 
     def _land(self) -> list[Landing]:
         """Wait for the flights. Texts that failed in another request's flight are tried again, each alone."""
         by_key, landings, refused = {call.key: call for call in self._calls}, [], []
-        for boarded in self._boarded:
+        for joined in self._joined:
             try:
-                landings.append(self._take(boarded))
+                landings.append(self._take(joined))
             except REFUSALS:
-                if boarded.own:
+                if joined.own:
                     raise
-                refused += [by_key[key] for key in boarded.keys]
+                refused += [by_key[key] for key in joined.keys]
         if refused:
-            alone, = self._board(refused, False)
-            self._boarded.append(alone)
+            alone, = self._join_or_start(refused, False)
+            self._joined.append(alone)
             landings.append(self._take(alone))
         return landings
 
-    def _take(self, boarded: Boarded) -> Landing:
-        landing = boarded.reader.outcome()
-        self._answers |= {key: landing.answers[key] for key in boarded.keys}
+    def _take(self, joined: Joined) -> Landing:
+        landing = joined.reader.outcome()
+        self._answers |= {key: landing.answers[key] for key in joined.keys}
         return landing
 
     def _label(self, landings: list[Landing]) -> None:
         """Set the result of the request from its flights."""
-        own = [boarded.reader.flight.landing for boarded in self._boarded if boarded.own]
+        own = [joined.reader.flight.landing for joined in self._joined if joined.own]
         if all(landing is not None and landing.source == "followed" for landing in own):
             self.result, self.forwarded = "collapsed", "miss"
         else:
             self.result = RESULT_OF[self.forwarded or "miss"]
         self.stored = self.result != "collapsed" and all(landing.stored for landing in landings)
         self.host = landings[-1].answer.host
-        times = max((figures_of(boarded.reader.flight, boarded.reader.joined_at) for boarded in self._boarded),
+        times = max((timings_of(joined.reader.flight, joined.reader.joined_at) for joined in self._joined),
                     key=lambda figures: figures.inference)
-        self.figures = Figures(times.inference, times.queue)
+        self.timings = Timings(times.inference, times.queue)
 
     def _fall_back(self, error: Exception) -> Answer:
         left = {call.key for call in self._calls} - self._answers.keys()
@@ -191,7 +191,7 @@ class EmbeddingReply(Reply):
         self.failure, self.result, self.forwarded = error, "stale", "stale"
         self.entry = min((self._spares[key] for key in left), key=lambda entry: entry.born)
         self._answers |= {key: self._spares[key].answer for key in left}
-        self.figures = Figures(time.monotonic() - self._asked_at)
+        self.timings = Timings(time.monotonic() - self._asked_at)
         return self._whole(Completion("stop"))
 
     def _whole(self, completion: Completion) -> Answer:

@@ -169,8 +169,8 @@ class Reader:
             raise ClientGone
 
 
-class Boarded(NamedTuple):
-    """A flight of several keys, boarded for some of them; ``own`` says whether this request started it."""
+class Joined(NamedTuple):
+    """A flight of several keys, joined for some of them; ``own`` says whether this request started it."""
 
     reader: Reader
     keys: Sequence[str]
@@ -195,8 +195,8 @@ class Flights:
         with self._lock:
             return list(self._all.values())
 
-    def board(self, key: str | None, produce: Callable[[Flight], Landing], gone: Callable[[], bool],
-              model: str = "") -> tuple[Reader, bool]:
+    def join_or_start(self, key: str | None, produce: Callable[[Flight], Landing], gone: Callable[[], bool],
+                      model: str = "") -> tuple[Reader, bool]:
         """Join the flight of ``key`` or start one; returns also whether it was started. The key None is never shared.
 
         ``produce`` runs in its own thread; the flight ends with its landing or its exception.
@@ -208,11 +208,12 @@ class Flights:
                 flight = self._begin(key, model)
             flight.readers += 1
         if started:
-            _thread.start_new_thread(self._fly, (flight, produce))  # a Thread's handshake would cost the caller 0.1 ms
+            # A Thread's handshake would cost the caller 0.1 ms.
+            _thread.start_new_thread(self._produce, (flight, produce))
         return Reader(flight, self, gone, flight.started_at if started else time.monotonic()), started
 
-    def board_several(self, keys: Sequence[str], produce: Callable[[Flight], Landing], gone: Callable[[], bool],
-                      model: str, join: bool = True) -> list["Boarded"]:
+    def join_or_start_several(self, keys: Sequence[str], produce: Callable[[Flight], Landing], gone: Callable[[], bool],
+                              model: str, join: bool = True) -> list["Joined"]:
         """Join the flights that carry some of ``keys``, unless ``join`` is false, and start one for the rest."""
         joined: dict[Flight, list[str]] = {}
         with self._lock:
@@ -225,10 +226,10 @@ class Flights:
             for flight in [*joined, *([own] if own is not None else [])]:
                 flight.readers += 1
         now = time.monotonic()
-        found = [Boarded(Reader(flight, self, gone, now), some, False) for flight, some in joined.items()]
+        found = [Joined(Reader(flight, self, gone, now), some, False) for flight, some in joined.items()]
         if own is not None:
-            _thread.start_new_thread(self._fly, (own, produce))
-            found.append(Boarded(Reader(own, self, gone, own.started_at), rest, True))
+            _thread.start_new_thread(self._produce, (own, produce))
+            found.append(Joined(Reader(own, self, gone, own.started_at), rest, True))
         return found
 
     def leave(self, flight: Flight) -> None:
@@ -243,7 +244,7 @@ class Flights:
         with self._lock:
             if flight.readers or flight.landed:
                 return False
-            self._seal(flight)
+            self._close_to_joiners(flight)
         flight.cancellation.request()
         return True
 
@@ -253,11 +254,11 @@ class Flights:
             flight = self._all.get(flight_id)
             if flight is None or flight.landed:
                 return False
-            self._seal(flight)
+            self._close_to_joiners(flight)
         flight.cancellation.request(GenerationCancelled())
         return True
 
-    def seal(self) -> None:
+    def close_to_joiners(self) -> None:
         """Make the current flights unjoinable, as after a purge nothing begun before it may be joined."""
         with self._lock:
             self._joinable.clear()
@@ -269,12 +270,12 @@ class Flights:
             self._joinable[one] = flight
         return flight
 
-    def _seal(self, flight: Flight) -> None:
+    def _close_to_joiners(self, flight: Flight) -> None:
         for key in flight.keys:
             if self._joinable.get(key) is flight:
                 del self._joinable[key]
 
-    def _fly(self, flight: Flight, produce: Callable[[Flight], Landing]) -> None:
+    def _produce(self, flight: Flight, produce: Callable[[Flight], Landing]) -> None:
         landing, error = None, None  # type: Landing | None, BaseException | None
         try:
             landing = produce(flight)
@@ -283,6 +284,6 @@ class Flights:
         except BaseException as raised:  # readers must not wait for a dead producer
             error = raised
         with self._lock:
-            self._seal(flight)
+            self._close_to_joiners(flight)
             del self._all[flight.id]
         flight.land(landing, error)

@@ -70,7 +70,7 @@ class Models:
         True if Ollama does not report abilities: it will refuse the call itself.
         """
         try:
-            known = self._look(model).capabilities
+            known = self._capabilities_of(model).capabilities
         except OllamaError:
             return True
         return known is None or ability in known
@@ -96,7 +96,7 @@ class Models:
         if (loaded := self._fleet.window(model)) is not None or self.digest(model) is None:
             return loaded
         try:
-            return self._look(model).window
+            return self._capabilities_of(model).window
         except OllamaError:
             return None
 
@@ -114,10 +114,10 @@ class Models:
             if normal(item[0]) == normal(name):
                 return item
         if (model := self.resolve(name)) is not None:
-            raise ModelMissing(name, str(self._fleet.lack(model)))
+            raise ModelMissing(name, str(self._fleet.not_found_error(model)))
         raise ModelNotServed(name, self.served)
 
-    def _look(self, model: str) -> "_Shown":
+    def _capabilities_of(self, model: str) -> "_Shown":
         """The facts from /api/show about the build of ``model``, asked once. Raises OllamaError."""
         known = self._shown.get(model)
         if known is None or self._fleet.stale_since(model, known[0]) is not None:

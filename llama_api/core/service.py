@@ -8,7 +8,7 @@ from ..answer import Answer, Piece
 from ..cache import AnswerCache, Entry
 from ..errors import NotCached, OllamaError, PromptTooLong, QueueFull, QueueTimeout
 from ..model_call import ModelCall
-from ..trace import Trace
+from ..trace_context import TraceContext
 from ..upstreams import Fleet
 from ..waiting import Wait
 from .claims import Claims
@@ -30,7 +30,7 @@ class Directives:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class Timings:
     """The times of one request in seconds, None where they do not apply."""
 
     inference: float
@@ -51,7 +51,7 @@ class Reply:
         self.failure: Exception | None = None  # why a stale answer is served
         self.stored = False
         self.host: str | None = None
-        self.figures = Figures(time.monotonic() - asked_at)
+        self.timings = Timings(time.monotonic() - asked_at)
 
     @property
     def cached(self) -> bool:
@@ -81,9 +81,9 @@ class Reply:
 class FlightReply(Reply):
     """A reply that reads a flight, with a ``spare`` entry to serve if the generation fails."""
 
-    def __init__(self, asked_at: float, result: str, forwarded: str, reader: Reader, spare: Entry | None):
+    def __init__(self, asked_at: float, result: str, forwarded: str, reader: Reader, stale_entry: Entry | None):
         super().__init__(asked_at, result, forwarded, None)
-        self._asked_at, self._reader, self._spare = asked_at, reader, spare
+        self._asked_at, self._reader, self._stale_entry = asked_at, reader, stale_entry
         self._asked_as = result, forwarded
 
     def start(self, silence: float | None = None) -> None:
@@ -134,14 +134,14 @@ class FlightReply(Reply):
             self.result, self.forwarded = "collapsed", "miss"
         self.stored = landing is not None and landing.stored and self.result != "collapsed"
         self.host = None if self.cached else landing.answer.host if landing is not None else flight.progress.host
-        self.figures = figures_of(flight, self._reader.joined_at)
+        self.timings = timings_of(flight, self._reader.joined_at)
 
     def _fall_back(self, error: Exception) -> None:
-        if self._spare is None or isinstance(error, PromptTooLong):
+        if self._stale_entry is None or isinstance(error, PromptTooLong):
             raise error
-        self.failure, self.entry = error, self._spare
+        self.failure, self.entry = error, self._stale_entry
         self.result, self.forwarded = "stale", "stale"
-        self.figures = Figures(time.monotonic() - self._asked_at)
+        self.timings = Timings(time.monotonic() - self._asked_at)
 
 
 class Service:
@@ -150,12 +150,12 @@ class Service:
     def __init__(self, fleet: Fleet, cache: AnswerCache, flights: Flights, ttl: float = 0.0,
                  stale_if_error: float = 0.0):
         self._fleet, self._cache, self._flights = fleet, cache, flights
-        cache.when_purged(flights.seal)
+        cache.when_purged(flights.close_to_joiners)
         self._ttl, self._stale_if_error = ttl, stale_if_error
         self.claims = Claims(cache, flights) if cache.store is not None and cache.enabled else None
 
     def ask(self, call: ModelCall, directives: Directives, gone: Callable[[], bool],
-            trace: Trace | None = None) -> Reply:
+            trace: TraceContext | None = None) -> Reply:
         """Begin to answer ``call``; ``gone`` says whether its client has left. Raises NotCached.
 
         ``trace`` is the span of the request; a generation belongs to the span of the request that began it.
@@ -173,13 +173,13 @@ class Service:
             return Reply(asked_at, "hit", None, entry)
         if directives.only_if_cached:
             raise NotCached
-        spare = entry if acceptable and entry is not None and self.serves_in_need(entry) else None
+        stale_entry = entry if acceptable and entry is not None and self.may_serve_stale(entry) else None
         renew = directives.no_cache or fresh  # the caller refused the cached entry, so do not look it up again
         forwarded = "bypass" if bypass else "request" if renew else "miss" if entry is None else "stale"
-        reader, started = self._flights.board(
-            key, lambda flight: self._fly(flight, call, renew, trace), gone, call.model)
+        reader, started = self._flights.join_or_start(
+            key, lambda flight: self._produce(flight, call, renew, trace), gone, call.model)
         result = RESULT_OF[forwarded] if started else "collapsed"
-        return FlightReply(asked_at, result, forwarded, reader, spare)
+        return FlightReply(asked_at, result, forwarded, reader, stale_entry)
 
     def load(self, model: str, gone: Callable[[], bool]) -> None:
         """Have ``model`` loaded, and wait until it is. Raises OllamaError, or ClientGone."""
@@ -187,7 +187,7 @@ class Service:
             self._fleet.load(model, flight.cancellation, flight.progress)
             return Landing(Answer(model), "generated", False, time.monotonic())
 
-        reader, _ = self._flights.board(None, produce, gone, model)
+        reader, _ = self._flights.join_or_start(None, produce, gone, model)
         try:
             reader.outcome()
         finally:
@@ -214,12 +214,12 @@ class Service:
         expired = age - ttl if ttl and age >= ttl else None
         return max((seconds for seconds in (outdated, expired) if seconds is not None), default=None)
 
-    def serves_in_need(self, entry: Entry) -> bool:
+    def may_serve_stale(self, entry: Entry) -> bool:
         """Whether ``entry`` may be served while Ollama fails."""
         stale_for = self.stale_for(entry)
         return stale_for is None or stale_for <= self._stale_if_error
 
-    def _fly(self, flight: Flight, call: ModelCall, renew: bool, trace: Trace | None) -> Landing:
+    def _produce(self, flight: Flight, call: ModelCall, renew: bool, trace: TraceContext | None) -> Landing:
         """Produce the landing of ``flight``; runs in a producer's thread."""
         flight.progress.trace = trace
 
@@ -235,7 +235,7 @@ class Service:
             return self._generate(flight, call)
 
         if self.claims is not None and flight.key is not None:
-            return self.claims.fly(flight, flight.key, generate, find)
+            return self.claims.lead_or_follow(flight, flight.key, generate, find)
         return find(False) or generate()
 
     def _generate(self, flight: Flight, call: ModelCall) -> Landing:
@@ -244,16 +244,16 @@ class Service:
         answer = Answer.of(flight.pieces, made.completion, model=call.model, digest=made.digest, host=made.host,
                            created=time.time())
         stored = (flight.key is not None and made.completion.finish_reason is not None
-                  and self._fleet.vouches(made, call.model) and self._cache.set(flight.key, answer, epoch))
+                  and self._fleet.build_unchanged(made, call.model) and self._cache.set(flight.key, answer, epoch))
         return Landing(answer, "generated", stored, made.ended_at)
 
 
-def figures_of(flight: Flight, joined_at: float) -> Figures:
+def timings_of(flight: Flight, joined_at: float) -> Timings:
     """The times of a request from those of its flight, without the time before it joined."""
     progress, landing = flight.progress, flight.landing
     if landing is not None and landing.source == "found":
-        return Figures(time.monotonic() - joined_at)
+        return Timings(time.monotonic() - joined_at)
     slot_at = joined_at if progress.slot_at is None else max(joined_at, progress.slot_at)
     ended = time.monotonic() if landing is None else landing.ended_at
     first = None if progress.first_piece_at is None else max(0.0, progress.first_piece_at - slot_at)
-    return Figures(max(0.0, ended - slot_at), slot_at - joined_at, first)
+    return Timings(max(0.0, ended - slot_at), slot_at - joined_at, first)

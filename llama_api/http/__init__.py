@@ -2,12 +2,12 @@
 
 from . import problems, security
 from .connection import gone_check, read_json_body
-from .files import TYPES, kept, type_of
+from .files import TYPES, conditional_response, type_of
 from .flask_app import Application, NoContent
 from .problems import note, problem_of
 from .record import REQUEST_ID, Recorder
-from .security import BEARER_ONLY, HEALTH_PATHS, OPEN_PATHS, PAGE_FILES, PAGE_POLICY, UNLIMITED, only_looks
+from .security import BEARER_ONLY, HEALTH_PATHS, OPEN_PATHS, PAGE_FILES, PAGE_POLICY, UNLIMITED, is_monitoring
 
 __all__ = ["BEARER_ONLY", "HEALTH_PATHS", "OPEN_PATHS", "PAGE_FILES", "PAGE_POLICY", "REQUEST_ID", "TYPES", "UNLIMITED",
-           "Application", "NoContent", "Recorder", "gone_check", "kept", "note", "only_looks", "problem_of", "problems",
-           "read_json_body", "security", "type_of"]
+           "Application", "NoContent", "Recorder", "conditional_response", "gone_check", "is_monitoring", "note",
+           "problem_of", "problems", "read_json_body", "security", "type_of"]

@@ -14,7 +14,7 @@ def type_of(name: str) -> str:
     return TYPES.get(Path(name).suffix, "text/plain")
 
 
-def kept(body: bytes, mimetype: str, etag: str | None = None) -> Response:
+def conditional_response(body: bytes, mimetype: str, etag: str | None = None) -> Response:
     """A response that the client may cache, or 304 if its copy is current; the default ETag is a hash of ``body``.
 
     The caller sets the lifetime in ``cache_control``.

@@ -9,7 +9,7 @@ from flask import Flask, Response, g, request
 
 from ..logs import JsonLog, new_request_id
 from ..metrics import Activity, Metrics, Tracing
-from ..trace import Trace
+from ..trace_context import TraceContext
 
 LONGEST = 500  # characters of a caller's text in one field of the log
 REQUEST_ID = "[A-Za-z0-9._-]{1,128}"  # valid ids from callers
@@ -34,7 +34,7 @@ class Recorder:
         record = {"request_id": sent if _REQUEST_ID.fullmatch(sent) else new_request_id()}
         trace = None
         if "HTTP_TRACEPARENT" in environ:
-            trace = Trace.received(environ["HTTP_TRACEPARENT"], environ.get("HTTP_TRACESTATE", ""))
+            trace = TraceContext.received(environ["HTTP_TRACEPARENT"], environ.get("HTTP_TRACESTATE", ""))
         if self._tracing is not None:
             trace = self._tracing.begin(trace)
         if trace is not None:

@@ -32,7 +32,7 @@ PAGE_POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src
                " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 
 
-def only_looks(endpoint: str) -> bool:
+def is_monitoring(endpoint: str) -> bool:
     """Whether requests of an endpoint (the pattern of its URL) only monitor the service or load its pages."""
     return endpoint in OPEN_PATHS or endpoint in UNLIMITED or endpoint.startswith(PAGE_FILES)
 

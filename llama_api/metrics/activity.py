@@ -25,11 +25,11 @@ _ended_at = itemgetter(0)  # of a request: when (since 1970), endpoint, status, 
 class Activity:
     """The flights and requests of this worker, and with a ``directory`` those of all workers that share it.
 
-    Requests of an endpoint (the pattern of a URL) for which ``only_looks`` is true are left out.
+    Requests of an endpoint (the pattern of a URL) for which ``is_monitoring`` is true are left out.
     """
 
-    def __init__(self, flights: Flights, only_looks: Callable[[str], bool], directory: Path | None = None):
-        self._flights, self._only_looks = flights, only_looks
+    def __init__(self, flights: Flights, is_monitoring: Callable[[str], bool], directory: Path | None = None):
+        self._flights, self._only_looks = flights, is_monitoring
         self._requests: deque[tuple[float, str, int, str | None, float]] = deque(maxlen=LAST)
         self._peers = Peers(directory / FOLDER) if directory is not None else None
         self._orders = directory / "cancel" if directory is not None else None  # a file for each flight to be ended

@@ -29,7 +29,7 @@ from opentelemetry.trace import (NonRecordingSpan, SpanContext, SpanKind, Status
 
 from .. import __version__
 from ..faults import fault_of
-from ..trace import Trace
+from ..trace_context import TraceContext
 from ..upstreams import Attempted
 from ..waiting import Cancelled
 from . import conventions as named
@@ -47,8 +47,8 @@ Attributes = dict[str, Any]
 class OTLP:
     """Exports in the background of this process; what cannot be sent is dropped, logged and never waited for."""
 
-    def __init__(self, only_looks: Callable[[str], bool]):
-        self._only_looks, self._ids, self._last_epoch = only_looks, _Ids(), 0
+    def __init__(self, is_monitoring: Callable[[str], bool]):
+        self._only_looks, self._ids, self._last_epoch = is_monitoring, _Ids(), 0
         logging.getLogger("opentelemetry").handlers[:] = [_Complaints()]
         ours = {"service.name": "llama-api", "service.version": __version__, "service.instance.id": str(uuid.uuid4())}
         resource = Resource.create(ours).merge(OTELResourceDetector().detect())  # the operator's takes precedence
@@ -61,14 +61,14 @@ class OTLP:
         self._durations, self._first_chunks, self._tokens = (
             self._histogram(*metric) for metric in (named.DURATION, named.TIME_TO_FIRST_CHUNK, named.TOKEN_USAGE))
 
-    def begin(self, caller: Trace | None) -> Trace:
+    def begin(self, caller: TraceContext | None) -> TraceContext:
         """Begin the span of a request, sampled or not as the operator or the caller decides."""
-        trace = Trace.begun() if caller is None else caller.child()
+        trace = TraceContext.begun() if caller is None else caller.child()
         sampling = self._spans.sampler.should_sample(_inside(trace, True), int(trace.trace_id, 16), "", SpanKind.SERVER)
         return trace._replace(flags=trace.flags & ~1 | sampling.decision.is_sampled())
 
-    def request_ended(self, trace: Trace, record: dict[str, Any], method: str, path: str, endpoint: str, status: int,
-                      began: float) -> None:
+    def request_ended(self, trace: TraceContext, record: dict[str, Any], method: str, path: str, endpoint: str,
+                      status: int, began: float) -> None:
         """Export the span of a request."""
         if self._only_looks(endpoint):
             return
@@ -80,7 +80,7 @@ class OTLP:
         self._tell(trace, f"{method} {endpoint}", SpanKind.SERVER, began, attributes,
                    slug or str(status) if status >= 500 or (slug and status < 400) else None)
 
-    def waited(self, trace: Trace | None, since: float, error: BaseException | None) -> None:
+    def waited(self, trace: TraceContext | None, since: float, error: BaseException | None) -> None:
         """Export the span of a wait for a slot."""
         if trace is not None:
             self._tell(trace.child(), named.WAIT, SpanKind.INTERNAL, since, {}, _type_of(error))
@@ -118,7 +118,7 @@ class OTLP:
         for thread in flushes:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _tell(self, trace: Trace, name: str, kind: SpanKind, began: float, attributes: Attributes,
+    def _tell(self, trace: TraceContext, name: str, kind: SpanKind, began: float, attributes: Attributes,
               error: str | None) -> None:
         """Export a span that began at a monotonic time and ends now."""
         if not trace.sampled:
@@ -147,7 +147,7 @@ class OTLP:
 class _Ids(IdGenerator, threading.local):
     """The ids of the span that is being made."""
 
-    trace: Trace
+    trace: TraceContext
 
     def generate_trace_id(self) -> int:
         return int(self.trace.trace_id, 16)
@@ -167,7 +167,7 @@ class _Complaints(logging.Handler):
             logger.warning("spans or metrics do not reach OTEL_EXPORTER_OTLP_ENDPOINT: %s", record.getMessage())
 
 
-def _inside(trace: Trace, remote: bool) -> Context:
+def _inside(trace: TraceContext, remote: bool) -> Context:
     """The context in which the span of ``trace`` begins: that of its parent, ``remote`` where that is the caller's."""
     if trace.parent is None:
         return Context()

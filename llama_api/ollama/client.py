@@ -19,7 +19,7 @@ from ..errors import (ModelNotFound, NotOllama, OllamaBrokeOff, OllamaBusy, Olla
                       OllamaReported, OllamaReset, OllamaTimeout, OllamaUnavailable, OllamaUntrusted)
 from ..model_call import GENERATE, ModelCall
 from ..settings import Settings, ca_bundle
-from ..trace import Trace
+from ..trace_context import TraceContext
 from ..waiting import Cancellation, Cancelled, Watchdog
 from .connection import Call, CuttingAdapter, current
 from .protocol import (LINE_LIMIT, LineReader, completion_of, error_text, parse_record, piece_of, stops_of, too_long,
@@ -54,7 +54,7 @@ class OllamaClient:
         self._model_stops: dict[str, tuple[str | None, list[str]]] = {}  # by model: its build and its own stops
 
     def generate(self, call: ModelCall, digest: str | None, seconds: float, cancellation: Cancellation,
-                 publish: Callable[[list[Piece]], None], trace: Trace | None = None) -> Completion:
+                 publish: Callable[[list[Piece]], None], trace: TraceContext | None = None) -> Completion:
         """Generate the answer to ``call``, within ``seconds``, passing its pieces to ``publish`` as they arrive.
 
         ``digest`` is the model's build, for which its own stops are cached; ``trace`` is the span of this request.
@@ -110,7 +110,7 @@ class OllamaClient:
         return list(dict.fromkeys([*known[1], *stops]))
 
     def _generate_once(self, asked: ModelCall, body: bytes, deadline: float, cancellation: Cancellation,
-                       publish: Callable[[list[Piece]], None], trace: Trace | None) -> Completion:
+                       publish: Callable[[list[Piece]], None], trace: TraceContext | None) -> Completion:
         call = Call(trace)
         if asked.embeds:
             return self._embed_once(call, asked, body, deadline, cancellation, publish)
@@ -200,7 +200,8 @@ class OllamaClient:
             if response is not None:
                 response.close()
 
-    def _request(self, method: str, path: str, body: bytes | None, trace: Trace | None) -> requests.PreparedRequest:
+    def _request(self, method: str, path: str, body: bytes | None,
+                 trace: TraceContext | None) -> requests.PreparedRequest:
         """A request made from a template: preparing a new one costs as much as sending it."""
         if (method, path) not in self._prepared:
             headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}

@@ -9,14 +9,14 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import ConnectionPool, HTTPConnectionPool, HTTPSConnectionPool
 
 from ..sockets import quiet
-from ..trace import Trace
+from ..trace_context import TraceContext
 from .chunked import EagerResponse
 
 
 class Call:
     """One exchange with Ollama, which another thread can cut at any time; ``trace`` is its span."""
 
-    def __init__(self, trace: Trace | None = None) -> None:
+    def __init__(self, trace: TraceContext | None = None) -> None:
         self.trace = trace
         self.body: EagerResponse | None = None  # of the response, bypassing urllib3's work for each read
         self._lock = threading.Lock()

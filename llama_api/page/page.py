@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flask import Blueprint, Response, abort, request
 
-from ..http import TYPES, kept, type_of
+from ..http import TYPES, conditional_response, type_of
 
 STATIC = Path(__file__).parent / "static"
 GREETING = b"Ollama is running"  # Ollama's own answer, which its clients check
@@ -32,7 +32,8 @@ def blueprint(files: PageFiles) -> Blueprint:
         """Show the page to a browser, and tell other clients that the service runs."""
         # A client that names HTML is a browser; */* is what Ollama's clients send.
         named = any(kind.lower() == "text/html" and quality > 0 for kind, quality in request.accept_mimetypes)
-        response = kept(html, "text/html", files.checksum) if named else kept(GREETING, "text/plain", "greeting")
+        shown = (html, "text/html", files.checksum) if named else (GREETING, "text/plain", "greeting")
+        response = conditional_response(*shown)
         response.cache_control.no_cache = True
         response.vary.add("Accept")
         return response
@@ -42,7 +43,7 @@ def blueprint(files: PageFiles) -> Blueprint:
         """Serve a file of the page; a version other than the page's own is unknown."""
         if version != files.checksum or name not in served:
             abort(404)
-        response = kept(served[name], type_of(name), f"{files.checksum}-{name}")
+        response = conditional_response(served[name], type_of(name), f"{files.checksum}-{name}")
         response.cache_control.public = response.cache_control.immutable = True
         response.cache_control.max_age = FILE_SECONDS
         return response

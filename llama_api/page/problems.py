@@ -5,7 +5,7 @@ from flask import Blueprint, Response, abort, request
 from markupsafe import Markup, escape
 
 from ..faults import PROBLEMS
-from ..http import kept
+from ..http import conditional_response
 from .page import PageFiles
 from .problem_texts import ADVICE, Advice
 
@@ -49,7 +49,7 @@ def blueprint(files: PageFiles) -> Blueprint:
         if slug not in ADVICE:
             abort(404)
         kind = request.accept_mimetypes.best_match(["text/html", "application/json"], "text/html")
-        response = kept(pages[slug] if kind == "text/html" else values[slug], kind)
+        response = conditional_response(pages[slug] if kind == "text/html" else values[slug], kind)
         response.vary.add("Accept")
         response.cache_control.no_cache = True
         return response

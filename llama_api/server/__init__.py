@@ -1,5 +1,5 @@
 """How gunicorn serves the application."""
 
-from .reloading import in_force
+from .reloading import current_settings
 
-__all__ = ["in_force"]
+__all__ = ["current_settings"]

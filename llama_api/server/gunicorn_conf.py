@@ -17,7 +17,7 @@ import gevent  # noqa: E402
 
 from ..settings import SettingsError  # noqa: E402
 from . import reloading  # noqa: E402
-from .figures import make_directory  # noqa: E402
+from .metrics_directory import make_directory  # noqa: E402
 
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"  # of the workers' figures; prometheus_client reads it when it is imported
 

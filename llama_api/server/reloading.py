@@ -17,12 +17,12 @@ def load() -> Settings:
         if not reload_state.settings:
             raise
         print(f"reloading with the previous settings, because {error}", file=sys.stderr)
-        settings = in_force()
+        settings = current_settings()
     reload_state.settings = {field.name: getattr(settings, field.name) for field in fields(Settings)}
     return settings
 
 
-def in_force() -> Settings:
+def current_settings() -> Settings:
     """The settings that gunicorn was started or reloaded with, else those of the environment. Raises SettingsError."""
     if not reload_state.settings:
         return Settings.from_env()

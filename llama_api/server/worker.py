@@ -10,7 +10,7 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from .client_socket import PlainHTTP, connected
 from .listener import ListenerName, Server
-from .refusals import refuse_error, refuse_plain
+from .bad_requests import refuse_error, refuse_plain
 
 
 class Worker(GeventWorker):

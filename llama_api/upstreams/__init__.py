@@ -5,7 +5,7 @@ from .fleet import Fleet
 from .leases import Leases
 from .monitor import Monitor
 from .probe import builds_of, fault_of_version
-from .run import Attempted, Ended, Generated, Observer, Run, Tracer
+from .observers import Attempted, Ended, Generated, Observer, Run, Tracer
 from .slots import Slots
 from .state import State
 from .upstream import Upstream

@@ -16,14 +16,14 @@ from ..model_names import is_stub, normal
 from ..waiting import Cancellation, Cancelled, Progress, Wait
 from .affinity import Affinity, chain_of
 from .attempts import Attempts
-from .journey import Journey
+from .generation import Generation
 from .leases import Leases
 from .loading import Loads, Preload
 from .monitor import FIRST_PROBE_SECONDS
 from .probe import Probe
 from .queue import Queue
-from .roster import Roster
-from .run import Generated, Observer, Run, Tracer
+from .availability import Availability
+from .observers import Generated, Observer, Run, Tracer
 from .state import State, state_of
 from .upstream import Upstream
 from .waiter import Slot, Waiter
@@ -49,13 +49,13 @@ class Fleet:
                  queue_timeout: float = 60.0, timeout: float = 300.0, preload: bool = False,
                  leases: Leases | None = None, tracer: Tracer | None = None):
         self.upstreams, self._models, self._observer = tuple(upstreams), tuple(models), observer
-        self._roster, self._affinity = Roster(upstreams), Affinity()
-        self._queue = Queue(self._roster, queue, queue_timeout, leases)
+        self._availability, self._affinity = Availability(upstreams), Affinity()
+        self._queue = Queue(self._availability, queue, queue_timeout, leases)
         self._queue_timeout, self._timeout, self._single = queue_timeout, timeout, len(self.upstreams) == 1
         self._loads, self._attempts, self._tracer = Loads(), Attempts(tracer), tracer
         self._preload = Preload(self._loads, models[0]) if preload else None
         for upstream in upstreams:
-            upstream.monitor.subscribe(partial(self._noted, upstream))
+            upstream.monitor.subscribe(partial(self._on_probe, upstream))
 
     # State
 
@@ -65,12 +65,12 @@ class Fleet:
         Never waits.
         """
         self._start()
-        return self._roster.stale_since(model, digest)
+        return self._availability.stale_since(model, digest)
 
     def state(self) -> State:
         """The state of all Ollamas and of the queue, by probes at most 2 s old."""
         self._wait_fresh()
-        return state_of(self._roster, self._queue, self._models, self._preload)
+        return state_of(self._availability, self._queue, self._models, self._preload)
 
     def inventory(self) -> list[dict[str, Any]]:
         """The entries of /api/tags as of the newest probes, one per model, of the build that answers where known.
@@ -82,13 +82,14 @@ class Fleet:
         for upstream in self.upstreams:
             for model in upstream.monitor.latest.models:
                 name = str(model["name"])
-                if name not in found or model.get("digest") == self._roster.build(name) != found[name].get("digest"):
+                build = self._availability.build(name)
+                if name not in found or model.get("digest") == build != found[name].get("digest"):
                     found[name] = model
         return list(found.values())
 
     def when_removed(self, action: Callable[[], object]) -> None:
         """Call ``action`` each time a model has disappeared from the inventory."""
-        self._roster.removed = action
+        self._availability.removed = action
 
     def loaded(self) -> list[dict[str, Any]]:
         """The entries of /api/ps, one per model. Raises OllamaError when no Ollama reports them."""
@@ -112,9 +113,9 @@ class Fleet:
         sizes = [loaded[normal(model)].context_length for loaded in known if normal(model) in loaded]
         return min((size for size in sizes if size is not None), default=None)
 
-    def lack(self, model: str) -> ModelNotFound:
+    def not_found_error(self, model: str) -> ModelNotFound:
         """The error for a ``model`` that no Ollama has."""
-        return self._roster.lack(model)
+        return self._availability.not_found_error(model)
 
     def show(self, model: str, **fields: Any) -> dict[str, Any]:
         """The response of /api/show for ``model``; ``fields`` extend the request. Raises OllamaError."""
@@ -133,34 +134,34 @@ class Fleet:
 
         A generation that fails before its first piece is tried at the next Ollama, once at each, until the deadline.
         """
-        if self._single or not self._roster.hosts(call.model):
+        if self._single or not self._availability.hosts(call.model):
             self._wait_fresh()
         if self._single:
             self._any_for(call.model).breaker.check()
-        journey = Journey(call, run, self._timeout)
+        generation = Generation(call, run, self._timeout)
         if not self._single and not call.embeds:
-            journey.chain = chain_of(call)
+            generation.chain = chain_of(call)
         try:
             while True:
-                slot = self._slot(journey)
+                slot = self._slot(generation)
                 self._observer.running(slot.upstream.host, 1)
                 try:
-                    return self._generate_at(slot.upstream, journey)
+                    return self._generate_at(slot.upstream, generation)
                 except FAILOVER as error:
-                    self._fail_over(slot.upstream, journey, error)
+                    self._fail_over(slot.upstream, generation, error)
                 finally:
                     self._observer.running(slot.upstream.host, -1)
                     self._queue.give_back(slot)
         except OllamaBusy as error:
             raise OllamaBusy(self._queue.retry_after(call.model)) from error
         except Cancelled:
-            journey.outcome = "cancelled"
+            generation.outcome = "cancelled"
             raise
         finally:
-            if (ended := journey.ended()) is not None:
+            if (ended := generation.ended()) is not None:
                 self._observer.generation_ended(ended)
 
-    def vouches(self, made: Generated, model: str) -> bool:
+    def build_unchanged(self, made: Generated, model: str) -> bool:
         """Whether the answer ``made`` may be stored under its build, which may have changed since the last probe.
 
         The next probe of a single Ollama makes all earlier answers stale. If there are several Ollamas, only the
@@ -169,111 +170,113 @@ class Fleet:
         return self._single or any(upstream.still_has(model, made.digest) for upstream in self.upstreams
                                    if upstream.host == made.host)
 
-    def _slot(self, journey: Journey) -> Slot:
-        """A slot for ``journey``. Raises the earlier failure when no slot is free in time for a retry."""
-        progress, waited, began = journey.run.progress, False, time.monotonic()
-        waiter = Waiter(journey.call.model, lambda free: self._ranked(journey, free), journey.tried, journey.since)
+    def _slot(self, generation: Generation) -> Slot:
+        """A slot for ``generation``. Raises the earlier failure when no slot is free in time for a retry."""
+        progress, waited, began = generation.run.progress, False, time.monotonic()
+        waiter = Waiter(generation.call.model, lambda free: self._ranked(generation, free), generation.tried,
+                        generation.since)
 
         def waits() -> None:
             nonlocal waited
             waited = True
-            progress.wait = lambda: self._queue.told(waiter)
+            progress.wait = lambda: self._queue.estimate(waiter)
             self._observer.waiting(1)
 
         try:
-            slot = self._queue.take(waiter, journey.run.cancellation, waits, journey.seconds_left(self._queue_timeout))
+            slot = self._queue.take(waiter, generation.run.cancellation, waits,
+                                    generation.seconds_left(self._queue_timeout))
         except (OllamaError, QueueTimeout) as error:
-            raise journey.failure or error
+            raise generation.failure or error
         finally:
             if waited:
                 progress.wait = Wait
                 self._observer.waiting(-1)
             if self._tracer is not None:
                 self._tracer.waited(progress.trace, began, sys.exception())
-        journey.begin(slot)
-        if not self._single and not journey.call.embeds:
-            self._match(journey, slot.upstream)
+        generation.begin(slot)
+        if not self._single and not generation.call.embeds:
+            self._match(generation, slot.upstream)
         return slot
 
-    def _match(self, journey: Journey, upstream: Upstream) -> None:
-        """Report whether ``journey`` goes where its beginning is known, and note that ``upstream`` reads it now."""
-        match = journey.match = self._affinity.find(journey.chain)
+    def _match(self, generation: Generation, upstream: Upstream) -> None:
+        """Report whether ``generation`` goes where its beginning is known, and note that ``upstream`` reads it now."""
+        match = generation.match = self._affinity.find(generation.chain)
         self._observer.prefix_matched("none" if match is None else "hit" if match.host == upstream.host else "miss")
-        self._affinity.note(journey.chain, upstream.host)
+        self._affinity.note(generation.chain, upstream.host)
 
-    def _generate_at(self, upstream: Upstream, journey: Journey) -> Generated:
+    def _generate_at(self, upstream: Upstream, generation: Generation) -> Generated:
         """Generate at ``upstream``; a single Ollama that cannot be reached or is busy is tried a few times."""
         for attempt in range(1, TRIES + 1):
             try:
-                return self._try(upstream, journey)
+                return self._try(upstream, generation)
             except OllamaHangs:
                 raise
             except (OllamaUnavailable, OllamaBusy) as error:
                 delay = BACKOFF_SECONDS * 2 ** attempt * random.uniform(0.5, 1.5)
-                if not self._single or attempt == TRIES or delay >= journey.seconds_left(delay + 1):
+                if not self._single or attempt == TRIES or delay >= generation.seconds_left(delay + 1):
                     raise
                 logger.info("trying Ollama again: %s", error)
-                _pause(delay, journey.run.cancellation)
+                _pause(delay, generation.run.cancellation)
         raise AssertionError("unreachable")
 
-    def _try(self, upstream: Upstream, journey: Journey) -> Generated:
-        call, run, build = journey.call, journey.run, self._roster.build(journey.call.model)
+    def _try(self, upstream: Upstream, generation: Generation) -> Generated:
+        call, run, build = generation.call, generation.run, self._availability.build(generation.call.model)
         with upstream.breaker.admission():
             try:
-                with self._attempts.at(upstream, journey) as attempt:
+                with self._attempts.at(upstream, generation) as attempt:
                     completion = attempt.completion = upstream.client.generate(
-                        call, build, journey.seconds_left(self._timeout), attempt.cancellation, run.publish,
+                        call, build, generation.seconds_left(self._timeout), attempt.cancellation, run.publish,
                         attempt.trace)
             except OllamaTimeout as error:
-                raise OllamaTimeout(journey.flowing) from error
+                raise OllamaTimeout(generation.flowing) from error
         upstream.answered(call.model)
-        if journey.match is not None and journey.match.host == upstream.host:
+        if generation.match is not None and generation.match.host == upstream.host:
             known, read = completion.cached_input_tokens, completion.input_tokens
             if known is not None and read:
-                self._affinity.correct(journey.match, journey.chain, known / read)
-        journey.outcome, journey.completion = completion.finish_reason or "error", completion
+                self._affinity.correct(generation.match, generation.chain, known / read)
+        generation.outcome, generation.completion = completion.finish_reason or "error", completion
         return Generated(completion, build, upstream.host, time.monotonic())
 
-    def _fail_over(self, upstream: Upstream, journey: Journey, error: OllamaError) -> None:
+    def _fail_over(self, upstream: Upstream, generation: Generation, error: OllamaError) -> None:
         """Prepare the try at the next Ollama. Raises ``error`` when there is none or a piece has arrived."""
         if self._single:
             raise error
         if not isinstance(error, OllamaHangs):
-            self._roster.failed(upstream)
-        if journey.flowing or all(one is upstream or one in journey.tried
-                                  for one in self._roster.hosts(journey.call.model)):
+            self._availability.failed(upstream)
+        if generation.flowing or all(one is upstream or one in generation.tried
+                                     for one in self._availability.hosts(generation.call.model)):
             raise error
-        journey.failed(upstream, error)
+        generation.failed(upstream, error)
         self._observer.failed_over(upstream.host)
         logger.warning("%s failed and another Ollama is tried: %s", upstream.host, error)
 
-    def _ranked(self, journey: Journey, free: list[Upstream]) -> list[Upstream]:
+    def _ranked(self, generation: Generation, free: list[Upstream]) -> list[Upstream]:
         """The Ollamas in ``free`` from best to worst: the one that has read the beginning of the prompt, then those
         that have the model loaded, then the least busy.
         """
-        model, match = journey.call.model, self._affinity.find(journey.chain)
+        model, match = generation.call.model, self._affinity.find(generation.chain)
         known = match.host if match is not None else None
         return sorted(free, key=lambda one: (one.breaker.open, one.host != known, one.loaded(model) is False,
                                              one.slots.share, one.slots.work))
 
     # Probes
 
-    def _noted(self, upstream: Upstream, probe: Probe) -> None:
+    def _on_probe(self, upstream: Upstream, probe: Probe) -> None:
         """Pass a new probe of ``upstream`` on to everything that depends on it."""
-        upstream.noted(probe)
+        upstream.on_probe(probe)
         if not probe.reachable or upstream.emptied:
             self._affinity.forget(upstream.host)
-        self._roster.noted()
-        self._queue.look()
-        self._attempts.look(upstream)
+        self._availability.on_probe()
+        self._queue.serve_waiters()
+        self._attempts.on_probe(upstream)
         if upstream.gone_for > GONE_SECONDS and any(one is not upstream for one in self.upstreams if one.reached):
             self._attempts.move(upstream)
         if self._preload is not None:
-            self._preload.look(upstream)
+            self._preload.on_probe(upstream)
 
     def _any_for(self, model: str) -> Upstream:
         """An Ollama to ask about ``model``, the first one when none is usable. Raises RemoteModel."""
-        upstream = next(iter(self._roster.hosts(model)), self.upstreams[0])
+        upstream = next(iter(self._availability.hosts(model)), self.upstreams[0])
         if upstream.has_stub(model):
             raise RemoteModel(model)
         return upstream

@@ -3,7 +3,7 @@
 import secrets
 import time
 
-from ..cache import GuardedStore, Keeper, Lease
+from ..cache import GuardedStore, Renewer, Lease
 from .slot_files import identity
 from .upstream import Upstream
 from .waiter import Waiter
@@ -12,13 +12,13 @@ AWAY_SECONDS = 0.5  # to wait for a store that is away, so that a short delay do
 
 
 class Leases:
-    """A lease for each slot taken, renewed by ``keeper`` and granted to the longest waiter on any machine.
+    """A lease for each slot taken, renewed by ``renewer`` and granted to the longest waiter on any machine.
 
     While ``store`` cannot be reached, each machine counts for itself.
     """
 
-    def __init__(self, keeper: Keeper, store: GuardedStore):
-        self._keeper, self._store = keeper, store
+    def __init__(self, renewer: Renewer, store: GuardedStore):
+        self._renewer, self._store = renewer, store
         self._taken: dict[str, Lease] = {}  # by the token of the waiter
         self._asked: dict[str, set[Lease]] = {}  # leases refused, by the same token
 
@@ -29,7 +29,7 @@ class Leases:
         """Take a lease of a slot of ``upstream`` from the store; False when there is none for ``waiter``."""
         waiter.token = waiter.token or secrets.token_hex(8)
         lease = Lease(identity(upstream.slots.url), waiter.token)
-        taken = self._keeper.lease(lease, time.monotonic() - waiter.since, upstream.slots.number)
+        taken = self._renewer.lease(lease, time.monotonic() - waiter.since, upstream.slots.number)
         if taken is None and self._store.away_for <= AWAY_SECONDS:
             return False
         if taken is False:
@@ -43,9 +43,9 @@ class Leases:
     def served(self, waiter: Waiter) -> None:
         """Give up the places of ``waiter`` at the other Ollamas: it has a slot or has left."""
         for lease in self._asked.pop(waiter.token, ()):
-            self._keeper.unlease(lease)
+            self._renewer.unlease(lease)
 
     def give_back(self, waiter: Waiter) -> None:
         """Give the lease of ``waiter`` back, if it has one."""
         if (lease := self._taken.pop(waiter.token, None)) is not None:
-            self._keeper.unlease(lease)
+            self._renewer.unlease(lease)

@@ -87,7 +87,7 @@ class Preload:
             return None
         return f"it could not load the model {self._model}, and will be asked again: {failure.removesuffix('.')}"
 
-    def look(self, upstream: Upstream) -> None:
+    def on_probe(self, upstream: Upstream) -> None:
         """Load the model at ``upstream`` if a new probe of it shows the need."""
         if not upstream.monitor.latest.reachable or upstream.lost(self._model):
             self._done.discard(upstream)

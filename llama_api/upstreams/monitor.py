@@ -74,7 +74,7 @@ class Monitor:
             models = [model for model in self._client.inventory(PROBE_SECONDS) if isinstance(model.get("name"), str)]
         except OllamaError as error:
             reason = "Ollama does not answer; restart it" if isinstance(error, OllamaTimeout) else str(error)
-            return self._note(Probe(started, False, reason, models=self._latest.models, stubs=self._latest.stubs))
+            return self._record(Probe(started, False, reason, models=self._latest.models, stubs=self._latest.stubs))
         loaded = self._loaded(min(PS_SECONDS, self._left(started)))
         try:
             version = self._client.version(self._left(started))
@@ -82,7 +82,7 @@ class Monitor:
             version = None
         own = tuple(model for model in models if not is_stub(model))
         stubs = frozenset(normal(model["name"]) for model in models if is_stub(model))
-        return self._note(Probe(started, True, None, version, own, stubs, builds_of(models), loaded))
+        return self._record(Probe(started, True, None, version, own, stubs, builds_of(models), loaded))
 
     def _loaded(self, seconds: float) -> dict[str, Loaded] | None:
         try:
@@ -94,7 +94,7 @@ class Monitor:
         """Seconds left for the probe that ``started`` then."""
         return max(0.1, PROBE_SECONDS - (self._clock() - started))
 
-    def _note(self, probe: Probe) -> Probe:
+    def _record(self, probe: Probe) -> Probe:
         before, self._latest = self._latest, probe
         if before.reason != probe.reason:
             logger.log(logging.WARNING if probe.reason else logging.INFO, "Ollama %s: %s", self._host,

@@ -29,7 +29,7 @@ class Queue:
         self._lock, self._serving = threading.Lock(), threading.Lock()
         self._waiting: list[Waiter] = []  # in order of arrival
         self._kinds: Counter[Kind] = Counter()  # of the waiting
-        self._told: set[Upstream] = set()  # the Ollamas for which our wait is announced
+        self._announced: set[Upstream] = set()  # the Ollamas for which our wait is announced
         self._running: dict[Slot, Waiter] = {}
         self._mean_seconds: float | None = None  # for which a slot is held, weighted towards recent ones
 
@@ -83,14 +83,14 @@ class Queue:
         self._mean_seconds = seconds if mean is None else 0.8 * mean + 0.2 * seconds
         self._free(slot)
 
-    def look(self) -> None:
+    def serve_waiters(self) -> None:
         """Serve the waiters again, as the usable Ollamas may have changed."""
         if self._waiting:
             self._serve()
             with self._lock:
                 self._wake_first()
 
-    def told(self, waiter: Waiter) -> Wait:
+    def estimate(self, waiter: Waiter) -> Wait:
         """The report to a waiting caller: its place, which only falls, and a time estimated from recent speed."""
         with self._lock:
             before = bisect_left(self._waiting, waiter.since, key=_since)
@@ -153,7 +153,7 @@ class Queue:
                 if not self._kinds[waiter.kind]:
                     del self._kinds[waiter.kind]
                 if not self._waiting:
-                    self._tell({})
+                    self._announce({})
                 elif place == 0:
                     self._wake_first()
                 return
@@ -168,7 +168,7 @@ class Queue:
             with self._lock:
                 if waiter.kind in self._kinds:
                     return None
-                if not (hosts := self._usable(waiter)) and (error := self._hopeless(waiter)) is not None:
+                if not (hosts := self._usable(waiter)) and (error := self._unusable_reason(waiter)) is not None:
                     raise error
                 if self._waiting:
                     refused |= {upstream for kind in self._kinds for upstream in self._choice.hosts(kind[0])}
@@ -223,7 +223,7 @@ class Queue:
     def _next(self, refused: Set[tuple[Kind, Upstream]]) -> tuple[Waiter, Slot] | None:
         """The next waiter and its slot; if there is none, the waiters are announced to the other processes."""
         stuck: set[Kind] = set()
-        tell: dict[Upstream, float] = {}
+        announced: dict[Upstream, float] = {}
         for waiter in self._waiting.copy():
             if waiter.kind in stuck:
                 continue
@@ -231,23 +231,23 @@ class Queue:
             slot = self._free_slot(waiter, [one for one in hosts if (waiter.kind, one) not in refused])
             if slot is not None:
                 return waiter, slot
-            if not hosts and (error := self._hopeless(waiter)) is not None:
+            if not hosts and (error := self._unusable_reason(waiter)) is not None:
                 waiter.error = error
                 self._leave(waiter)
                 waiter.wake()
             else:
                 stuck.add(waiter.kind)
                 for upstream in hosts:
-                    tell.setdefault(upstream, waiter.since)
+                    announced.setdefault(upstream, waiter.since)
             if len(stuck) == len(self._kinds):
                 break
-        self._tell(tell)
+        self._announce(announced)
         return None
 
-    def _tell(self, since: dict[Upstream, float]) -> None:
-        for upstream in self._told | since.keys():
-            upstream.slots.tell(since.get(upstream))
-        self._told = set(since)
+    def _announce(self, since: dict[Upstream, float]) -> None:
+        for upstream in self._announced | since.keys():
+            upstream.slots.announce(since.get(upstream))
+        self._announced = set(since)
 
     def _free_slot(self, waiter: Waiter, hosts: Sequence[Upstream]) -> Slot | None:
         free = [upstream for upstream in hosts if upstream.slots.running < upstream.slots.number]
@@ -256,7 +256,7 @@ class Queue:
                 return Slot(upstream, number, time.monotonic())
         return None
 
-    def _heir(self, upstream: Upstream) -> Waiter | None:
+    def _next_waiter_for(self, upstream: Upstream) -> Waiter | None:
         """The longest waiter here that may go to ``upstream``."""
         unfit: set[Kind] = set()
         for waiter in self._waiting:
@@ -271,7 +271,7 @@ class Queue:
     def _free(self, slot: Slot) -> None:
         with self._lock:
             waiter, upstream = self._running.pop(slot), slot.upstream
-            heir = self._heir(upstream) if self._leases is None else None
+            heir = self._next_waiter_for(upstream) if self._leases is None else None
             if heir is not None and not upstream.slots.older_elsewhere(heir.since):
                 self._give(heir, Slot(upstream, slot.number, time.monotonic()))
                 return
@@ -291,7 +291,7 @@ class Queue:
         hosts = self._choice.hosts(waiter.model)
         return [upstream for upstream in hosts if upstream not in waiter.tried] if waiter.tried else hosts
 
-    def _hopeless(self, waiter: Waiter) -> OllamaError | None:
+    def _unusable_reason(self, waiter: Waiter) -> OllamaError | None:
         """Why no Ollama will be usable for ``waiter``, None while waiting makes sense."""
         return OllamaUnavailable() if waiter.tried else self._choice.failure(waiter.model)
 

@@ -5,7 +5,7 @@ import time
 import weakref
 from collections.abc import Callable
 
-from .seats import Seats
+from .queue_order import QueueOrder
 from .slot_files import SlotFiles, open_folder
 
 WORK_HALVES = 60.0  # half-life of past work in seconds
@@ -21,7 +21,7 @@ class Slots:
     def __init__(self, url: str, number: int, clock: Callable[[], float] = time.monotonic):
         self.number, self.running = number, 0
         self.url, self._clock = url, clock
-        self._shared: tuple[SlotFiles, Seats] | None = None
+        self._shared: tuple[SlotFiles, QueueOrder] | None = None
         self._work, self._work_at = 0.0, clock()
 
     def __repr__(self) -> str:
@@ -34,8 +34,8 @@ class Slots:
         """
         if self.running >= self.number:
             return None
-        files, seats = self._opened()
-        if seats.older_elsewhere(since, self._held) or (slot := files.take()) is None:
+        files, order = self._opened()
+        if order.older_elsewhere(since, self._held) or (slot := files.take()) is None:
             return None
         self.running += 1
         self._work, self._work_at = self.work + 1, self._clock()
@@ -50,9 +50,9 @@ class Slots:
         """Whether another process has a waiter older than ``since`` for a slot that we give back."""
         return self._opened()[1].older_elsewhere(since, lambda: self._held() - 1)
 
-    def tell(self, since: float | None) -> None:
+    def announce(self, since: float | None) -> None:
         """Announce to the other processes since when our first one waits, None when none waits."""
-        self._opened()[1].tell(since)
+        self._opened()[1].announce(since)
 
     @property
     def share(self) -> float:
@@ -72,21 +72,21 @@ class Slots:
     def _held(self) -> int:
         return self.running + self._opened()[0].held_elsewhere()
 
-    def _opened(self) -> tuple[SlotFiles, Seats]:
+    def _opened(self) -> tuple[SlotFiles, QueueOrder]:
         if self._shared is None:
             folder = open_folder(self.url)
-            files, seats = SlotFiles(folder, self.number), Seats(folder, self.number, self._clock)
-            close = weakref.finalize(self, _close, folder, files, seats)
+            files, order = SlotFiles(folder, self.number), QueueOrder(folder, self.number, self._clock)
+            close = weakref.finalize(self, _close, folder, files, order)
             try:
-                seats.sit_down()
+                order.register()
             except OSError:
                 close()
                 raise
-            self._shared = files, seats
+            self._shared = files, order
         return self._shared
 
 
-def _close(folder: int, files: SlotFiles, seats: Seats) -> None:
+def _close(folder: int, files: SlotFiles, order: QueueOrder) -> None:
     files.close()
-    seats.close()
+    order.close()
     os.close(folder)

@@ -7,7 +7,7 @@ from typing import Any
 from ..model_names import normal
 from .loading import Preload
 from .queue import Queue
-from .roster import Roster
+from .availability import Availability
 from .upstream import Upstream
 
 SHOWN_DIGITS = 12  # of a digest
@@ -29,20 +29,20 @@ class State:
     hosts: list[dict[str, Any]]
 
 
-def state_of(roster: Roster, queue: Queue, models: Sequence[str], preload: Preload | None = None) -> State:
+def state_of(availability: Availability, queue: Queue, models: Sequence[str], preload: Preload | None = None) -> State:
     """The state as of the newest probes. ``models`` are the served ones, the default first."""
-    hosts = [_host(upstream, models[0], roster.build(models[0]), preload.failure(upstream) if preload else None)
-             for upstream in roster.upstreams]
+    hosts = [_host(upstream, models[0], availability.build(models[0]), preload.failure(upstream) if preload else None)
+             for upstream in availability.upstreams]
     named = [(f"{host['host']}: " if len(hosts) > 1 else "", host) for host in hosts]
     reasons = [f"{name}{host['reason']}" for name, host in named if host["reason"]]
     unusable = None if any(host["usable"] for host in hosts) else "; ".join(reasons)
-    troubles = [*reasons, *_missing(roster, models[1:])]
+    troubles = [*reasons, *_missing(availability, models[1:])]
     if queue.waiting >= queue.limit and (queue.limit or not any(
             host["usable"] and host["running"] < host["slots"] for host in hosts)):
         troubles.append("the queue is full")
     unready = unusable
     if preload is not None and unusable is None:
-        pending = [preload.pending(upstream) for upstream, host in zip(roster.upstreams, hosts) if host["usable"]]
+        pending = [preload.pending(upstream) for upstream, host in zip(availability.upstreams, hosts) if host["usable"]]
         unready = None if None in pending else "; ".join(f"Ollama is not ready: {reason}" for reason in pending)
     return State(
         unready, unusable, None if unusable else "; ".join(troubles) or None,
@@ -68,7 +68,8 @@ def _host(upstream: Upstream, model: str, build: str | None, failed: str | None)
             "reason": out_of_use or "; ".join(filter(None, (failed, upstream.complaint(model)))) or None}
 
 
-def _missing(roster: Roster, models: Sequence[str]) -> list[str]:
+def _missing(availability: Availability, models: Sequence[str]) -> list[str]:
     """A sentence for each of ``models`` that no Ollama has."""
-    there = {name for upstream in roster.upstreams for name in upstream.monitor.latest.builds}
-    return [str(roster.lack(model)).removesuffix(".") for model in models if normal(model) not in there]
+    there = {name for upstream in availability.upstreams for name in upstream.monitor.latest.builds}
+    return [str(availability.not_found_error(model)).removesuffix(".") for model in models
+            if normal(model) not in there]

@@ -90,7 +90,7 @@ class Upstream:
         """Note that it has just answered for ``model``, which is therefore in memory."""
         self._answered_at[normal(model)] = self._clock()
 
-    def noted(self, probe: Probe) -> None:
+    def on_probe(self, probe: Probe) -> None:
         """Check with a new probe that /api/ps is reliable: a model that has just answered must be in it."""
         self._gone_at = None if probe.reachable else self._gone_at or probe.at
         if probe.loaded is not None:

@@ -14,7 +14,7 @@ from schemathesis import GenerationMode
 from schemathesis.config import SchemathesisConfig
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from llama_api.api.exchange import directives_of
+from llama_api.api.responder import directives_of
 from llama_api.core.service import Directives
 from llama_api.settings import PREFIX, Settings, SettingsError
 from tests.support.gunicorn_server import JSON

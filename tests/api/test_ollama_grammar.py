@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_api.answer import Answer, Completion, Piece
-from llama_api.api.ollama_grammar import (CHAT_FIELDS, EMBED_FIELDS, GENERATE_FIELDS, OllamaGrammar, Requests,
+from llama_api.api.ollama_grammar import (CHAT_FIELDS, EMBED_FIELDS, GENERATE_FIELDS, OllamaGrammar, OllamaRequests,
                                           status_and_text, tags_of)
 from llama_api.api.parsed_bodies import ParsedBodies
 from llama_api.cache import Entry
@@ -51,7 +51,7 @@ class Shown:
 
 
 MODELS = Models(Shown(), MODEL, ["other:1b"], [("gpt-4o-mini", MODEL)])
-REQUESTS = Requests(MODELS, LIMIT, None)
+REQUESTS = OllamaRequests(MODELS, LIMIT, None)
 
 
 def generate(requests=REQUESTS, **fields):
@@ -154,7 +154,7 @@ def test_options_take_effect_as_with_ollama(given, sent):
 
 def test_the_operators_window_is_sent_and_part_of_the_key():
     """As POST /generate does."""
-    requests = Requests(MODELS, LIMIT, 2048)
+    requests = OllamaRequests(MODELS, LIMIT, 2048)
     assert generate(requests).call.options == {"num_predict": LIMIT, "num_ctx": 2048}
     assert generate(requests, options={"num_ctx": 2048}).call.key == generate(requests).call.key
     body = json.dumps({"model": MODEL, "input": "a", "prompt": "a"}).encode()
@@ -165,7 +165,7 @@ def test_the_operators_window_is_sent_and_part_of_the_key():
 @pytest.mark.parametrize("num_ctx, loaded, window", [(2048, None, 2048), (None, None, 8192), (None, 4096, 4096)])
 def test_a_window_above_the_one_in_force_is_refused(num_ctx, loaded, window):
     """NUM_CTX is in force, else that of the loaded model, else the longest that the model can have."""
-    requests = Requests(Models(Shown(loaded), MODEL), LIMIT, num_ctx)
+    requests = OllamaRequests(Models(Shown(loaded), MODEL), LIMIT, num_ctx)
     assert generate(requests, options={"num_ctx": window})
     status, text = told(requests.generate, {"model": MODEL, "prompt": "Hi", "options": {"num_ctx": window + 1}})
     assert status == 400 and f"{window} tokens" in text and f"num_ctx {window + 1}" in text
@@ -174,7 +174,7 @@ def test_a_window_above_the_one_in_force_is_refused(num_ctx, loaded, window):
 def test_the_window_in_force_is_asked_anew_for_a_remembered_body():
     """It may have become smaller since."""
     fleet, parsed_bodies = Shown(), ParsedBodies()
-    requests = Requests(Models(fleet, MODEL), LIMIT, None)
+    requests = OllamaRequests(Models(fleet, MODEL), LIMIT, None)
     body = json.dumps({"model": MODEL, "prompt": "Hi", "options": {"num_ctx": 8192}}).encode()
     first = requests.generate(body, parsed_bodies.parse)
     assert requests.generate(body, parsed_bodies.parse) is first

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from llama_api.answer import Answer, Completion, Piece
 from llama_api.api.openai_answers import ChatGrammar, CompletionGrammar, Identity
 from llama_api.api.openai_errors import FieldError, error_object, headers_of, status_of
-from llama_api.api.openai_requests import Asked
+from llama_api.api.openai_requests import OpenAIRequest
 from llama_api.cache import Entry
 from llama_api.core import Reply
 from llama_api.errors import (MalformedJSON, ModelNotFound, ModelNotServed, NotCached, OllamaBrokeOff, OllamaBusy,
@@ -35,7 +35,7 @@ def answer(text="", finish_reason="stop", counts=(11, 3), **fields):
 
 
 def grammar(kind=ChatGrammar, **asked):
-    return kind(Asked(CALL, {}, **asked), Identity("id-1", 1763900000, lambda: DIGEST))
+    return kind(OpenAIRequest(CALL, {}, **asked), Identity("id-1", 1763900000, lambda: DIGEST))
 
 
 def streamed(found, kind=ChatGrammar, pieces=None, reply=Reply(0.0, "miss", "miss", None), **asked):

@@ -4,7 +4,7 @@ import orjson
 import pytest
 
 from llama_api.answer import Answer
-from llama_api.cache import TRUST_SECONDS, AnswerCache, Found, Kept, LRUCache
+from llama_api.cache import TRUST_SECONDS, AnswerCache, Found, LRUCache, Renewal
 from llama_api.cache.store import OUTDATED
 from tests.support.fakes import Clock, answer
 
@@ -48,8 +48,8 @@ class Store:
         self.touched += self.known(keys) or []
         return self.known(True)
 
-    def keep(self, claims, leases, ttl):
-        return self.known(Kept(f"epoch-{self.epoch}", frozenset()))
+    def renew(self, claims, leases, ttl):
+        return self.known(Renewal(f"epoch-{self.epoch}", frozenset()))
 
     def close(self):
         self.available = False
@@ -180,7 +180,7 @@ def test_many_are_got_as_one_by_one_with_few_looks(two):
     two.clock.tick(TRUST_SECONDS)
     renewed = there.get_many(names[:3])
     assert (text_of(renewed.get(names[1])), names[2] in renewed, two.store.looks) == ("new", False, [100, 49, 3])
-    there.keeper.report_use()
+    there.renewer.report_use()
     assert set(two.store.touched) == set(names) and two.store.touched[-2:] == names[:2]
 
 
@@ -284,8 +284,8 @@ def test_what_was_served_counts_as_use_in_the_order_of_service(two):
         there.get(key)
     two.clock.tick(TRUST_SECONDS)
     there.get("c")
-    there.keeper.report_use()
-    there.keeper.report_use()
+    there.renewer.report_use()
+    there.renewer.report_use()
     assert two.store.touched == ["b", "a", "c"]
 
 
@@ -296,10 +296,10 @@ def test_use_that_a_busy_store_did_not_hear_of_is_told_again(two):
         two.put(here, key)
     here.get("b"), here.get("a")
     two.store.busy = True
-    here.keeper.report_use()
+    here.renewer.report_use()
     two.store.busy = False
     here.get("c"), here.get("b")
-    here.keeper.report_use()
+    here.renewer.report_use()
     assert two.store.touched == ["a", "c", "b"]
 
 

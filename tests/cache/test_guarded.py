@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from llama_api.cache import UNDER_WAY, Claim, Found, GuardedStore, Kept, Lease, StoreError
+from llama_api.cache import UNDER_WAY, Claim, Found, GuardedStore, Lease, Renewal, StoreError
 from tests.cache import LONG
 from tests.support.fakes import Clock, until
 
@@ -16,7 +16,7 @@ OPERATIONS = [  # operation, arguments, what a store that is up says
     ("set", ("k", b"v", "epoch-1"), 3), ("touch", (["k"],), None),
     ("delete", ("k",), None), ("clear", (), "epoch-2"), ("size", (), (1, 300)), ("claim", ("k", "t", 1), CLAIM),
     ("peek", (CLAIM, "f"), UNDER_WAY), ("settle", (CLAIM, b"o", 1), None), ("release", (CLAIM,), None),
-    ("keep", ([CLAIM], [LEASE], 1), Kept("epoch-1", frozenset("t"))), ("lease", (LEASE, 0.0, 1, 1), True),
+    ("renew", ([CLAIM], [LEASE], 1), Renewal("epoch-1", frozenset("t"))), ("lease", (LEASE, 0.0, 1, 1), True),
     ("unlease", (LEASE,), None)]
 
 

@@ -104,7 +104,7 @@ def test_a_lease_that_is_not_kept_up_ends(hosts, ask):
     assert ask("t0", ttl=1.0)
     end = time.monotonic() + 1.5
     while time.monotonic() < end:
-        hosts[0].keep([claim], [held], 1.0)
+        hosts[0].renew([claim], [held], 1.0)
         assert not ask("t1")
     assert hosts[1].claim(KEYS[0], "yours", LONG) == claim
     until(lambda: ask("t1"))
@@ -112,5 +112,5 @@ def test_a_lease_that_is_not_kept_up_ends(hosts, ask):
 
 def test_a_lease_that_lapsed_counts_again_when_it_is_kept_up(hosts, ask):
     """What it stands for went on while the store was away: nobody else may take its place."""
-    hosts[0].keep([], [Lease(HOST, "t0"), Lease(HOST, "t1")], LONG)
+    hosts[0].renew([], [Lease(HOST, "t0"), Lease(HOST, "t1")], LONG)
     assert not ask("t2", limit=2) and ask("t2", limit=3)

@@ -252,7 +252,7 @@ def test_something_else_that_answers_is_an_error(reply):
     with pretending(reply) as (address, _):
         store = open_store(f"redis://{address}/0", 10, 10_000)
         for operation in (lambda: store.get(KEYS[0]), lambda: store.claim(KEYS[0], "t", 1),
-                          lambda: store.keep([CLAIM], [], 1)):
+                          lambda: store.renew([CLAIM], [], 1)):
             fails(operation)
         store.close()
 

@@ -15,7 +15,7 @@ from tests.support.fakes import in_threads, until
 
 def waited_for(store, claim):
     """Whether anybody waits for the claim."""
-    return claim.token in store.keep([claim], [], LONG).wanted
+    return claim.token in store.renew([claim], [], LONG).wanted
 
 
 # Entries
@@ -220,7 +220,7 @@ def test_a_purge_hides_the_claims_of_before_and_ends_none(opened):
     new = there.claim(KEYS[0], "new", LONG)
     assert new.token == "new" and new.epoch != old.epoch and here.claim(KEYS[0], "other", LONG) == new
     assert there.peek(old, "follower") == UNDER_WAY
-    assert here.keep([old, new], [], LONG) == (new.epoch, {"old", "new"})
+    assert here.renew([old, new], [], LONG) == (new.epoch, {"old", "new"})
     here.settle(old, b"what came of it", LONG)
     assert there.peek(old, "follower") == b"what came of it" and here.peek(new, "other") == UNDER_WAY
 
@@ -267,7 +267,7 @@ def test_claims_that_are_kept_up_live_on(opened):
     forged = claims[0]._replace(token="forged")
     end = time.monotonic() + 1.5
     while time.monotonic() < end:
-        assert here.keep([*claims, forged], [], 1.0).wanted == frozenset()
+        assert here.renew([*claims, forged], [], 1.0).wanted == frozenset()
         time.sleep(0.05)
     assert [there.claim(key, "yours", LONG) for key in KEYS[:30]] == claims
     assert there.peek(forged, "yours") is None
@@ -323,7 +323,7 @@ def test_a_holder_knows_whether_anybody_waits(fading, opened):
     mine, other = here.claim(KEYS[0], "mine", LONG), here.claim(KEYS[1], "other", LONG)
     assert not waited_for(here, mine)
     there.peek(mine, "follower")
-    assert here.keep([mine, other], [], LONG).wanted == {"mine"}
+    assert here.renew([mine, other], [], LONG).wanted == {"mine"}
     until(lambda: not waited_for(here, mine))
     assert there.claim(KEYS[0], "yours", LONG) == mine and waited_for(here, mine)
 

@@ -16,11 +16,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.chaos import leftovers
+from tests.chaos import leaks
 from tests.chaos.builds import Builds
 from tests.chaos.clients import BODY_LIMIT, Caller, Mob
-from tests.chaos.hooligan import Hooligan
-from tests.chaos.saboteur import Saboteur
+from tests.chaos.rude_clients import RudeClient
+from tests.chaos.fault_injection import FaultInjector
 from tests.chaos.scene import OPENINGS, PARALLEL, QUEUE_TIMEOUT, SLACK, TIMEOUT, Scene
 from tests.chaos.stores import Memory, Redis, Sqlite, Store
 from tests.support.double_process import double_processes
@@ -60,14 +60,14 @@ def run(setup, seed, seconds, directory):
         services = [started(stack, setup, number, store, doubles, directory) for number in range(len(setup.workers))]
         scene = Scene(seed, setup, services, doubles, store, Builds(doubles))
         scene.began, scene.ends = time.monotonic(), time.monotonic() + 60
-        before = leftovers.idle(scene)
+        before = leaks.idle(scene)
         scene.began, scene.ends = time.monotonic(), time.monotonic() + seconds
-        saboteur, asked = storm(scene)
-        rows = [["faults of Ollama that struck", sum(saboteur.faults.values())],
-                ["different faults that struck", len(saboteur.faults)], ["crowds of 8 identical requests", asked],
+        injector, asked = storm(scene)
+        rows = [["faults of Ollama that struck", sum(injector.faults.values())],
+                ["different faults that struck", len(injector.faults)], ["crowds of 8 identical requests", asked],
                 ["builds of the model", len(scene.builds.all)],
-                *([f"done: {deed}", count] for deed, count in sorted(saboteur.done.items()))]
-        rows += leftovers.recovered(scene) + leftovers.check(scene, before) + testimony(scene)
+                *([f"done: {deed}", count] for deed, count in sorted(injector.done.items()))]
+        rows += leaks.recovered(scene) + leaks.check(scene, before) + testimony(scene)
         rows += farewell(scene)
     return scene, rows
 
@@ -85,9 +85,9 @@ def started(stack, setup, number, store, doubles, directory):
 
 def storm(scene):
     """Let all actors act, until each has ended."""
-    saboteur, mobs = Saboteur(scene), [Mob(scene, number) for number in range(MOBS)]
-    actors = [saboteur, *mobs, *(Caller(scene, number) for number in range(CALLERS)),
-              *(Hooligan(scene, CALLERS + number) for number in range(HOOLIGANS))]
+    injector, mobs = FaultInjector(scene), [Mob(scene, number) for number in range(MOBS)]
+    actors = [injector, *mobs, *(Caller(scene, number) for number in range(CALLERS)),
+              *(RudeClient(scene, CALLERS + number) for number in range(HOOLIGANS))]
     threads = [threading.Thread(target=actor.run, daemon=True) for actor in actors]
     for thread in threads:
         thread.start()
@@ -95,7 +95,7 @@ def storm(scene):
         thread.join(max(0.0, scene.ends + CLEAR_END - time.monotonic()))
     if stuck := sum(thread.is_alive() for thread in threads):
         scene.ledger.blame(f"{stuck} callers never came to an end")
-    return saboteur, sum(mob.asked for mob in mobs)
+    return injector, sum(mob.asked for mob in mobs)
 
 
 def testimony(scene):
@@ -104,10 +104,11 @@ def testimony(scene):
         """Calls at once at one host: machines that have lost their store count by themselves."""
         return PARALLEL * (len(scene.services) if scene.setup.apart and scene.store.upset(at) else 1)
 
-    for sentence in scene.witness.above(scene.doubles, allowed) + scene.witness.replayed(scene.doubles):
+    for sentence in scene.invariants.above(scene.doubles, allowed) + scene.invariants.replayed(scene.doubles):
         scene.ledger.blame(sentence)
-    return [["upstream calls", len(scene.witness.calls(scene.doubles))],
-            ["upstream calls at once, most at each host", str([*scene.witness.most_at_once(scene.doubles).values()])]]
+    return [["upstream calls", len(scene.invariants.calls(scene.doubles))],
+            ["upstream calls at once, most at each host",
+             str([*scene.invariants.most_at_once(scene.doubles).values()])]]
 
 
 def farewell(scene):

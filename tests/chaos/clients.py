@@ -6,7 +6,7 @@ import random
 import re
 import time
 
-from tests.chaos.judgement import FAILURES, outcome_of, wrong_answer
+from tests.chaos.answer_checks import FAILURES, outcome_of, wrong_answer
 from tests.chaos.scene import OPENING, QUEUE_TIMEOUT, SLACK, TAKEOVER, TIMEOUT, Question
 from tests.support.gunicorn_server import Reply, together
 
@@ -126,7 +126,7 @@ class Caller:
     def _made(self, prompt, control, fields, unique=False):
         headers = {"Cache-Control": control} if control else {}
         question = Question({"prompt": prompt, "stream": False, **fields}, headers, unique)
-        self._scene.witness.asked(question)
+        self._scene.invariants.asked(question)
         return question
 
     # Judgement
@@ -146,7 +146,7 @@ class Caller:
         self._ledger.note(kind, outcome_of(reply), reply.seconds)
 
     def _read(self, service, question):
-        """The whole reply to ``question``; the time of its first piece is told to the witness."""
+        """The whole reply to ``question``; the time of its first piece is told to the invariants."""
         asked, body, begun = time.monotonic(), b"", False
         with service.open_ask(**question.fields, headers=question.headers,
                               timeout=3 * (TIMEOUT + QUEUE_TIMEOUT) + TAKEOVER + SLACK) as exchange:
@@ -154,7 +154,7 @@ class Caller:
                 body += data
                 if question.fields["stream"] and not begun and PIECE.search(body):
                     begun = True
-                    self._scene.witness.began(question, time.monotonic())
+                    self._scene.invariants.began(question, time.monotonic())
             return Reply(exchange.head.status, exchange.head.headers, body, time.monotonic() - asked)
 
     def _attempt(self, kind, service, call):

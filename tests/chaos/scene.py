@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.chaos.builds import Builds
-from tests.chaos.witness import Witness
+from tests.chaos.invariants import Invariants
 from tests.support.double import markers, pieces_for
 
 TIMEOUT, QUEUE_TIMEOUT = 2.0, 2.0  # seconds
@@ -49,7 +49,7 @@ class Scene:
     began: float = 0.0
     ends: float = 0.0
     ledger: Ledger = field(default_factory=Ledger)
-    witness: Witness = field(default_factory=Witness)
+    invariants: Invariants = field(default_factory=Invariants)
     kills: list = field(default_factory=list)  # (time, service)
     purges: list = field(default_factory=list)  # times of purges that were answered
 

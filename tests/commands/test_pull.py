@@ -58,15 +58,15 @@ def test_a_terminal_sees_bytes_rate_and_time_left(empty):
     assert len(set(percents)) > 3 and percents == sorted(percents) and f"{SIZE} of {SIZE}" in screen
 
 
-@pytest.mark.parametrize("knobs, model, words", [
+@pytest.mark.parametrize("controls, model, words", [
     ({}, "nope", "cannot pull nope: pull model manifest: file does not exist"),
     ({"pull_fault": "error_line"}, "llama3:8b", "cannot pull llama3:8b: "),
     ({"pull_fault": "eof"}, "llama3:8b", "broke off while pulling llama3:8b; run it again to continue."),
     ({"pull_fault": "reset"}, "llama3:8b", "did not answer like an Ollama"),
     ({"pull_fault": "repeats_prompt"}, "llama3:8b", "cannot pull llama3:8b: ")], ids=str)
-def test_what_ollama_said_is_told(empty, knobs, model, words):
+def test_what_ollama_said_is_told(empty, controls, model, words):
     """In a sentence on stderr, with the host; the status is 1."""
-    empty.set(**knobs)
+    empty.set(**controls)
     status, out, err = pull(empty, model=model)
     assert status == 1 and err.count("\n") == 1
     assert err.startswith(f"Error: {name(empty)} ") and words in err

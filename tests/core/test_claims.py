@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from llama_api.answer import Piece
-from llama_api.cache import KEEP_EVERY, KEPT_FOR, guarded, keeper, open_store, sqlite, sqlite_file
+from llama_api.cache import RENEW_EVERY, LEASE_SECONDS, guarded, renewer, open_store, sqlite, sqlite_file
 from llama_api.cache.store import UNDER_WAY, WANTED_FOR
 from llama_api.core import claims, flights
 from llama_api.errors import (GenerationCancelled, ModelNotFound, OllamaBusy, OllamaError, OllamaTimeout,
@@ -40,7 +40,7 @@ class Host(Bench):
 
     def idle(self):
         """Wait until nothing is under way, here or in what is shared."""
-        return super().idle() and until(lambda: "of 0 claims, 0 leases" in repr(self.cache.keeper))
+        return super().idle() and until(lambda: "of 0 claims, 0 leases" in repr(self.cache.renewer))
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def url(tmp_path, monkeypatch):
     for module, name in ((sqlite_file, "BUSY"), (sqlite, "BUDGET"), (sqlite, "SLOW_BUDGET"), (guarded, "ADMISSION"),
                          (guarded, "PATIENCE")):
         monkeypatch.setattr(module, name, LONG)
-    monkeypatch.setattr(keeper, "KEEP_EVERY", 0.05)
+    monkeypatch.setattr(renewer, "RENEW_EVERY", 0.05)
     return f"sqlite:///{tmp_path}/answers.db"
 
 
@@ -340,13 +340,13 @@ def test_of_many_followers_one_takes_over(open_host):
 
 def test_a_killed_leader_frees_its_followers_within_five_seconds():
     """The times of the claims add up to what the contract promises."""
-    assert KEPT_FOR + claims.POLL_SECONDS < 5
-    assert KEEP_EVERY * 3 < KEPT_FOR
+    assert LEASE_SECONDS + claims.POLL_SECONDS < 5
+    assert RENEW_EVERY * 3 < LEASE_SECONDS
 
 
 def test_a_living_holder_keeps_its_claim(two, monkeypatch):
     """A generation longer than a claim lives is renewed, and stays the only one."""
-    monkeypatch.setattr(claims, "KEPT_FOR", 0.5)
+    monkeypatch.setattr(claims, "LEASE_SECONDS", 0.5)
     here, there = two
     leader, follower = here.lead(), there.follow()
     looks = there.store.looks
@@ -392,8 +392,8 @@ def test_an_orphan_whose_follower_left_too_is_cancelled(two):
 
 
 def test_the_ticks_add_up_to_the_two_seconds_of_the_contract():
-    """The look at the client, the fading of a follower's last mark and the keeper's round, one after the other."""
-    assert flights.READER_TICK + WANTED_FOR + KEEP_EVERY <= 2
+    """The look at the client, the fading of a follower's last mark and the renewer's round, one after the other."""
+    assert flights.READER_TICK + WANTED_FOR + RENEW_EVERY <= 2
 
 
 def test_a_follower_that_leaves_harms_nobody(two):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_api.answer import Answer, Completion, Piece
-from llama_api.cache import keeper, open_store
+from llama_api.cache import renewer, open_store
 from llama_api.core import Directives, Embeddings, claims
 from llama_api.errors import (ClientGone, GenerationCancelled, NotCached, OllamaRefused, OllamaUnavailable,
                               PromptTooLong)
@@ -274,7 +274,7 @@ def test_the_last_reader_to_leave_ends_the_call(bench):
 @pytest.fixture
 def hosts(tmp_path, monkeypatch):
     """Two hosts on one store."""
-    monkeypatch.setattr(keeper, "KEEP_EVERY", 0.05)
+    monkeypatch.setattr(renewer, "RENEW_EVERY", 0.05)
     url = f"sqlite:///{tmp_path}/answers.db"
     both = [EmbeddingBench(store=Watched(open_store(url, 100, 1 << 20))) for _ in range(2)]
     yield both

@@ -66,22 +66,22 @@ def here():
 
 
 def test_who_asks_for_the_same_joins():
-    """One producer serves all who board under one key, and each is told whether it began the flight."""
+    """One producer serves all who join under one key, and each learns whether it began the flight."""
     flights, produce = Flights(), Producer()
-    boarded = [flights.board("key", produce, here) for _ in range(5)]
-    assert [started for _, started in boarded] == [True, False, False, False, False]
+    joined = [flights.join_or_start("key", produce, here) for _ in range(5)]
+    assert [started for _, started in joined] == [True, False, False, False, False]
     produce.end("answer")
-    assert [text_of(reader) for reader, _ in boarded] == ["answer"] * 5
+    assert [text_of(reader) for reader, _ in joined] == ["answer"] * 5
     assert produce.runs == 1 and flights.count == 0
 
 
 def test_other_keys_and_no_key_are_never_shared():
     """Each key has its own flight, and None as the key has one for each who asks."""
     flights, produce = Flights(), Producer()
-    boarded = [flights.board(key, produce, here) for key in ("a", "b", None, None)]
-    assert all(started for _, started in boarded) and flights.count == 4
+    joined = [flights.join_or_start(key, produce, here) for key in ("a", "b", None, None)]
+    assert all(started for _, started in joined) and flights.count == 4
     produce.end("1")
-    assert [text_of(reader) for reader, _ in boarded] == ["1"] * 4
+    assert [text_of(reader) for reader, _ in joined] == ["1"] * 4
     assert produce.runs == 4
 
 
@@ -89,21 +89,21 @@ def test_a_landed_flight_is_not_joined():
     """A request after the end begins a new flight."""
     flights, produce = Flights(), Producer()
     produce.end("1")
-    reader, _ = flights.board("key", produce, here)
+    reader, _ = flights.join_or_start("key", produce, here)
     reader.outcome()
-    again, started = flights.board("key", produce, here)
+    again, started = flights.join_or_start("key", produce, here)
     assert started and text_of(again) == "1"
 
 
 def test_a_late_joiner_gets_the_pieces_so_far_then_each_as_it_comes():
     """Whenever it joins, a reader sees every piece once and in order."""
     flights, produce = Flights(), Producer()
-    early, _ = flights.board("key", produce, here)
+    early, _ = flights.join_or_start("key", produce, here)
     until(lambda: produce.flights)
     flight = produce.flights[0]
     publish(flight, "a")
     publish(flight, "b")
-    late, _ = flights.board("key", produce, here)
+    late, _ = flights.join_or_start("key", produce, here)
     late.start()
     events = late.events()
     assert texts([next(events)]) == ["ab"]
@@ -116,7 +116,7 @@ def test_a_late_joiner_gets_the_pieces_so_far_then_each_as_it_comes():
 def test_silence_is_told():
     """Who streams is told how the wait stands after each stretch of silence, before a piece and between two."""
     flights, produce = Flights(), Producer()
-    reader, _ = flights.board("key", produce, here)
+    reader, _ = flights.join_or_start("key", produce, here)
     until(lambda: produce.flights)
     flight, waits = produce.flights[0], iter([Wait(2, 9.0), Wait(1, 4.0)])
     flight.progress.wait = lambda: next(waits, Wait())
@@ -134,7 +134,7 @@ def test_silence_is_told():
 def test_a_failure_before_the_first_piece_reaches_all(read):
     """Every reader gets the one error, however it reads, and the producer ran once."""
     flights, produce = Flights(), Producer()
-    readers = [flights.board("key", produce, here)[0] for _ in range(4)]
+    readers = [flights.join_or_start("key", produce, here)[0] for _ in range(4)]
     error = ValueError("no")
     produce.end(error)
 
@@ -148,7 +148,7 @@ def test_a_failure_before_the_first_piece_reaches_all(read):
 def test_a_failure_midway_comes_after_the_pieces():
     """A stream gives what there was and then fails; its start did not."""
     flights, produce = Flights(), Producer()
-    reader, _ = flights.board("key", produce, here)
+    reader, _ = flights.join_or_start("key", produce, here)
     until(lambda: produce.flights)
     publish(produce.flights[0], "half")
     reader.start()
@@ -162,7 +162,7 @@ def test_a_failure_midway_comes_after_the_pieces():
 def test_the_stack_of_a_shared_error_does_not_grow():
     """An error raised for a thousand readers does not collect a thousand stacks."""
     flights, produce = Flights(), Producer()
-    reader, _ = flights.board("key", produce, here)
+    reader, _ = flights.join_or_start("key", produce, here)
     produce.end(ValueError("no"))
     depths = []
     for _ in range(50):
@@ -183,7 +183,7 @@ def test_a_producer_that_dies_of_anything_lands_its_flight():
     def produce(flight):
         raise SystemExit(3)
 
-    reader, _ = flights.board("key", produce, here)
+    reader, _ = flights.join_or_start("key", produce, here)
     with pytest.raises(SystemExit):
         reader.outcome()
     assert flights.count == 0
@@ -192,7 +192,7 @@ def test_a_producer_that_dies_of_anything_lands_its_flight():
 def test_only_the_last_leaver_cancels():
     """One reader less changes nothing for the others; with the last one the flight is cancelled and forgotten."""
     flights, produce = Flights(), Producer()
-    first, second = (flights.board("key", produce, here)[0] for _ in range(2))
+    first, second = (flights.join_or_start("key", produce, here)[0] for _ in range(2))
     until(lambda: produce.flights)
     first.close()
     first.close()
@@ -200,7 +200,7 @@ def test_only_the_last_leaver_cancels():
     second.close()
     until(lambda: flights.count == 0)
     assert produce.flights[0].cancellation.requested and type(produce.flights[0].error) is Cancelled
-    again, started = flights.board("key", Producer(), here)
+    again, started = flights.join_or_start("key", Producer(), here)
     assert started
     again.close()
 
@@ -211,7 +211,7 @@ def test_a_flight_wakes_nobody_who_has_left(read, monkeypatch):
     """However a reader read, the flight forgets it when it closes, and wakes those who stay."""
     monkeypatch.setattr(flights_module, "READER_TICK", 0.01)
     flights, produce, watched = Flights(), Producer(), []
-    leaver, stayer = (flights.board("key", produce, gone)[0] for gone in (lambda: True, here))
+    leaver, stayer = (flights.join_or_start("key", produce, gone)[0] for gone in (lambda: True, here))
     watch = leaver.flight.watch
     monkeypatch.setattr(leaver.flight, "watch", lambda event, pieces: watched.append(event) or watch(event, pieces))
     with pytest.raises(ClientGone):
@@ -227,7 +227,7 @@ def test_leaving_after_the_end_cancels_nothing():
     """A reader that has its answer closes without a request to stop."""
     flights, produce = Flights(), Producer()
     produce.end("1")
-    reader, _ = flights.board("key", produce, here)
+    reader, _ = flights.join_or_start("key", produce, here)
     reader.outcome()
     reader.close()
     assert not produce.flights[0].cancellation.requested
@@ -236,13 +236,13 @@ def test_leaving_after_the_end_cancels_nothing():
 def test_a_claimed_flight_is_left_to_others():
     """While other processes may wait for a flight, the last leaver here does not cancel it; asked again, it is."""
     flights, produce = Flights(), Producer()
-    reader, _ = flights.board("key", produce, here)
+    reader, _ = flights.join_or_start("key", produce, here)
     until(lambda: produce.flights)
     flight = produce.flights[0]
     flight.shared = True
     reader.close()
     assert not flight.cancellation.requested
-    late, started = flights.board("key", produce, here)
+    late, started = flights.join_or_start("key", produce, here)
     assert not started and flights.cancel_if_unread(flight) is False
     late.close()
     assert flights.cancel_if_unread(flight) is True
@@ -253,7 +253,7 @@ def test_a_client_that_has_gone_stops_reading(monkeypatch):
     """A reader looks every moment whether its client is there, whatever it waits for."""
     monkeypatch.setattr(flights_module, "READER_TICK", 0.01)
     flights, produce, gone = Flights(), Producer(), threading.Event()
-    reader, _ = flights.board("key", produce, gone.is_set)
+    reader, _ = flights.join_or_start("key", produce, gone.is_set)
     gone.set()
     for read in (reader.start, reader.outcome, lambda: next(reader.events())):
         with pytest.raises(ClientGone):
@@ -265,7 +265,7 @@ def test_a_client_that_has_gone_stops_reading(monkeypatch):
 def test_an_operator_ends_a_flight_by_its_id():
     """All its readers are told; an unknown id is none, and the next request begins a new flight."""
     flights, produce = Flights(), Producer()
-    readers = [flights.board("key", produce, here)[0] for _ in range(3)]
+    readers = [flights.join_or_start("key", produce, here)[0] for _ in range(3)]
     assert not flights.cancel("unknown") and [flight.id for flight in flights.under_way()] == [readers[0].flight.id]
     assert flights.cancel(readers[0].flight.id)
     for reader in readers:
@@ -277,9 +277,9 @@ def test_an_operator_ends_a_flight_by_its_id():
 def test_after_a_seal_nobody_joins():
     """What is under way goes on for its readers; the same request begins a new flight."""
     flights, produce = Flights(), Producer()
-    before, _ = flights.board("key", produce, here)
-    flights.seal()
-    after, started = flights.board("key", produce, here)
+    before, _ = flights.join_or_start("key", produce, here)
+    flights.close_to_joiners()
+    after, started = flights.join_or_start("key", produce, here)
     assert started and after.flight is not before.flight
     produce.end("answer")
     assert text_of(before) == text_of(after) == "answer"
@@ -315,7 +315,7 @@ def test_a_storm_on_few_keys_leaves_no_flight():
     def work(number):
         chance, whole = random.Random(number), 0
         for _ in range(12):
-            reader, started = flights.board(str(chance.randrange(4)), produce, here)
+            reader, started = flights.join_or_start(str(chance.randrange(4)), produce, here)
             with lock:
                 starts[0] += started
             try:
@@ -354,7 +354,7 @@ def test_identical_requests_at_once_are_one_run():
         return landing("answer")
 
     def work(number):
-        reader, _ = flights.board("key", produce, here)
+        reader, _ = flights.join_or_start("key", produce, here)
         if reader.flight.readers == 100:
             gate.set()
         try:
@@ -371,12 +371,12 @@ def test_identical_requests_at_once_are_one_run():
 def test_any_order_of_events_keeps_the_books(events):
     """Readers are counted, the flight is cancelled when and only when the last one leaves it early."""
     flights, produce, open_readers, published = Flights(), Producer(), [], []
-    first, _ = flights.board("key", produce, here)
+    first, _ = flights.join_or_start("key", produce, here)
     until(lambda: produce.flights)
     flight, open_readers = produce.flights[0], [first]
     for event in events:
         if event == "join" and not flight.landed and not flight.cancellation.requested:
-            reader, started = flights.board("key", produce, here)
+            reader, started = flights.join_or_start("key", produce, here)
             assert not started
             open_readers.append(reader)
         elif event == "leave" and open_readers:

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from llama_api.answer import Piece
-from llama_api.api.exchange import directives_of
+from llama_api.api.responder import directives_of
 from llama_api.core import Directives
 from llama_api.errors import (ClientGone, GenerationCancelled, ModelNotFound, NotCached, OllamaBrokeOff, OllamaBusy,
                               OllamaError, OllamaTimeout, OllamaUnavailable, PromptTooLong, QueueFull, QueueTimeout)
@@ -74,7 +74,7 @@ def test_a_second_request_is_a_hit(bench):
     for streamed in (False, True):
         text, reply = bench.ask(streamed=streamed)
         assert (text, label(reply)) == ("The sky", HIT)
-        assert reply.figures.queue == 0 and reply.figures.first_token is None and reply.figures.inference < LONG
+        assert reply.timings.queue == 0 and reply.timings.first_token is None and reply.timings.inference < LONG
         assert 0 <= bench.service.age(reply.entry) < LONG
     assert len(bench.fleet.calls) == 1
 
@@ -328,9 +328,9 @@ def test_figures_leave_out_what_came_before_one_joined(bench):
     late = bench.begin()
     bench.fleet.proceed.set()
     assert early.answer() and late.answer()
-    assert early.figures.inference >= 0.05 > early.figures.queue
-    assert late.figures.inference <= early.figures.inference - 0.04
-    assert late.figures.queue == 0 and late.figures.first_token == 0 <= early.figures.first_token
+    assert early.timings.inference >= 0.05 > early.timings.queue
+    assert late.timings.inference <= early.timings.inference - 0.04
+    assert late.timings.queue == 0 and late.timings.first_token == 0 <= early.timings.first_token
 
 
 def test_an_answer_that_came_just_before_is_a_hit(bench):
@@ -347,7 +347,7 @@ def test_an_answer_that_came_just_before_is_a_hit(bench):
     bench.cache.get = late_get
     text, reply = bench.ask(streamed=True)
     assert text == "Just now." and label(reply) == HIT and bench.fleet.calls == []
-    assert reply.figures.queue == 0
+    assert reply.timings.queue == 0
 
 
 def test_a_silent_generation_tells_of_the_wait(bench):

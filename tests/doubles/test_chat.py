@@ -5,7 +5,7 @@ import json
 import pytest
 from jsonschema import Draft202012Validator
 
-from tests.doubles.talk import PROMPT, chat, ps, talk, user
+from tests.doubles.wire_client import PROMPT, chat, ps, talk, user
 from tests.support.double import answer_for, calls_of, pieces_for, prompt_tokens, thinking_of
 
 SYSTEM = {'role': 'system', 'content': 'Be brief.'}
@@ -102,7 +102,7 @@ def test_tools_are_called_when_the_prompt_says_so(able, stream):
 
 
 def test_without_a_word_in_the_prompt_tools_are_only_read(able):
-    """They change the answer; the knob `tool` calls for all prompts; before 0.12.10 a call has no id."""
+    """They change the answer; the control `tool` calls for all prompts; before 0.12.10 a call has no id."""
     def calls(**body):
         return chat(able, model='able', think=False, stream=False, **body).messages[0].get('tool_calls')
     said = chat(able, model='able', think=False, tools=[TOOL])
@@ -132,7 +132,7 @@ def test_thinking_comes_before_the_text(able, think, stream):
 
 
 def test_thinking_may_be_switched_off_and_made_long(able):
-    """think:false gives the plain answer; the marker and the knob say how long it is."""
+    """think:false gives the plain answer; the marker and the control say how long it is."""
     assert chat(able, model='able', think=False).content == answer_for(PROMPT)
     said = chat(able, 'Hm? [[thinking=30]]', model='able')
     assert sum('thinking' in message for message in said.messages) == 30

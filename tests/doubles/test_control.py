@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from tests.doubles.talk import PROMPT, connected, fetch, heard, send, talk
+from tests.doubles.wire_client import PROMPT, connected, fetch, heard, send, talk
 from tests.support.double import DoubleRemote, OllamaDouble, answer_for
 
 
@@ -116,8 +116,8 @@ def test_records(double):
 
 
 def test_misuse_is_told(double):
-    """Unknown knobs, faults, verbs and counters are errors, at once and over HTTP."""
-    for wrong in ({'knob': 1}, {'fault': 'nope'}, {'tags_fault': 'nope'}, {'ttft': 'soon'}):
+    """Unknown controls, faults, verbs and counters are errors, at once and over HTTP."""
+    for wrong in ({'control': 1}, {'fault': 'nope'}, {'tags_fault': 'nope'}, {'ttft': 'soon'}):
         with pytest.raises(ValueError):
             double.set(**wrong)
         assert fetch(double, 'POST', '/_double/set', wrong)[0] == 400
@@ -131,7 +131,7 @@ def test_misuse_is_told(double):
 
 
 def test_stopped_it_refuses_and_started_it_is_where_it_was(double):
-    """A stop breaks what is under way and unloads the models; the port stays the same, records and knobs stay."""
+    """A stop breaks what is under way and unloads the models; the port stays the same, records and controls stay."""
     with connected(double) as sock:
         send(sock, 'x [[fault=hang_midway]]')
         double.wait(running=1)
@@ -166,7 +166,7 @@ def test_a_restart_under_load_leaves_nobody_hanging(double):
 
 
 def test_a_process_of_its_own_is_steered_the_same_way():
-    """It prints its URL, takes knobs as arguments, obeys DoubleRemote even while stopped, ends on SIGTERM."""
+    """It prints its URL, takes controls as arguments, obeys DoubleRemote even while stopped, ends on SIGTERM."""
     process = subprocess.Popen([sys.executable, '-m', 'tests.support.double', '--slots', '3', '--fault', 'busy'],
                                stdout=subprocess.PIPE, text=True)
     with process:

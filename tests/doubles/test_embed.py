@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.doubles.talk import chat, connected, embed, fetch, heard, post, talk
+from tests.doubles.wire_client import chat, connected, embed, fetch, heard, post, talk
 from tests.support.double import EMBED_FAULTS, FAULTS, text_tokens, vector_for
 from tests.support.double.answer import ABSENT
 from tests.support.double.fault_tables import REPLIES, VECTORS

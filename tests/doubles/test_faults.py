@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.doubles.talk import PROMPT, chat, connected, heard, talk, user
+from tests.doubles.wire_client import PROMPT, chat, connected, heard, talk, user
 from tests.support.double import CHAT_FAULTS, FAULTS, answer_for, calls_of, pieces_for
 from tests.support.double.answer import ABSENT
 from tests.support.double.fault_tables import CHAT_LINES, EDITS, INTRUDERS, REPLIES

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.doubles.talk import PROMPT, connected, fetch, heard, talk
+from tests.doubles.wire_client import PROMPT, connected, fetch, heard, talk
 from tests.support.double import answer_for, pieces_for, prompt_tokens
 
 

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from tests.doubles.talk import PROMPT, chat, connected, embed, fetch, post, ps, send, talk, user
+from tests.doubles.wire_client import PROMPT, chat, connected, embed, fetch, post, ps, send, talk, user
 from tests.support.double import prompt_tokens, text_tokens
 
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.doubles.talk import PROMPT, fetch, ps, talk
+from tests.doubles.wire_client import PROMPT, fetch, ps, talk
 from tests.support.double import answer_for
 
 

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from tests.doubles.talk import connected, heard, post, talk
+from tests.doubles.wire_client import connected, heard, post, talk
 
 
 def pull(double, quiet=5.0, **body):

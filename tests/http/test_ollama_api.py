@@ -313,7 +313,7 @@ def test_a_stream_that_breaks_ends_with_an_error(api, double, fault):
     reply = generate(api, f"[[fault={fault}]] {new_prompt()}", stream=True)
     *pieces, last = records(reply)
     assert reply.status == 200 and pieces and not any(record["done"] for record in pieces)
-    assert last.keys() == {"error"} and last["error"].startswith("Ollama")
+    assert last.keys() == {"error"} and "Ollama" in last["error"]
 
 
 @pytest.mark.parametrize("method, path", [
@@ -421,4 +421,4 @@ def test_a_stub_in_place_of_a_configured_model_is_as_good_as_none(own_double, se
     assert not any(own_double.calls(path) for path in ("/api/generate", "/api/chat", "/api/embed", "/api/show"))
     own_double.set_digest("llama3:8b", remote_host="")
     until(lambda: api.ask(new_prompt()).status == 200)
-    assert "other:1b as a cloud model" in until(lambda: api.health().get("reason"))
+    assert "other:1b only as a cloud model" in until(lambda: api.health().get("reason"))

@@ -56,7 +56,7 @@ def pair_of(shared_double, shared_serve, shared_redis, tmp_path_factory):
 def patient(serve, double, **settings):
     """A server whose stores may take their time."""
     server = serve(double, start=False, **settings)
-    server.application = "tests.support.patient:app"
+    server.application = "tests.support.slow_stores:app"
     return server.start()
 
 

@@ -32,7 +32,7 @@ class Worker:
                 ended.wait(30)
             raise Cancelled
 
-        reader, started = self.flights.board(key, produce, lambda: False)
+        reader, started = self.flights.join_or_start(key, produce, lambda: False)
         assert not started or began.wait(10)
         return reader
 

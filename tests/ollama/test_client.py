@@ -13,7 +13,7 @@ from llama_api.errors import (ModelNotFound, NotOllama, OllamaBrokeOff, OllamaBu
 from llama_api.model_call import CHAT, EMBED, EMBEDDINGS, ModelCall
 from llama_api.ollama import client as module
 from llama_api.waiting import Cancellation, Cancelled
-from tests.ollama.talk import BASE, DONE, TOO_LONG, ask, client_of, error, lines, record
+from tests.ollama.scripted_server import BASE, DONE, TOO_LONG, ask, client_of, error, lines, record
 from tests.support.fakes import call
 
 GENERATE, SHOW, TAGS, PS, VERSION = (

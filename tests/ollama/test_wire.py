@@ -17,7 +17,7 @@ from llama_api.ollama import client as module
 from llama_api.ollama import protocol
 from llama_api.ollama.connection import Call
 from llama_api.waiting import Cancellation, Cancelled
-from tests.ollama.talk import DONE, TOO_LONG, ask, client_of, error, lines, record, text_from
+from tests.ollama.scripted_server import DONE, TOO_LONG, ask, client_of, error, lines, record, text_from
 from tests.support.certificates import certify, server_context
 from tests.support.double import answer_for
 from tests.support.fakes import call, in_threads, until
@@ -105,22 +105,22 @@ def test_the_deadline_holds_while_show_hangs(double):
     assert double.calls("/api/generate") == []
 
 
-@pytest.mark.parametrize("name, knob", [("inventory", "tags_fault"), ("loaded", "ps_fault"),
-                                        ("version", "version_fault")])
-def test_a_small_call_is_bounded(double, name, knob):
+@pytest.mark.parametrize("name, control", [("inventory", "tags_fault"), ("loaded", "ps_fault"),
+                                           ("version", "version_fault")])
+def test_a_small_call_is_bounded(double, name, control):
     """It ends within the seconds given to it, whatever Ollama does."""
     for fault in ("hang", "endless_garbage"):
-        double.set(**{knob: fault})
+        double.set(**{control: fault})
         with pytest.raises(OllamaError):
             getattr(client_of(double.url), name)(0.1)
 
 
-@pytest.mark.parametrize("knobs, state", [
+@pytest.mark.parametrize("controls, state", [
     ({"slots": 0}, {"waiting": 1}), ({"ttft": LONG}, {"running": 1}), ({"gap": LONG}, {"running": 1}),
     ({"gap": 0.01, "tokens": 3000}, {"running": 1}), ({"fault": "hang"}, {"running": 1})])
-def test_a_cancelled_call_is_closed(double, knobs, state):
+def test_a_cancelled_call_is_closed(double, controls, state):
     """Waiting for a slot, for the first token or between two: Ollama is rid of it."""
-    double.set(**knobs)
+    double.set(**controls)
     cancellation, raised = Cancellation(), []
 
     def work():
@@ -298,7 +298,7 @@ def test_a_certificate_that_is_not_trusted_is_told_with_its_cure(unread, monkeyp
 @pytest.mark.parametrize("unread", ["http"], indirect=True)
 def test_one_that_speaks_no_tls_is_told_so(unread):
     """Its URL is corrected."""
-    with pytest.raises(OllamaUntrusted, match="write http://"):
+    with pytest.raises(OllamaUntrusted, match="use http://"):
         ask(client_of(unread.url.replace("http:", "https:")))
 
 

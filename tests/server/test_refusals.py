@@ -8,7 +8,7 @@ import pytest
 from gunicorn.http import errors
 
 from llama_api.faults import UNREADABLE
-from llama_api.server.refusals import refuse_error
+from llama_api.server.bad_requests import refuse_error
 
 
 @pytest.mark.parametrize("error, status, slug", [
@@ -20,7 +20,7 @@ from llama_api.server.refusals import refuse_error
 def test_an_error_is_a_problem_and_a_line_of_the_log(caplog, error, status, slug):
     """Both have the id; only a fault of ours is told with its stack, for what came may be somebody's prompt."""
     ours, client = socket.socketpair()
-    caplog.set_level(logging.INFO, "llama_api.server.refusals")
+    caplog.set_level(logging.INFO, "llama_api.server.bad_requests")
     with ours, client:
         client.shutdown(socket.SHUT_WR)
         refuse_error(ours, error)

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from llama_api.server import in_force, reload_state, reloading
+from llama_api.server import current_settings, reload_state, reloading
 from llama_api.settings import PREFIX, Settings, SettingsError
 from tests.support.double import answer_for
 from tests.support.gunicorn_server import ROOT, new_prompt, until
@@ -28,31 +28,31 @@ def test_a_broken_first_load_raises(process):
     with pytest.raises(SettingsError):
         reloading.load()
     with pytest.raises(SettingsError):
-        in_force()
+        current_settings()
 
 
 def test_a_broken_reload_keeps_the_settings_in_force(process, capsys):
     """A reload with a fault says so and goes on as before; a good one takes effect."""
     process.setenv("LLAMA_API_QUEUE", "5")
-    assert reloading.load() == in_force() and in_force().queue == 5
+    assert reloading.load() == current_settings() and current_settings().queue == 5
     process.setenv("LLAMA_API_QUEUE", "many")
-    assert reloading.load().queue == in_force().queue == 5
+    assert reloading.load().queue == current_settings().queue == 5
     assert "LLAMA_API_QUEUE='many' must be" in capsys.readouterr().err
     process.setenv("LLAMA_API_QUEUE", "6")
-    assert reloading.load().queue == in_force().queue == 6
+    assert reloading.load().queue == current_settings().queue == 6
 
 
 def test_without_a_load_the_environment_is_in_force(process):
     """A command reads the environment as it is."""
     process.setenv("LLAMA_API_MODEL", "other")
-    assert in_force().model == "other"
+    assert current_settings().model == "other"
 
 
 def test_settings_of_other_code_are_put_in_force_as_far_as_they_are_known(process):
     """An upgrade may add a setting, which then has its default, and may drop one."""
     reloading.load()
     reload_state.settings["dropped"], _ = "value", reload_state.settings.pop("queue")
-    assert in_force() == Settings()
+    assert current_settings() == Settings()
 
 
 @pytest.mark.parametrize("addresses, bind", [
@@ -62,7 +62,7 @@ def test_what_gunicorn_serves_on_is_in_force(process, addresses, bind):
     """The address that others can reach, should there be one: it is the one to warn of."""
     reloading.load()
     reloading.serve_on(addresses, 3)
-    assert (in_force().bind, in_force().workers) == (bind, 3)
+    assert (current_settings().bind, current_settings().workers) == (bind, 3)
 
 
 def edit(path, old, new):

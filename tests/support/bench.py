@@ -27,7 +27,7 @@ class FakeFleet:
         """When another build than ``digest`` was first seen."""
         return None if digest == self.build else self.since
 
-    def vouches(self, made, model):
+    def build_unchanged(self, made, model):
         """Whether the build is the one it was."""
         return made.digest == self.build
 

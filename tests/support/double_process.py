@@ -12,8 +12,8 @@ from tests.support.gunicorn_server import ROOT, free_port, until
 class DoubleProcess(DoubleRemote):
     """A double that can die, hang and come back on its port."""
 
-    def __init__(self, **knobs):
-        self._knobs, self._port = knobs, free_port()
+    def __init__(self, **controls):
+        self._knobs, self._port = controls, free_port()
         self.process = None
         self.revive()
 
@@ -64,11 +64,11 @@ class DoubleProcess(DoubleRemote):
 
 
 @contextmanager
-def double_processes(count, **knobs):
+def double_processes(count, **controls):
     """So many doubles, each a process of its own."""
     doubles = []
     try:
-        doubles += (DoubleProcess(**knobs) for _ in range(count))
+        doubles += (DoubleProcess(**controls) for _ in range(count))
         yield doubles
     finally:
         for double in doubles:

@@ -19,6 +19,6 @@ class _Connection(sqlite3.Connection):
 
 sqlite3.connect = functools.partial(sqlite3.connect, factory=_Connection)
 
-from tests.support.patient import app  # noqa: E402
+from tests.support.slow_stores import app  # noqa: E402
 
 __all__ = ["app"]

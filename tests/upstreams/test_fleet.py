@@ -399,7 +399,7 @@ def test_when_none_is_usable_it_is_told_at_once():
 
 def test_who_waits_for_none_is_told_within_a_moment(monkeypatch):
     """Those who queue when the last one goes out of use are not left to wait forever, nor failed by one lost probe."""
-    monkeypatch.setattr("llama_api.upstreams.roster.GRACE_SECONDS", 0.2)
+    monkeypatch.setattr("llama_api.upstreams.availability.GRACE_SECONDS", 0.2)
     scene = two()
     for client in scene.clients:
         client.proceed.clear()

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from llama_api.cache import GuardedStore, Keeper, open_store
+from llama_api.cache import GuardedStore, Renewer, open_store
 from llama_api.cache.epochs import Epochs
 from llama_api.errors import QueueFull, QueueTimeout
 from llama_api.upstreams.leases import Leases
@@ -29,7 +29,7 @@ def machine(redis_server, tmp_path, monkeypatch):
         for ollama in ollamas:
             assert ollama.slots.share == 0.0  # opens the folder of this machine
         stores.append(GuardedStore(open_store(redis_server.url, 100, 1 << 20)))
-        leases = Leases(Keeper(stores[-1], Epochs(lambda: None)), stores[-1])
+        leases = Leases(Renewer(stores[-1], Epochs(lambda: None)), stores[-1])
         return Queue(Choice(*ollamas), limit, seconds, leases)
 
     yield make

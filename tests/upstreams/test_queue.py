@@ -198,7 +198,7 @@ def test_a_full_queue_turns_away_at_once():
     """One more than may wait is refused without waiting, and says after how many seconds to come back."""
     queue = make(limit=2)
     holders = [holding(queue), *queue_up(queue, 2)]
-    with pytest.raises(QueueFull, match="2 others") as caught:
+    with pytest.raises(QueueFull, match="2 requests are already waiting") as caught:
         queue.take(waiter(), Cancellation())
     assert caught.value.retry_after >= 1
     again = Holder(queue, tried=[Ollama("b")])  # was admitted before, and failed elsewhere
@@ -309,7 +309,7 @@ def test_what_becomes_usable_serves_those_who_wait():
     choice.usable = {"m": []}
     holder, = queue_up(queue, 1)
     choice.usable = {}
-    queue.look()
+    queue.serve_waiters()
     holder.end()
 
 
@@ -319,7 +319,7 @@ def test_when_none_will_be_usable_they_are_told_why():
     choice.usable = {"m": []}
     holders = queue_up(queue, 3)
     choice.error = OllamaUnavailable()
-    queue.look()
+    queue.serve_waiters()
     for holder in holders:
         holder.join()
         assert holder.error is choice.error
@@ -345,13 +345,13 @@ def test_a_place_only_falls():
     queue = make(slots := Ollama(slots=1), limit=9)
     first, waiting = holding(queue), queue_up(queue, 3)
     last = waiting[2].waiter
-    assert queue.told(last) == (2, None)
+    assert queue.estimate(last) == (2, None)
     again, = queue_up(queue, 1, tried=[Ollama("b")], since=1.0)
-    assert queue.told(last).before == 2
+    assert queue.estimate(last).before == 2
     first.end()
-    assert queue.told(last).before == 2
+    assert queue.estimate(last).before == 2
     again.end()
-    before, seconds = queue.told(last)
+    before, seconds = queue.estimate(last)
     assert before == 1 and seconds > 0 and slots.slots.running == 1
     for holder in waiting:
         holder.end()
@@ -367,7 +367,7 @@ def test_estimates_follow_the_recent_speed():
         queue.give_back(slot)
     assert queue.retry_after("m") == 1
     holders = [holding(queue), holding(queue), *queue_up(queue, 2)]
-    before, seconds = queue.told(holders[-1].waiter)
+    before, seconds = queue.estimate(holders[-1].waiter)
     assert before == 1 and 1 <= seconds < LONG
     for holder in holders:
         holder.end()

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_api.upstreams import Slots
-from llama_api.upstreams.seats import ALIVE_SECONDS
+from llama_api.upstreams.queue_order import ALIVE_SECONDS
 from llama_api.upstreams.slot_files import FOLDER, identity, open_folder
 from tests.support.fakes import Clock, until
 
@@ -136,10 +136,10 @@ def test_a_planted_slot_counts_as_held(slots_base, plant):
 
 
 def test_a_planted_seat_is_passed_over(slots_base):
-    """The order does without a seat that cannot be a seat."""
-    (folder_of(slots_base) / "seat-0").symlink_to(slots_base / "nowhere")
+    """The order does without an entry that cannot be an entry."""
+    (folder_of(slots_base) / "queue-0").symlink_to(slots_base / "nowhere")
     one, other = Slots(URL, 1), Slots(URL, 1)
-    one.tell(1.0)
+    one.announce(1.0)
     assert not one.older_elsewhere(2.0) and other.older_elsewhere(2.0) and other.take(2.0) is None
 
 
@@ -157,7 +157,7 @@ def test_a_seat_that_cannot_be_opened_now_is_heard_later():
     """Too many open files cost no slot, and nobody its turn for longer than they last."""
     here, there = Slots(URL, 2, ticking()), Slots(URL, 2, Clock())
     assert here.take(1.0) == 0
-    there.tell(1.0)
+    there.announce(1.0)
     with no_more_files_than(0):
         assert not here.older_elsewhere(2.0)
     assert here.older_elsewhere(2.0)
@@ -168,19 +168,19 @@ def test_a_full_disk_costs_the_order_alone():
     here, there = Slots(URL, 1, ticking()), Slots(URL, 1, ticking())
     with full_disk():
         assert here.take(1.0) == 0 and there.take(2.0) is None
-        there.tell(2.0)
+        there.announce(2.0)
         assert not here.older_elsewhere(3.0)
         here.give_back(0)
         assert there.take(2.0) == 0
-        there.tell(None)
-    there.tell(2.0)
+        there.announce(None)
+    there.announce(2.0)
     assert here.older_elsewhere(3.0)
 
 
 def test_a_seat_has_its_place_on_the_disk_from_the_start(slots_base):
     """A disk that is full by the time somebody waits no longer matters."""
     assert Slots(URL, 1).take(1.0) == 0
-    assert (folder_of(slots_base) / "seat-0").stat().st_size > 0
+    assert (folder_of(slots_base) / "queue-0").stat().st_size > 0
 
 
 def test_without_a_place_in_common_the_temporary_one_serves(monkeypatch, tmp_path):
@@ -237,13 +237,13 @@ import sys
 from llama_api.upstreams import Slots
 slots = Slots(sys.argv[1], 1)
 print(slots.take(1.0), flush=True)
-slots.tell(1.0)
+slots.announce(1.0)
 sys.stdin.read()
 """
 
 
 def test_a_killed_process_frees_its_slot_and_its_seat(slots_base):
-    """``kill -9`` of a holder frees its slot at once, and its seat goes to the next process."""
+    """``kill -9`` of a holder frees its slot at once, and its entry goes to the next process."""
     here = Slots(URL, 1)
     with subprocess.Popen([sys.executable, "-c", HOLD, URL], stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE) as other:
@@ -252,8 +252,8 @@ def test_a_killed_process_frees_its_slot_and_its_seat(slots_base):
         other.send_signal(signal.SIGKILL)
         other.wait()
         until(lambda: here.take(2.0) is not None)
-    Slots(URL, 1).tell(1.0)
-    assert sorted(path.name for path in folder_of(slots_base).iterdir()) == ["seat-0", "seat-1", "slot-0"]
+    Slots(URL, 1).announce(1.0)
+    assert sorted(path.name for path in folder_of(slots_base).iterdir()) == ["queue-0", "queue-1", "slot-0"]
 
 
 # The order
@@ -262,11 +262,11 @@ def test_a_killed_process_frees_its_slot_and_its_seat(slots_base):
 def test_whoever_waits_longest_goes_first():
     """A slot is left to the one elsewhere who waits for longer; equals and younger ones do not count."""
     one, other = Slots(URL, 1, Clock()), Slots(URL, 1, Clock())
-    one.tell(10.0)
+    one.announce(10.0)
     assert other.take(11.0) is None and other.older_elsewhere(10.5)
     assert not other.older_elsewhere(10.0) and not other.older_elsewhere(9.0)
     assert one.take(10.0) == 0
-    one.tell(None)
+    one.announce(None)
     one.give_back(0)
     assert other.take(11.0) == 0
 
@@ -275,11 +275,11 @@ def test_who_gives_no_sign_of_life_is_passed_over():
     """A stopped process holds nobody up; once it goes on it is heard again."""
     clock = Clock()
     one, other = Slots(URL, 1, clock), Slots(URL, 1, clock)
-    one.tell(10.0)
+    one.announce(10.0)
     assert other.older_elsewhere(11.0)
     clock.tick(2 * ALIVE_SECONDS)
     assert not other.older_elsewhere(11.0)
-    one.tell(10.0)
+    one.announce(10.0)
     assert other.older_elsewhere(11.0)
 
 
@@ -287,7 +287,7 @@ def test_who_may_not_take_it_holds_nobody_up():
     """One who waits longest, but has reached its own number, leaves the slot to who has a larger one."""
     small, large = Slots(URL, 1, Clock()), Slots(URL, 3, clock := Clock())
     large.take(1.0)
-    small.tell(2.0)
+    small.announce(2.0)
     assert large.take(3.0) is not None
     clock.tick(0.01)
     large.give_back(1)

@@ -2,10 +2,10 @@
 
 In a test:     with OllamaDouble(slots=2, ttft=0.1) as double: ... double.url ... double.fail('busy', times=3)
 As a process:  python -m tests.support.double --port 11434 --gap 0.02     (then DoubleRemote('http://127.0.0.1:11434'))
-In a prompt:   'Why? [[fault=eof]] [[after=3]]' overrides the knobs named in PER_PROMPT, for that call alone
+In a prompt:   'Why? [[fault=eof]] [[after=3]]' overrides the controls named in PER_PROMPT, for that call alone
 
 Both classes have the methods of Control; each is a POST of a JSON object to /_double/<verb> too, for other languages.
-`python -m tests.support.double --faults` lists the faults, `--help` the knobs. What to expect: answer_for(prompt or
+`python -m tests.support.double --faults` lists the faults, `--help` the controls. What to expect: answer_for(prompt or
 messages) is the text, pieces_for(…) also the thinking and the tool calls, vector_for(model, text) the vector.
 """
 import asyncio
@@ -19,31 +19,31 @@ from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 from tests.support.double.faults import CHAT_FAULTS, EMBED_FAULTS, FAULTS
-from tests.support.double.knobs import Knobs
+from tests.support.double.controls import Controls
 from tests.support.double.schemas import value_for
 from tests.support.double.server import Server
 from tests.support.double.text import (PER_PROMPT, answer_for, calls_of, markers, pieces_for, prompt_tokens, text_of,
                                        thinking_of)
 from tests.support.double.vectors import text_tokens, vector_for
 
-__all__ = ['CHAT_FAULTS', 'EMBED_FAULTS', 'FAULTS', 'PER_PROMPT', 'DoubleRemote', 'Knobs', 'OllamaDouble', 'answer_for',
-           'calls_of', 'markers', 'pieces_for', 'prompt_tokens', 'text_of', 'text_tokens', 'thinking_of', 'value_for',
-           'vector_for']
+__all__ = ['CHAT_FAULTS', 'EMBED_FAULTS', 'FAULTS', 'PER_PROMPT', 'Controls', 'DoubleRemote', 'OllamaDouble',
+           'answer_for', 'calls_of', 'markers', 'pieces_for', 'prompt_tokens', 'text_of', 'text_tokens', 'thinking_of',
+           'value_for', 'vector_for']
 
 
 class Control:
     """What a test may do; ask() is how it gets to the server."""
 
-    def set(self, **knobs):
-        """Change knobs; those not named stay. Return all of them."""
-        return SimpleNamespace(**self.ask('set', **knobs))
+    def set(self, **controls):
+        """Change controls; those not named stay. Return all of them."""
+        return SimpleNamespace(**self.ask('set', **controls))
 
     def fail(self, fault='', times=0, rate=1.0):
         """Let all that is asked of a model fail that way: the next TIMES calls, or a share; without a fault, heal."""
         self.set(fault=fault, times=times, rate=rate)
 
     def reset(self):
-        """Go back to the knobs and models of the beginning; forget all calls, cut off those under way."""
+        """Go back to the controls and models of the beginning; forget all calls, cut off those under way."""
         self.ask('reset')
 
     def set_model(self, name, **attributes):
@@ -105,9 +105,9 @@ class Control:
 class OllamaDouble(Control):
     """A double in a thread of this process, for a with statement."""
 
-    def __init__(self, port=0, **knobs):
-        Knobs().bent(knobs)
-        self._port, self._knobs, self._failure, self._ready = port, knobs, None, threading.Event()
+    def __init__(self, port=0, **controls):
+        Controls().bent(controls)
+        self._port, self._knobs, self._failure, self._ready = port, controls, None, threading.Event()
         self._thread = threading.Thread(target=asyncio.run, args=[self._live()], name='ollama-double', daemon=True)
 
     def __enter__(self):

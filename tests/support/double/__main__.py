@@ -4,15 +4,15 @@ import asyncio
 import signal
 from dataclasses import fields
 
-from tests.support.double import Knobs
+from tests.support.double import Controls
 from tests.support.double import __doc__ as package
 from tests.support.double.faults import ALL_FAULTS
 from tests.support.double.server import Server
 
 
-async def serve(port, knobs):
+async def serve(port, controls):
     """Run until SIGTERM or SIGINT."""
-    server, end = Server(port, **knobs), asyncio.Event()
+    server, end = Server(port, **controls), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, end.set)
     await server.start()
@@ -26,14 +26,14 @@ def main():
     parser = argparse.ArgumentParser(prog='python -m tests.support.double', description=package.partition('\n')[0])
     parser.add_argument('--port', type=int, default=0)
     parser.add_argument('--faults', action='store_true', help='list the faults and end')
-    for knob in fields(Knobs):
-        parser.add_argument(f'--{knob.name.replace("_", "-")}', type=knob.type, default=knob.default,
-                            help=f'default {knob.default!r}')
-    knobs = vars(parser.parse_args())
-    port = knobs.pop('port')
-    if knobs.pop('faults'):
+    for control in fields(Controls):
+        parser.add_argument(f'--{control.name.replace("_", "-")}', type=control.type, default=control.default,
+                            help=f'default {control.default!r}')
+    controls = vars(parser.parse_args())
+    port = controls.pop('port')
+    if controls.pop('faults'):
         return print('\n'.join(f'{name:20} {run.__doc__}' for name, run in ALL_FAULTS.items()))
-    asyncio.run(serve(port, knobs))
+    asyncio.run(serve(port, controls))
 
 
 if __name__ == '__main__':

@@ -19,8 +19,8 @@ class Answer:
     leaks, first = False, 0.0   # first: when the first token came
     prefill = 0.0               # seconds of work on the prompt
 
-    def __init__(self, connection, knobs, pieces=(), stream=False):
-        self.connection, self.call, self.knobs = connection, connection.call, knobs
+    def __init__(self, connection, controls, pieces=(), stream=False):
+        self.connection, self.call, self.controls = connection, connection.call, controls
         self.pieces, self.stream = pieces, stream
 
     def closing(self):
@@ -53,9 +53,9 @@ class Answer:
     async def pause(self, count):
         """Wait for the next COUNT tokens."""
         if not self.first:
-            wait = self.knobs.ttft + self.prefill + self.knobs.gap * max(count - 1, 0)
+            wait = self.controls.ttft + self.prefill + self.controls.gap * max(count - 1, 0)
         else:
-            wait = self.knobs.gap * count
+            wait = self.controls.gap * count
         if wait > 0:
             await asyncio.sleep(wait)
         self.first = self.first or time.monotonic()
@@ -66,7 +66,7 @@ class Answer:
         rest = self.pieces[self.call.sent:][:count]
         if not self.stream or not rest:
             return await self.pause(len(rest))
-        step = 1 if self.knobs.gap else BURST
+        step = 1 if self.controls.gap else BURST
         for at in range(0, len(rest), step):
             due = rest[at:at + step]
             await self.pause(len(due))
@@ -95,24 +95,24 @@ class Answer:
 
     async def half_a_chunk(self):
         """Give some pieces, then half of a chunk."""
-        await self.some(self.knobs.after)
+        await self.some(self.controls.after)
         await self.write(b'')
         self.connection.transport.write(b'ff\r\n' + self.line(' half')[:30])
 
     async def repeat(self, data):
         """Give some pieces, then DATA forever, at a bearable pace."""
-        await self.some(self.knobs.after)
+        await self.some(self.controls.after)
         while True:
             await self.write(data)
             self.call.sent += 1
-            await asyncio.sleep(self.knobs.gap or 0.005)
+            await asyncio.sleep(self.controls.gap or 0.005)
 
 
 class Given(Answer):
     """An object that is there at once."""
 
-    def __init__(self, connection, knobs, body):
-        super().__init__(connection, replace(knobs, ttft=0.0, gap=0.0))
+    def __init__(self, connection, controls, body):
+        super().__init__(connection, replace(controls, ttft=0.0, gap=0.0))
         self.body = body
 
     def closing(self):
@@ -136,9 +136,9 @@ class Spoken(Answer):
 
     def __init__(self, turn, pieces, reason):
         body = turn.body
-        super().__init__(turn.connection, turn.knobs, pieces, body.get('stream') is not False)
+        super().__init__(turn.connection, turn.controls, pieces, body.get('stream') is not False)
         self.turn, self.reason, self.model = turn, reason, body['model']
-        if turn.knobs.prefix_memory or turn.knobs.prefill:
+        if turn.controls.prefix_memory or turn.controls.prefill:
             self.prefill = turn.seconds_to_read(text_of(pieces))
         self.top = (body.get('top_logprobs') or 0) if body.get('logprobs') else None
 

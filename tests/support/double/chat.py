@@ -28,7 +28,7 @@ class Chat(Conversing):
         check_chat(body, body['model'], self.name, can)
         messages = body.get('messages') or []
         self.empty, self.said = not messages, last_said(messages)
-        check_sight(any(message.get('images') for message in messages), can, self.knobs.version)
+        check_sight(any(message.get('images') for message in messages), can, self.controls.version)
         self.messages = [blind(message) if 'vision' not in can else message for message in messages
                          # The template of a model without tools drops all other roles without a word.
                          if 'tools' in can or message.get('role') in TEXT_ALONE]
@@ -43,7 +43,7 @@ class Chat(Conversing):
     def answer(self):
         options = self.options
         return Chatted(self, *pieces_for(self.messages, None, options.get('num_predict'), options.get('stop') or (),
-                                         self.knobs.tokens, **self.rest()))
+                                         self.controls.tokens, **self.rest()))
 
     def asked(self):
         return '\n'.join(message.get('content') or '' for message in self.messages)
@@ -84,7 +84,7 @@ class Chatted(Spoken):
 
     def tool_calls(self, calls):
         """Return CALLS as this release of Ollama writes them."""
-        if release(self.knobs.version) >= IDENTIFIED:
+        if release(self.controls.version) >= IDENTIFIED:
             return calls
         return [{'function': call['function']} for call in calls]
 

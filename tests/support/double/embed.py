@@ -42,7 +42,7 @@ class Embed(Turn):
 
     def measure(self, window):
         if self.body.get('truncate') is False and any(text_tokens(text) > window for text in self.input):
-            raise Refused(400, TOO_LONG_PLAIN if release(self.knobs.version) >= RENAMED
+            raise Refused(400, TOO_LONG_PLAIN if release(self.controls.version) >= RENAMED
                           else 'input length exceeds maximum context length')
         self.read = [cut(text, window) for text in self.input]
         self.count = sum(map(text_tokens, self.read))
@@ -51,7 +51,7 @@ class Embed(Turn):
         return {'model': self.body['model'], 'embeddings': []}
 
     def early(self):
-        engine = release(self.knobs.version) >= ENGINE
+        engine = release(self.controls.version) >= ENGINE
         if engine and 'embedding' not in self.model.capabilities:
             raise Refused(501, NO_EMBEDDINGS)
         if not all(self.input):
@@ -86,7 +86,7 @@ class Embedded(Answer):
     kind = 'embed'
 
     def __init__(self, turn):
-        super().__init__(turn.connection, turn.knobs, turn.input)
+        super().__init__(turn.connection, turn.controls, turn.input)
         self.turn = turn
 
     def vectors(self):

@@ -21,7 +21,7 @@ async def reply(answer, status, kind, body):
 async def intrude(answer, line):
     if not answer.stream:
         return answer.connection.reply(200, JSON, answer.adapted(line))
-    await answer.some(answer.knobs.after)
+    await answer.some(answer.controls.after)
     await answer.write(answer.adapted(line) + b'\n')
     await answer.finish()
 
@@ -98,8 +98,8 @@ async def hang(answer):
 
 @fault
 async def slow(answer):
-    """As it should be, after a wait of the knob `slow`; valid."""
-    await asyncio.sleep(answer.knobs.slow)
+    """As it should be, after a wait of the control `slow`; valid."""
+    await asyncio.sleep(answer.controls.slow)
     await answer.finish()
 
 
@@ -129,7 +129,7 @@ async def hang_after_headers(answer):
 @fault
 async def hang_midway(answer):
     """Some pieces, then silence forever."""
-    await answer.some(answer.knobs.after)
+    await answer.some(answer.controls.after)
     await hang_after_headers(answer)
 
 
@@ -150,7 +150,7 @@ async def close_midway(answer):
 @fault
 async def cut_line(answer):
     """Some pieces, then half a line and a clean end of the body."""
-    await answer.some(answer.knobs.after)
+    await answer.some(answer.controls.after)
     await answer.write(answer.line(' half')[:20])
     answer.connection.end()
 
@@ -164,7 +164,7 @@ async def error_line(answer):
 @fault
 async def context_error(answer):
     """All the text, then an {"error"} line in place of the last object; in the plain form a 500."""
-    answer.knobs = replace(answer.knobs, after=len(answer.pieces))
+    answer.controls = replace(answer.controls, after=len(answer.pieces))
     await error_line(answer)
 
 
@@ -173,7 +173,7 @@ async def eof(answer):
     """Some pieces, then a clean end without done; in the plain form done:false."""
     if not answer.stream:
         return await FAULTS['done_false'](answer)
-    await answer.some(answer.knobs.after)
+    await answer.some(answer.controls.after)
     await eof_at_once(answer)
 
 
@@ -190,7 +190,7 @@ async def fail_with(answer, text):
     """Give some pieces and an {"error"} line; in the plain form a 500."""
     if not answer.stream:
         return answer.connection.reply(500, JSON, error(text))
-    await answer.some(answer.knobs.after)
+    await answer.some(answer.controls.after)
     await answer.write(error(text) + b'\n')
     answer.connection.end()
 
@@ -245,8 +245,8 @@ async def after_done(answer):
 
 @fault
 async def long_line(answer):
-    """A last object with a context of megabytes (the knob `size`); valid."""
-    await answer.finish(context=[128000] * (answer.knobs.size // 7))
+    """A last object with a context of megabytes (the control `size`); valid."""
+    await answer.finish(context=[128000] * (answer.controls.size // 7))
 
 
 @fault
@@ -254,7 +254,7 @@ async def trickle(answer):
     """The whole answer a byte at a time, one each `drip` seconds; valid."""
     for byte in b''.join(await answer.lines()):
         await answer.write(bytes([byte]))
-        await asyncio.sleep(answer.knobs.drip)
+        await asyncio.sleep(answer.controls.drip)
     answer.connection.end()
 
 

@@ -17,7 +17,7 @@ class Generate(Conversing):
         self.prompt = self.said = body.get('prompt') or ''
         self.empty = not self.prompt
         if 'images' in body:
-            check_sight(body['images'], can, self.knobs.version)
+            check_sight(body['images'], can, self.controls.version)
 
     def record(self):
         if self.prompt:
@@ -34,7 +34,7 @@ class Generate(Conversing):
         if 'images' in rest and 'vision' not in self.model.capabilities:
             del rest['images']
         return Generated(self, *pieces_for(self.prompt, self.body.get('system'), options.get('num_predict'),
-                                           options.get('stop') or (), self.knobs.tokens, **rest))
+                                           options.get('stop') or (), self.controls.tokens, **rest))
 
     def figures(self, answer):
         figures = super().figures(answer)

@@ -68,12 +68,12 @@ class Models:
             self.all[name] = replace(known, digest=digest or random.randbytes(32).hex(), born=now, **attributes)
         return self.all[name].digest
 
-    def put(self, name, loaded, knobs):
+    def put(self, name, loaded, controls):
         """Load NAME without a wait, or unload it."""
         name = normal(name)
         self.loaded.pop(name, None)
         if loaded:
-            self.keep(name, {}, self.window(name, {}, knobs), None)
+            self.renew(name, {}, self.window(name, {}, controls), None)
 
     def remove(self, name):
         """Forget the model NAME."""
@@ -82,25 +82,25 @@ class Models:
 
     # --- loading
 
-    def window(self, name, options, knobs):
+    def window(self, name, options, controls):
         """Return the context window that NAME has, or would be loaded with."""
-        return min(options.get('num_ctx') or knobs.num_ctx, self.all[name].context_length)
+        return min(options.get('num_ctx') or controls.num_ctx, self.all[name].context_length)
 
-    async def load(self, name, options, keep, knobs):
+    async def load(self, name, options, keep, controls):
         """See that NAME is loaded with OPTIONS; a load whose client leaves is lost."""
-        window = self.window(name, options, knobs)
+        window = self.window(name, options, controls)
         options = {option: value for option, value in options.items() if option in LOAD_OPTIONS and value is not None}
         if not self.is_loaded(name, options):
-            if self.lock.locked() and self.loading > knobs.max_queue:
+            if self.lock.locked() and self.loading > controls.max_queue:
                 raise Refused(503, BUSY)
             self.loading += 1
             try:
                 async with self.lock:
                     if not self.is_loaded(name, options):
-                        await self.read(knobs.load)
+                        await self.read(controls.load)
             finally:
                 self.loading -= 1
-        self.keep(name, options, window, keep)
+        self.renew(name, options, window, keep)
 
     async def read(self, seconds):
         """Take the time of a load."""
@@ -116,7 +116,7 @@ class Models:
         loaded = self.loaded.get(name)
         return bool(loaded) and loaded.options == options and loaded.expires > time.time()
 
-    def keep(self, name, options, window, keep):
+    def renew(self, name, options, window, keep):
         """Write down that NAME is loaded, for KEEP seconds or as long as it was told before."""
         loaded = self.loaded.get(name)
         keep = keep if keep is not None else loaded.keep if loaded else 300

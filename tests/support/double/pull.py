@@ -18,7 +18,7 @@ def pulled(server, connection, raw):
     if not NAME.fullmatch(sent):
         raise Refused(400, 'invalid model name')
     name = normal(sent)
-    known = name in map(normal, server.knobs.registry.split(','))
+    known = name in map(normal, server.controls.registry.split(','))
     return Pulled(server, connection, name, known, body.get('stream') is not False)
 
 
@@ -42,7 +42,7 @@ class Pulled(Answer):
 
     def __init__(self, server, connection, name, known, stream):
         pieces = ({'status': 'pulling manifest'}, *(progress(name, name in server.models.all) if known else ()))
-        super().__init__(connection, server.knobs, pieces, stream)
+        super().__init__(connection, server.controls, pieces, stream)
         self.server, self.name, self.known = server, name, known
 
     def line(self, piece):

@@ -13,7 +13,7 @@ from tests.support.double.embed import Embed, Embeddings
 from tests.support.double.faults import REPLIES
 from tests.support.double.generate import Generate
 from tests.support.double.golang import Refused, parsed
-from tests.support.double.knobs import Knobs
+from tests.support.double.controls import Controls
 from tests.support.double.models import Models
 from tests.support.double.prefixes import Prefixes
 from tests.support.double.pull import pulled
@@ -31,8 +31,8 @@ class Server:
                '/api/embed': 'POST', '/api/embeddings': 'POST', '/api/pull': 'POST'}
     TURNS = {'/api/generate': Generate, '/api/chat': Chat, '/api/embed': Embed, '/api/embeddings': Embeddings}
 
-    def __init__(self, port=0, **knobs):
-        self.port, self.first_knobs = port, Knobs().bent(knobs)
+    def __init__(self, port=0, **controls):
+        self.port, self.first_knobs = port, Controls().bent(controls)
         self.connections, self.listener, self.held = set(), None, None
         self.holders = set()        # connections whose call has a slot
         self.reset()
@@ -41,8 +41,8 @@ class Server:
         for connection in list(self.connections):
             if connection.task and not connection.call.path.startswith('/_double/'):
                 connection.break_off()
-        self.knobs, self.slots, self.models = self.first_knobs, Slots(self.first_knobs.slots), Models()
-        self.log, self.struck = deque(maxlen=self.knobs.record), Counter()
+        self.controls, self.slots, self.models = self.first_knobs, Slots(self.first_knobs.slots), Models()
+        self.log, self.struck = deque(maxlen=self.controls.record), Counter()
         self.generations, self.embedded, self.faults = Counter(), Counter(), Counter()
         self.ends = Counter()       # a new one: calls of before may end later, and count no more
         self.prefixes, self.prompt_tokens, self.cached_tokens = Prefixes(), 0, 0
@@ -82,20 +82,20 @@ class Server:
         await asyncio.gather(*tasks)
         await asyncio.sleep(0.01)           # those accepted just now get their end too
 
-    def set(self, **knobs):
-        self.knobs = self.knobs.bent(knobs)
-        self.slots.total = self.knobs.slots
+    def set(self, **controls):
+        self.controls = self.controls.bent(controls)
+        self.slots.total = self.controls.slots
         self.slots.hand_out()
-        if 'record' in knobs:
-            self.log = deque(self.log, maxlen=self.knobs.record)
-        if 'fault' in knobs or 'times' in knobs:
+        if 'record' in controls:
+            self.log = deque(self.log, maxlen=self.controls.record)
+        if 'fault' in controls or 'times' in controls:
             del self.struck['']
-        return asdict(self.knobs)
+        return asdict(self.controls)
 
     def set_model(self, name, loaded=None, **attributes):
         digest = self.models.set(name, **attributes)
         if loaded is not None:
-            self.models.put(name, loaded, self.knobs)
+            self.models.put(name, loaded, self.controls)
         return digest
 
     def remove_model(self, name):
@@ -167,15 +167,15 @@ class Server:
         await self.inform(connection, call, path.removeprefix('/api/'), body)
 
     async def inform(self, connection, call, name, body):
-        """Answer one of the small endpoints, or fail as its own knob says."""
-        fault = self.drawn(getattr(self.knobs, f'{name}_fault', ''), call)
+        """Answer one of the small endpoints, or fail as its own control says."""
+        fault = self.drawn(getattr(self.controls, f'{name}_fault', ''), call)
         if fault in REPLIES:
-            return await give(Answer(connection, self.knobs), fault)
+            return await give(Answer(connection, self.controls), fault)
         if name == 'show':
             call.json = parsed(body, 'ShowRequest')
         if name == 'pull':
             return await give(pulled(self, connection, body), fault)
-        await give(Given(connection, self.knobs, getattr(self, name)(body)), fault)
+        await give(Given(connection, self.controls, getattr(self, name)(body)), fault)
 
     def drawn(self, names, call):
         """Return one of the faults NAMES, and write down that it strikes CALL."""
@@ -183,24 +183,25 @@ class Server:
         self.faults[call.fault] += bool(call.fault)
         return call.fault
 
-    def struck_by(self, knobs, key, call):
+    def struck_by(self, controls, key, call):
         """Return the fault of KNOBS that strikes CALL this time, or ''; `times` counts by KEY."""
-        if not knobs.fault or knobs.times and self.struck[key] >= knobs.times or random.random() >= knobs.rate:
+        spent = controls.times and self.struck[key] >= controls.times
+        if not controls.fault or spent or random.random() >= controls.rate:
             return ''
         self.struck[key] += 1
-        return self.drawn(knobs.fault, call)
+        return self.drawn(controls.fault, call)
 
     def version(self, body):
-        return {'version': self.knobs.version}
+        return {'version': self.controls.version}
 
     def status(self, body):
         return {'cloud': {'disabled': False, 'source': 'none'}}
 
     def tags(self, body):
-        return self.models.tags(self.knobs.version)
+        return self.models.tags(self.controls.version)
 
     def ps(self, body):
-        return self.models.ps(self.knobs.version)
+        return self.models.ps(self.controls.version)
 
     def show(self, body):
-        return self.models.show(body, self.knobs.version)
+        return self.models.show(body, self.controls.version)

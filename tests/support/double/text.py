@@ -32,7 +32,7 @@ class Thinking(str):
 
 
 def markers(text):
-    """Return the knobs that TEXT sets for its own call, as text."""
+    """Return the controls that TEXT sets for its own call, as text."""
     found = dict(MARKER.findall(text)) if '[[' in text else {}
     if strangers := found.keys() - set(PER_PROMPT):
         raise ValueError(f'not for a prompt: {", ".join(strangers)}')
@@ -98,7 +98,7 @@ def written(digest, form):
 def natural_pieces(prompt, system=None, tokens=0, *, thinking=0, tool='', **rest):
     """Return the pieces of the whole answer: TOKENS of them, or as many as the prompt makes it.
 
-    THINKING is the number of pieces of it where `think` is on, TOOL the tools to call, those being knobs as TOKENS is.
+    THINKING is the number of pieces of it where `think` is on, TOOL the tools to call, controls like TOKENS.
     """
     messages = prompt
     prompt, system, said = read(prompt, system)
@@ -154,7 +154,7 @@ def calls_of(pieces):
 
 
 def answer_for(prompt, system=None, n=None, stop=(), tokens=0, **rest):
-    """Return the text the double gives to PROMPT; N is num_predict, TOKENS the knob of that name where it is set."""
+    """Return the text the double gives to PROMPT; N is num_predict, TOKENS the control of that name where it is set."""
     return text_of(pieces_for(prompt, system, n, stop, tokens, **rest)[0])
 
 

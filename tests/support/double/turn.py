@@ -20,7 +20,7 @@ class Turn:
 
     def __init__(self, server, connection, call, body):
         self.server, self.connection, self.call, self.body = server, connection, call, body
-        self.knobs, self.options = server.knobs, {}
+        self.controls, self.options = server.controls, {}
 
     def find(self, sent):
         """Return the normal name of the model SENT names."""
@@ -54,25 +54,25 @@ class Turn:
 
     async def run(self):
         """Go the whole way."""
-        server, models, knobs = self.server, self.server.models, self.knobs
+        server, models, controls = self.server, self.server.models, self.controls
         self.admit()
         bends = markers(self.said)
         if bends:
-            self.knobs = knobs = knobs.bent({name: bends[name] for name in bends if name not in TOLD_BY_TEXT})
-        if knobs.record:
+            self.controls = controls = controls.bent({name: bends[name] for name in bends if name not in TOLD_BY_TEXT})
+        if controls.record:
             self.record()
-        fault = server.struck_by(knobs, self.said if 'fault' in bends else '', self.call)
-        if knobs.delay:
-            await asyncio.sleep(knobs.delay)
+        fault = server.struck_by(controls, self.said if 'fault' in bends else '', self.call)
+        if controls.delay:
+            await asyncio.sleep(controls.delay)
         if fault in REPLIES:
-            return await give(Answer(self.connection, knobs), fault)
+            return await give(Answer(self.connection, controls), fault)
         if self.empty:
             return await self.only_load(fault)
-        self.measure(models.window(self.name, self.options, knobs))
-        await models.load(self.name, self.options, self.keep, knobs)
+        self.measure(models.window(self.name, self.options, controls))
+        await models.load(self.name, self.options, self.keep, controls)
         self.loaded = time.monotonic()
         if early := self.early():
-            return await give(Given(self.connection, knobs, early), fault)
+            return await give(Given(self.connection, controls, early), fault)
         await self.take_slot(fault)
 
     def admit(self):
@@ -95,8 +95,8 @@ class Turn:
         if self.keep == 0:
             models.loaded.pop(self.name, None)
         else:
-            await models.load(self.name, self.options, self.keep, self.knobs)
-        await give(Given(self.connection, self.knobs, self.nothing('unload' if self.keep == 0 else 'load')), fault)
+            await models.load(self.name, self.options, self.keep, self.controls)
+        await give(Given(self.connection, self.controls, self.nothing('unload' if self.keep == 0 else 'load')), fault)
 
     async def take_slot(self, fault):
         """Wait for a slot and answer."""
@@ -104,7 +104,7 @@ class Turn:
         await slots.acquire()
         self.call.granted = time.monotonic()
         holders.add(self.connection)
-        if self.knobs.record:
+        if self.controls.record:
             self.call.beside = sum(connection.has_client for connection in holders)
         answer = self.answer()
         try:
@@ -136,13 +136,13 @@ class Conversing(Turn):
 
     def rest(self):
         """Return the further fields that change the answer, as pieces_for takes them."""
-        body, model, knobs = self.body, self.model, self.knobs
+        body, model, controls = self.body, self.model, self.controls
         found = {name: body[name] for name in self.changing if name in body and body[name]}
         if model.voice:
             found['voice'] = model.voice
         if 'thinking' in model.capabilities and body.get('think') is not False:
             found['think'] = body.get('think') or True
-        return found | {'thinking': knobs.thinking, 'tool': knobs.tool} if found else found
+        return found | {'thinking': controls.thinking, 'tool': controls.tool} if found else found
 
     def early(self):
         if self.body.get('_debug_render_only'):
@@ -164,17 +164,17 @@ class Conversing(Turn):
 
     def seconds_to_read(self, answer):
         """Return how long the prompt takes, with the prefix memory; remember it with its ANSWER."""
-        knobs, prefixes, words = self.knobs, self.server.prefixes, self.rendered().split()
-        if knobs.prefix_memory:
+        controls, prefixes, words = self.controls, self.server.prefixes, self.rendered().split()
+        if controls.prefix_memory:
             self.call.cached = min(prefixes.matched(words), self.count - 1)
-            prefixes.remember([*words, *answer.split()], knobs.prefix_memory)
+            prefixes.remember([*words, *answer.split()], controls.prefix_memory)
         self.server.prompt_tokens += self.count
         self.server.cached_tokens += self.call.cached
-        return knobs.prefill * (self.count - self.call.cached)
+        return controls.prefill * (self.count - self.call.cached)
 
     def fit(self, count, window):
         """Return how many of COUNT tokens are read."""
-        return evaluated(count, self.body, window, self.knobs.version)
+        return evaluated(count, self.body, window, self.controls.version)
 
 
 async def give(answer, fault):

@@ -16,7 +16,7 @@ GARBAGE = (b"\x00\xff\x16\x03\x01 garbage\r\n\r\n", b"GET /livez HTTP/9.9\r\n\r\
            b"GET /livez HTTP/1.1\r\n" + b"X-A: b\r\n" * 300 + b"\r\n")
 
 
-class Hooligan(Caller):
+class RudeClient(Caller):
     """One client that keeps connections busy without purpose: half heads, trickled bodies, unread streams, garbage."""
 
     KINDS = {"half_head": 3, "trickle": 3, "deaf": 3, "garbage": 5}

@@ -1,4 +1,4 @@
-"""The roster of Ollamas: those usable for a model, and the build that answers."""
+"""The availability of Ollamas: those usable for a model, and the build that answers."""
 
 import time
 from collections import Counter
@@ -15,7 +15,7 @@ _ABSENT = ""  # not the name of any build
 _normal = lru_cache(maxsize=1024)(normal)
 
 
-class Roster:
+class Availability:
     """The Ollamas in configured order, as of their newest probes.
 
     A single one always counts as usable: its answer to a call is newer than any probe.
@@ -29,7 +29,7 @@ class Roster:
         self._listed: frozenset[str] = frozenset()
         self.removed: Callable[[], object] = lambda: None  # called when a model is no longer listed
 
-    def noted(self) -> None:
+    def on_probe(self) -> None:
         """Update the builds after a probe: for each model the most common build, in a tie the first listed.
 
         A model that no Ollama has any more keeps its last build.
@@ -70,14 +70,14 @@ class Roster:
         name, now = _normal(model), self._clock()
         usable, until = self._usable.get(name, ([], 0.0))
         if now > until:
-            usable, until = self._usable[name] = self._look(name)
+            usable, until = self._usable[name] = self._find_usable(name)
         if not all(upstream.breaker.admits for upstream in usable):
             usable = [upstream for upstream in usable if upstream.breaker.admits]
         if usable:
             self._usable_at[name] = now
         return usable
 
-    def _look(self, name: str) -> tuple[list[Upstream], float]:
+    def _find_usable(self, name: str) -> tuple[list[Upstream], float]:
         """The Ollamas whose fresh probe found ``name`` in the build that answers, and until when that holds."""
         build = self._builds.get(name, (None, 0.0))[0]
         usable = [upstream for upstream in self.upstreams
@@ -91,8 +91,8 @@ class Roster:
         reached = [upstream for upstream in self.upstreams if upstream.reached]
         if hanging := [upstream.breaker for upstream in reached if not upstream.breaker.admits]:
             return OllamaHangs(max(breaker.timeouts for breaker in hanging))
-        return self.lack(model) if reached else OllamaUnavailable()
+        return self.not_found_error(model) if reached else OllamaUnavailable()
 
-    def lack(self, model: str) -> ModelNotFound:
+    def not_found_error(self, model: str) -> ModelNotFound:
         """The error for a ``model`` that no Ollama has, except perhaps as a stub."""
         return RemoteModel(model) if any(one.has_stub(model) for one in self.upstreams) else ModelNotFound(model)

@@ -9,7 +9,7 @@ _STATE = re.compile(r"[\t -~]{1,512}")
 _KNOWN_FLAGS = 0x03  # sampled, random (§2.2.5); all others must be sent as zero
 
 
-class Trace(NamedTuple):
+class TraceContext(NamedTuple):
     """A span of a trace: ids in hexadecimal digits, flags, vendors' state; ``parent`` is a span's id."""
 
     trace_id: str
@@ -19,7 +19,7 @@ class Trace(NamedTuple):
     parent: str | None = None
 
     @classmethod
-    def received(cls, parent: str, state: str = "") -> "Trace | None":
+    def received(cls, parent: str, state: str = "") -> "TraceContext | None":
         """The caller's span from its two headers, None when missing or malformed."""
         found = _PARENT.fullmatch(parent)
         if found is None or (found[1] == "00" and found[5] is not None):
@@ -27,11 +27,11 @@ class Trace(NamedTuple):
         return cls(found[2], found[3], int(found[4], 16) & _KNOWN_FLAGS, state if _STATE.fullmatch(state) else "")
 
     @classmethod
-    def begun(cls) -> "Trace":
+    def begun(cls) -> "TraceContext":
         """The first span of a new trace."""
         return cls(secrets.token_hex(16), secrets.token_hex(8))
 
-    def child(self) -> "Trace":
+    def child(self) -> "TraceContext":
         """A new span inside this one."""
         return self._replace(span_id=secrets.token_hex(8), parent=self.span_id)
 

@@ -6,12 +6,12 @@ from ..answer import Completion
 from ..errors import OllamaError
 from ..model_call import ModelCall
 from .affinity import Chain, Match
-from .run import Ended, Run
+from .observers import Ended, Run
 from .upstream import Upstream
 from .waiter import Slot
 
 
-class Journey:
+class Generation:
     """The history of a generation. ``deadline`` is ``timeout`` seconds after its first slot."""
 
     def __init__(self, call: ModelCall, run: Run, timeout: float):

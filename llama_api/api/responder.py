@@ -1,6 +1,6 @@
 """The exchange of one request for its answer, common to all doors.
 
-A door makes a ModelCall of the request and passes it to ``Exchanges.respond`` with a Grammar, which writes the answer.
+A door makes a ModelCall of the request and passes it to ``Responder.respond`` with a Grammar, which writes the answer.
 """
 
 import time
@@ -33,8 +33,8 @@ class Grammar(Protocol):
     content_type: str  # of a streamed answer
     whole_type: str  # of a plain one
 
-    def whole(self, answer: Answer, reply: Reply, figures: Json) -> bytes:
-        """The body of a plain answer; ``figures`` are the ``metrics`` of POST /generate."""
+    def whole(self, answer: Answer, reply: Reply, metrics: Json) -> bytes:
+        """The body of a plain answer; ``metrics`` are the ``metrics`` of POST /generate."""
 
     def pieces(self, pieces: list[Piece], reply: Reply) -> bytes:
         """Pieces that arrived together, as a part of a stream; empty if this API has no form for them."""
@@ -42,14 +42,14 @@ class Grammar(Protocol):
     def waiting(self, wait: Wait) -> bytes:
         """The part to send after HEARTBEAT seconds of silence."""
 
-    def end(self, answer: Answer, reply: Reply, figures: Json) -> bytes:
+    def end(self, answer: Answer, reply: Reply, metrics: Json) -> bytes:
         """The end of a stream."""
 
     def failed(self, fault: Fault, error: Exception) -> bytes:
         """The end of a stream that broke off."""
 
 
-class Exchanges:
+class Responder:
     """Answers the requests of all doors: reads them, asks the service, and records the outcome."""
 
     def __init__(self, settings: Settings, service: Service, embeddings: Embeddings, machine: Machine,
@@ -86,7 +86,7 @@ class Exchanges:
         reply = self._service.ask(call, self.directives, gone_check(request.environ), g.trace)
         g.record["cache"] = reply.result
         return self._stream(reply, grammar) if streamed else self._plain(
-            reply, lambda answer, figures: grammar.whole(answer, reply, figures), grammar.whole_type)
+            reply, lambda answer, metrics: grammar.whole(answer, reply, metrics), grammar.whole_type)
 
     def embed(self, calls: Sequence[ModelCall], write: Callable[[Answer, EmbeddingReply], bytes],
               content_type: str = JSON_TYPE) -> Response:
@@ -97,7 +97,7 @@ class Exchanges:
         self._note(calls[0].with_texts([call.text for call in calls]))
         reply = self._embeddings.ask(calls, self.directives, gone_check(request.environ), g.trace)
         g.record["cache"] = reply.result
-        return self._plain(reply, lambda answer, figures: write(answer, reply), content_type)
+        return self._plain(reply, lambda answer, metrics: write(answer, reply), content_type)
 
     def load(self, model: str) -> None:
         """Load ``model`` for the current request. Raises the error of the load."""
@@ -162,8 +162,8 @@ class Exchanges:
     def _ended(self, reply: Reply, answer: Answer | None) -> Json:
         """Record the outcome of the request; returns its figures. ``answer`` is None on failure."""
         record, (cpu, memory) = g.record, self._machine.sample()
-        times, completion = reply.figures, answer.completion if answer else None
-        figures: Json = {
+        times, completion = reply.timings, answer.completion if answer else None
+        metrics: Json = {
             "inference_latency_ms": milliseconds(times.inference),
             "input_tokens": completion.input_tokens if completion else None,
             "output_tokens": completion.output_tokens if completion else None,
@@ -171,8 +171,8 @@ class Exchanges:
             "time_to_first_token_ms": None if reply.cached else milliseconds(times.first_token),
             "tokens_per_second": None if reply.cached or completion is None else completion.tokens_per_second}
         if completion and completion.cached_input_tokens is not None:
-            figures["cached_input_tokens"] = completion.cached_input_tokens
-        record.update(figures, cache=reply.result)
+            metrics["cached_input_tokens"] = completion.cached_input_tokens
+        record.update(metrics, cache=reply.result)
         # An answer without output is an embedding, whose time may be that of many texts.
         if reply.result in SAVING and completion is not None and completion.output_tokens and completion.seconds:
             record["saved_ms"] = milliseconds(completion.seconds)
@@ -180,7 +180,7 @@ class Exchanges:
             record["host"] = reply.host
         if answer and self._settings.log_prompts:
             record["answer"] = answer.text
-        return figures
+        return metrics
 
 
 def directives_of(header: str | None) -> Directives:

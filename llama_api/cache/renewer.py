@@ -7,15 +7,15 @@ from collections.abc import Callable
 from ..background import BackgroundThread
 from .epochs import Epochs
 from .guarded import GuardedStore
-from .store import Claim, Kept, Lease
+from .store import Claim, Lease, Renewal
 
 logger = logging.getLogger(__name__)
 
-KEEP_EVERY = 0.4  # seconds between two rounds
-KEPT_FOR = 3.0  # seconds that a claim or lease outlives its last renewal, and so its process
+RENEW_EVERY = 0.4  # seconds between two rounds
+LEASE_SECONDS = 3.0  # seconds that a claim or lease outlives its last renewal, and so its process
 
 
-class Keeper:
+class Renewer:
     """Renews this process's claims and leases in one round trip, reports what it served, and sees purges.
 
     Its thread starts with the first use and ends with ``stop``.
@@ -26,10 +26,10 @@ class Keeper:
         self._claims: dict[Claim, Callable[[bool], object]] = {}
         self._leases: dict[Lease, None] = {}
         self._used: dict[str, None] = {}  # keys served since the last report, in order
-        self._thread, self._stopped = BackgroundThread("keeper", self._run), threading.Event()
+        self._thread, self._stopped = BackgroundThread("renewer", self._run), threading.Event()
 
     def __repr__(self) -> str:
-        return f"<Keeper of {len(self._claims)} claims, {len(self._leases)} leases, {len(self._used)} uses to report>"
+        return f"<Renewer of {len(self._claims)} claims, {len(self._leases)} leases, {len(self._used)} uses to report>"
 
     def start(self) -> None:
         """Start the rounds, unless already started."""
@@ -46,7 +46,7 @@ class Keeper:
 
     def lease(self, lease: Lease, waited: float, limit: int) -> bool | None:
         """Take ``lease`` and renew it until ``unlease``, see LeasingStore; None when the store is unavailable."""
-        taken = self._store.lease(lease, waited, limit, KEPT_FOR)
+        taken = self._store.lease(lease, waited, limit, LEASE_SECONDS)
         if taken:
             self._leases[lease] = None
             self.start()
@@ -75,22 +75,22 @@ class Keeper:
         self._stopped.set()
 
     def _run(self) -> None:
-        while not self._stopped.wait(KEEP_EVERY):
+        while not self._stopped.wait(RENEW_EVERY):
             try:
                 self._round()
             except Exception:
-                logger.exception("the keeper of what is shared failed")
+                logger.exception("the renewer of what is shared failed")
 
     def _round(self) -> None:
         claims, leases, since = list(self._claims), list(self._leases), self._epochs.number
-        kept = self._store.keep(claims, leases, KEPT_FOR)
+        kept = self._store.renew(claims, leases, LEASE_SECONDS)
         for lease in leases:
             if lease not in self._leases:  # given back meanwhile, perhaps before it was renewed
                 self._store.unlease(lease)
         if kept is not None:
             self._epochs.saw(kept.epoch, since)
         elif not self._store.available:
-            kept = Kept("", frozenset())  # no process can wait for us there
+            kept = Renewal("", frozenset())  # no process can wait for us there
         if kept is not None:
             for claim in claims:
                 if told := self._claims.get(claim):

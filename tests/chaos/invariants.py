@@ -7,7 +7,7 @@ TRIED_AGAIN = {0, 200, 503}  # status of what may be tried at the next Ollama; a
 TRIED_AT_ONE = {503}  # where there is but one
 
 
-class Witness:
+class Invariants:
     """All generations that were asked of each double, also before it was reset or killed."""
 
     def __init__(self):

@@ -1,13 +1,13 @@
-"""The knobs of the double of Ollama: what may be set at any time, some of it by a prompt for its own call."""
+"""The controls of the double of Ollama: what may be set at any time, some of it by a prompt for its own call."""
 from dataclasses import dataclass, fields, replace
 
 from tests.support.double.faults import ALL_FAULTS
 
-FAULT_KNOBS = 'fault tags_fault ps_fault show_fault version_fault pull_fault'.split()
+FAULT_CONTROLS = 'fault tags_fault ps_fault show_fault version_fault pull_fault'.split()
 
 
 @dataclass
-class Knobs:
+class Controls:
     """Times are in seconds."""
 
     version: str = '0.33.0'     # of Ollama; it behaves as 0.12.5, 0.12.6, 0.24 or 0.30 and later did
@@ -39,13 +39,13 @@ class Knobs:
     record: int = 10_000        # calls remembered, the last ones; 0 = none, nor generations by prompt
 
     def bent(self, changes):
-        """Return a copy with CHANGES, cast to the type of each knob; an unknown knob or fault is a ValueError."""
+        """Return a copy with CHANGES, cast to the type of each control; an unknown control or fault is a ValueError."""
         kinds = {field.name: field.type for field in fields(self)}
         if strangers := changes.keys() - kinds.keys():
-            raise ValueError(f'no such knob: {", ".join(strangers)}')
+            raise ValueError(f'no such control: {", ".join(strangers)}')
         cast = {name: kinds[name]() if value is None else kinds[name](value) for name, value in changes.items()}
         new = replace(self, **cast)
-        named = {name for knob in FAULT_KNOBS for name in getattr(new, knob).split(',')}
+        named = {name for control in FAULT_CONTROLS for name in getattr(new, control).split(',')}
         if strangers := named - ALL_FAULTS.keys() - {''}:
             raise ValueError(f'no such fault: {", ".join(strangers)}')
         return new

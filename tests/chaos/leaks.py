@@ -14,7 +14,7 @@ from tests.support.double import answer_for
 from tests.support.gunicorn_server import together, until
 
 CALM = 30.0  # seconds within which all must have ended: longer than the takeover of a claim and its generation
-FILES_MORE = 10  # slots, and the seats of processes that have come since, are opened when they are first needed
+FILES_MORE = 10  # slots, and the entries of processes that have come since, are opened when they are first needed
 THREADS_MORE = 12  # gevent's pool of native threads grows to its size and stays
 GROWTH_MB = 48
 

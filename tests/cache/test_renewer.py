@@ -1,10 +1,10 @@
-"""The keeper: claims, leases, uses and purges, all in rounds of one round trip."""
+"""The renewer: claims, leases, uses and purges, all in rounds of one round trip."""
 
 import logging
 
 import pytest
 
-from llama_api.cache import AnswerCache, GuardedStore, Keeper, Kept, Lease, LRUCache, keeper
+from llama_api.cache import AnswerCache, GuardedStore, Lease, LRUCache, Renewal, Renewer, renewer
 from llama_api.cache.epochs import Epochs
 from llama_api.cache.store import Claim
 from tests.cache import KEYS, LONG, got
@@ -21,7 +21,7 @@ class Store:
         self.available, self.kept, self.rounds, self.touched, self.unleased = True, None, [], [], []
         self.during = lambda: None
 
-    def keep(self, claims, leases, ttl):
+    def renew(self, claims, leases, ttl):
         self.during()
         self.rounds.append((list(claims), list(leases), ttl))
         return self.kept
@@ -40,7 +40,7 @@ class Store:
 @pytest.fixture(autouse=True)
 def often(monkeypatch):
     """Rounds that come one after the other."""
-    monkeypatch.setattr(keeper, "KEEP_EVERY", 0.01)
+    monkeypatch.setattr(renewer, "RENEW_EVERY", 0.01)
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def epochs():
 
 @pytest.fixture
 def kept_up(store, epochs):
-    kept_up = Keeper(store, epochs)
+    kept_up = Renewer(store, epochs)
     yield kept_up
     kept_up.stop()
 
@@ -72,13 +72,13 @@ def test_one_round_trip_keeps_up_all(kept_up, store):
         kept_up.hold(claim, lambda wanted: None)
     assert kept_up.lease(LEASE, 0.0, 1) is True
     rounds(store)
-    assert store.rounds[-1] == (CLAIMS, [LEASE], keeper.KEPT_FOR)
+    assert store.rounds[-1] == (CLAIMS, [LEASE], renewer.LEASE_SECONDS)
     for claim in CLAIMS[1:]:
         kept_up.drop(claim)
     kept_up.unlease(LEASE)
     rounds(store)
-    assert store.rounds[-1] == (CLAIMS[:1], [], keeper.KEPT_FOR)
-    assert repr(kept_up) == "<Keeper of 1 claims, 0 leases, 0 uses to report>" and store.unleased == [LEASE]
+    assert store.rounds[-1] == (CLAIMS[:1], [], renewer.LEASE_SECONDS)
+    assert repr(kept_up) == "<Renewer of 1 claims, 0 leases, 0 uses to report>" and store.unleased == [LEASE]
 
 
 def test_holders_are_told_whether_anybody_waits(kept_up, store):
@@ -88,7 +88,7 @@ def test_holders_are_told_whether_anybody_waits(kept_up, store):
         kept_up.hold(claim, heard.append)
     rounds(store)
     assert list(told.values()) == [[], []]
-    store.kept = Kept("epoch-1", frozenset({CLAIMS[1].token}))
+    store.kept = Renewal("epoch-1", frozenset({CLAIMS[1].token}))
     until(lambda: all(told.values()))
     assert [set(heard) for heard in told.values()] == [{False}, {True}]
     store.kept, store.available = None, False
@@ -117,7 +117,7 @@ def test_a_keeper_that_stumbles_goes_on(kept_up, store, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("llama_api"), "propagate", True)
     store.during = lambda: 1 / 0
     kept_up.hold(CLAIMS[0], lambda wanted: None)
-    until(lambda: any("keeper" in record.getMessage() for record in caplog.records))
+    until(lambda: any("renewer" in record.getMessage() for record in caplog.records))
     store.during = lambda: None
     rounds(store)
 
@@ -168,11 +168,11 @@ def test_a_purge_elsewhere_is_heard_of_without_a_request(open_cache):
 
 def test_claims_live_as_long_as_they_are_held(open_cache, monkeypatch):
     """All of them, although each lives for less than the test takes."""
-    monkeypatch.setattr(keeper, "KEPT_FOR", 0.5)
+    monkeypatch.setattr(renewer, "LEASE_SECONDS", 0.5)
     here, there = open_cache(), open_cache()
     claims = [here.store.claim(key, "mine" + key, 0.5) for key in KEYS[:20]]
     for claim in claims:
-        here.keeper.hold(claim, lambda wanted: None)
+        here.renewer.hold(claim, lambda wanted: None)
     with pytest.raises(AssertionError):
         until(lambda: there.store.claim(KEYS[0], "yours", LONG) != claims[0], 1.0)
     assert [there.store.claim(key, "yours", LONG) for key in KEYS[:20]] == claims

@@ -1,4 +1,4 @@
-"""A read-only examination of the shared store; the service itself would set a damaged file aside."""
+"""A read-only inspection of the shared store; the service itself would set a damaged file aside."""
 
 import os
 import sqlite3
@@ -23,7 +23,7 @@ class Examination(NamedTuple):
     seconds: float
 
 
-def examine(url: str) -> Examination:
+def inspect_store(url: str) -> Examination:
     """Examine the store at ``url``. Raises StoreError; its text is a sentence without a password."""
     if url.startswith("sqlite:///"):
         path = os.path.abspath(url.removeprefix("sqlite:///"))

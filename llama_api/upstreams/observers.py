@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol
 
 from ..answer import Completion, Piece
 from ..model_call import ModelCall
-from ..trace import Trace
+from ..trace_context import TraceContext
 from ..waiting import Cancellation, Progress
 
 
@@ -64,7 +64,7 @@ class Attempted(NamedTuple):
 
     call: ModelCall
     host: str
-    trace: Trace | None
+    trace: TraceContext | None
     began: float
     first_piece_at: float | None
     completion: Completion | None
@@ -74,7 +74,7 @@ class Attempted(NamedTuple):
 class Tracer(Protocol):
     """Receives the spans of each generation."""
 
-    def waited(self, trace: Trace | None, since: float, error: BaseException | None) -> None:
+    def waited(self, trace: TraceContext | None, since: float, error: BaseException | None) -> None:
         """The wait for a slot has ended; ``trace`` is the span in which it waited, ``since`` is monotonic."""
 
     def attempted(self, attempted: Attempted) -> None:

@@ -22,7 +22,7 @@ TO_ONE_HOST = {"be busy": "busy", "reset connections": "reset", "be out of memor
 SMALL_FAULTS = ("tags", "show", "version", "ps")
 
 
-class Saboteur:
+class FaultInjector:
     """Mixes the faults of the double afresh each second, and does something worse in between.
 
     What it does, and in which order, comes from the seed; how much of it, from the time there is.
@@ -30,7 +30,7 @@ class Saboteur:
 
     def __init__(self, scene):
         self._scene, self._doubles, self._builds = scene, scene.doubles, scene.builds
-        self._random = random.Random(f"{scene.seed} saboteur")
+        self._random = random.Random(f"{scene.seed} fault injector")
         self._well = vars(self._doubles[0].set())
         self._earlier = Counter()  # faults that struck before a double was reset
         self.done = Counter()
@@ -51,7 +51,7 @@ class Saboteur:
                     deed()
                     self._pause(0.4)
         except Exception as error:
-            self._scene.ledger.blame(f"the saboteur: {type(error).__name__}: {error}")
+            self._scene.ledger.blame(f"the fault injector: {type(error).__name__}: {error}")
         finally:
             self.heal()
 
@@ -134,10 +134,10 @@ class Saboteur:
     @contextmanager
     def _broken(self):
         """Note that hosts break off what they do inside the block, and that nobody sees what they have."""
-        at, since = len(self._scene.witness.broken), time.monotonic()
-        self._scene.witness.broken.append((since, float("inf")))
+        at, since = len(self._scene.invariants.broken), time.monotonic()
+        self._scene.invariants.broken.append((since, float("inf")))
         yield
-        self._scene.witness.broken[at] = since, time.monotonic()
+        self._scene.invariants.broken[at] = since, time.monotonic()
         self._builds.hidden.append((since, time.monotonic()))
 
     def _stop(self, *hosts):
@@ -167,7 +167,7 @@ class Saboteur:
     def _forget(self, host):
         """Keep the counts of a host that is about to forget them."""
         self._earlier += host.faults
-        self._scene.witness.remember(host)
+        self._scene.invariants.remember(host)
 
     def _reborn(self, host):
         self._builds.born(host)
