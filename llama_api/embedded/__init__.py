@@ -1,12 +1,12 @@
-"""A small Ollama for a machine without one: its wire format in front of llama.cpp and SmolLM2-135M.
+"""A small stand-in for Ollama: its wire format in front of llama.cpp and SmolLM2-135M.
 
-A process of its own (`python -m llama_api.embedded --port 11434`), built as Ollama is since 0.30: routes in front of a
-llama-server, here the one inside xllamacpp, on a loopback port that only this process has the key of. It is for trying
-things out and for tests; the model answers under its own name, so that it is never taken for Llama 3. What it cannot do
-(`template`, `suffix`, images, tools, thinking) is refused. Load-time options are checked, and change nothing.
+It runs as a separate process (`python -m llama_api.embedded --port 11434`), built as Ollama has been since 0.30: routes
+in front of a llama-server, here the one in xllamacpp, on a loopback port whose key only this process has. It is meant
+for trials and tests; the model answers under its own name, so that it is never mistaken for Llama 3. Features that it
+lacks (`template`, `suffix`, images, tools, thinking) are refused. Load-time options are checked but have no effect.
 
-It embeds, as chat models did in Ollama until 0.30: the same loaded model gives the mean of its last states, and the
-same vector for a text whatever else it is asked. A text may have 512 tokens, one batch of the engine; the first long
-one makes the process 200 MB larger, where a second engine would double it from the start. As it is no embedding model,
-its vectors tell related texts from others, and not much more.
+It embeds texts, as chat models did in Ollama until 0.30: the loaded model returns the mean of its last states, and the
+same vector for a text whatever else the list contains. A text may have 512 tokens, one batch of the engine; the first
+long one makes the process 200 MB larger, whereas a second engine would double its size from the start. The model was
+not trained for embeddings: its vectors distinguish related texts from unrelated ones, and little more.
 """

@@ -15,7 +15,7 @@ from .server import Handler, Listener
 
 
 def read_arguments() -> argparse.Namespace:
-    """Read the command line; a wrong one ends the process with its usage."""
+    """Read the command line; an invalid one ends the process with the usage."""
     parser = argparse.ArgumentParser(prog="python -m llama_api.embedded", description="A small stand-in for Ollama.")
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on")
@@ -28,10 +28,10 @@ def read_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Load the model and serve until a signal comes, or the process that started this one is gone."""
+    """Load the model and serve until a signal arrives or the parent process ends."""
     arguments = read_arguments()
     for number in (signal.SIGINT, signal.SIGTERM):
-        # At once and without clean-up: nothing needs one, and llama.cpp crashes in it while a generation runs.
+        # Exit at once without cleanup: none is needed, and in it llama.cpp crashes while a generation runs.
         signal.signal(number, lambda *_: os._exit(0))
     try:
         listener = Listener((arguments.host, arguments.port), Handler)
@@ -43,7 +43,7 @@ def main() -> None:
         sys.exit(f"No model to answer with: {error}. `make clean setup` installs what is needed.")
     threading.Thread(target=listener.serve_forever, daemon=True).start()
     address = f"http://{arguments.host}:{listener.server_address[1]}"
-    with contextlib.suppress(BrokenPipeError):  # whoever wanted to know may have ended meanwhile
+    with contextlib.suppress(BrokenPipeError):  # the reader may have ended in the meantime
         print(f"{address} {listener.model.name} is ready, a small stand-in and not Llama 3", flush=True)
     while arguments.parent in (None, os.getppid()):
         time.sleep(0.5)

@@ -1,4 +1,4 @@
-"""llama.cpp for the embedded Ollama: the model loaded, spoken to as Ollama speaks to its llama-server."""
+"""The engine: llama.cpp with the model loaded, called as Ollama calls its llama-server."""
 from __future__ import annotations
 
 import contextlib
@@ -27,9 +27,9 @@ BAD_SCHEMA = {"error": {"code": 400, "type": "invalid_request_error",
 
 
 class Engine:
-    """llama.cpp with the model loaded, on a loopback port that only this process has the key of.
+    """llama.cpp with the model loaded, on a loopback port whose key only this process has.
 
-    RuntimeError if it cannot be loaded. There is no way back: freed while it generates, it hangs for half a minute.
+    RuntimeError if it cannot be loaded. It is never freed: doing so during a generation hangs for half a minute.
     """
 
     def __init__(self, path: pathlib.Path, parallel: int, threads: int | None) -> None:
@@ -40,7 +40,7 @@ class Engine:
         params.n_ctx, params.n_parallel, params.ctx_shift = OPTIONS["num_ctx"] * parallel, parallel, True
         params.embedding, params.pooling_type = True, xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
         params.verbosity, params.ui, params.cache_ram_mib = -1, False, 0
-        # Its threads wait for each other spinning: with one on every core, any other work makes it 20 times slower.
+        # Its threads spin while they wait for each other: with one per core, any other load makes it 20 times slower.
         threads = threads or max(1, (os.cpu_count() or 2) - 1)
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
         self.key = secrets.token_hex()
@@ -56,7 +56,7 @@ class Engine:
 
     @contextlib.contextmanager
     def request(self, path: str, body: Any = None) -> Iterator[http.client.HTTPResponse]:
-        """Open the engine's answer; Refused, with its whole body as the text, if not 200 (llm/llama_server.go)."""
+        """Open the engine's response; Refused with its whole body if it is not a 200 (llm/llama_server.go)."""
         connection = http.client.HTTPConnection(self.address)
         headers = {"Authorization": f"Bearer {self.key}"}
         try:
@@ -69,30 +69,30 @@ class Engine:
             connection.close()
 
     def call(self, path: str, body: Any = None) -> Any:
-        """Return the JSON of the engine's whole answer; Refused if not 200."""
+        """Return the JSON of the engine's whole response; Refused if it is not a 200."""
         with self.request(path, body) as response:
             return json.load(response)
 
     def tokenize(self, text: str) -> list[int]:
-        """Return the tokens of a text, with those that a prompt begins with."""
+        """Return the tokens of a text, including those that start every prompt."""
         return self.call("/tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"]
 
     def render(self, turns: list[dict[str, Any]]) -> str:
-        """Put messages into the model's chat template, which adds a system message of its own if there is none.
+        """Render messages by the model's chat template, which adds its own system message if there is none.
 
-        A last message of the assistant is left open, for the answer to continue it; an empty one would leave out even
-        the beginning of the answer.
+        A last message of the assistant is left open so that the answer continues it. An empty one is dropped: the
+        template would then omit the header of the answer.
         """
         if turns[-1] == {"role": "assistant", "content": ""}:
             turns = turns[:-1]
         return self.call("/apply-template", {"messages": turns})["prompt"]
 
     def look_at(self, images: list[str]) -> None:
-        """Hand base64 images to the engine, whose refusal is what Ollama would pass on: no model here can see."""
+        """Send base64 images to the engine, which refuses them in the words that Ollama would pass on."""
         self.call("/completion", {"prompt": {"prompt_string": "", "multimodal_data": images}, "n_predict": 0})
 
     def embed(self, tokens: list[int]) -> list[float]:
-        """Return the model's mean last state over a text, of length 1; Refused with the engine's bare message.
+        """Return the mean of the model's last states over a text, of length 1; Refused with the engine's message.
 
         One text at a time: another one in the same batch would change the last digits.
         """
@@ -103,9 +103,9 @@ class Engine:
             raise Refused(error.status, json.loads(str(error))["error"]["message"]) from error
 
     def require_binding(self, settings: dict[str, Any]) -> None:
-        """Refused if the schema in the settings would not bind the answer: the engine drops a bad one without a word.
+        """Refused if the settings have a schema that would not constrain the answer: the engine ignores an invalid one.
 
-        A token that no JSON begins with is made irresistible, so that it comes if, and only if, nothing forbids it.
+        A token that cannot start JSON gets so large a bias that it is generated unless the schema forbids it.
         """
         if "json_schema" in settings:
             token = self.tokenize(NOT_JSON)[-1]
@@ -116,10 +116,10 @@ class Engine:
 
     def complete(self, prompt: list[int], settings: dict[str, Any],
                  gone: Gone) -> Generator[dict[str, Any], None, None]:
-        """Yield the engine's chunks, the last one with `stop`; ClientGone, and no more tokens, once `gone()`.
+        """Yield the engine's chunks, the last one with `stop`; ClientGone ends the generation once `gone()`.
 
-        Unlike Ollama it does not reuse what an earlier prompt left in the cache: that changes the shape of the batches
-        and so the last digits of the logits, and greedy answers would not repeat.
+        Unlike Ollama, it does not reuse the cache of an earlier prompt: that changes the shape of the batches and so
+        the last digits of the logits, and greedy answers would not be repeatable.
         """
         spent, settings = 0.0, settings | {"cache_prompt": False}
         self.require_binding(settings)

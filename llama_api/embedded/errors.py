@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-Gone = Callable[[], bool]  # tells whether the client has closed its connection
+Gone = Callable[[], bool]  # whether the client has closed its connection
 
 
 class Refused(Exception):
@@ -15,4 +15,4 @@ class Refused(Exception):
 
 
 class ClientGone(Exception):
-    """The client closed its connection; nobody would read the answer."""
+    """The client has closed its connection."""

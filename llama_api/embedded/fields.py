@@ -1,4 +1,4 @@
-"""The fields of each request: their types, and what Ollama says of a wrong one (api/types.go)."""
+"""The fields of each request: their types, and Ollama's messages for invalid ones (api/types.go)."""
 from __future__ import annotations
 
 import re
@@ -7,8 +7,8 @@ from typing import Any
 from . import go_json
 from .errors import Refused
 
-FOR_EVER = 2**63 // 10**9  # seconds: the longest Go duration, what Ollama makes of a negative keep_alive
-ANY = "interface {}"  # of several types, each checked in its own way
+FOR_EVER = 2**63 // 10**9  # seconds: the longest Go duration, to which Ollama sets a negative keep_alive
+ANY = "interface {}"  # of several types, checked separately
 ALL = {"model": "string", "options": "map[string]interface {}", "keep_alive": ANY}
 GENERATION = ALL | dict.fromkeys(("stream", "truncate", "shift", "logprobs", "_debug_render_only"), "bool") | {
     "top_logprobs": "int", "think": ANY, "format": ANY}
@@ -28,7 +28,7 @@ UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "
 
 
 def read(raw: bytes, kind: str) -> dict[str, Any]:
-    """Return the fields that a request of this kind has, `keep_alive` in seconds and `messages` in plain form."""
+    """Return the known fields of a request of this kind, `keep_alive` in seconds and `messages` normalized."""
     body = go_json.decode(raw)
     if not isinstance(body, dict | None):
         raise Refused(400, f"json: cannot unmarshal {go_json.JSON_TYPES[type(body)]} into Go value of type api.{kind}")
@@ -45,7 +45,7 @@ def read(raw: bytes, kind: str) -> dict[str, Any]:
 
 
 def _known(given: dict[str, Any], types: dict[str, str], where: str) -> dict[str, Any]:
-    """Return the fields in the table: Go takes keys in any case, null as absent, and ignores the others."""
+    """Return the fields in the table; as in Go, keys match in any case, null is absent, and others are ignored."""
     fields = {key.lower(): value for key, value in given.items() if value is not None}
     known = {key: fields[key] for key in types if key in fields}
     for key, value in known.items():
@@ -82,7 +82,7 @@ def _check_think(value: Any) -> None:
 
 
 def seconds(keep_alive: Any) -> int | float:
-    """Return a keep_alive in seconds, from a number of them or from a Go duration."""
+    """Return a keep_alive, a number of seconds or a Go duration, in seconds."""
     if isinstance(keep_alive, str):
         sign, text = (-1, keep_alive[1:]) if keep_alive.startswith("-") else (1, keep_alive)
         if text != "0" and re.fullmatch(r"[0-9]+\.?[0-9]*", text):

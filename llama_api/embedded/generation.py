@@ -1,4 +1,4 @@
-"""A text or a chat, answered by the engine piece by piece."""
+"""Generation: the engine's answer to a text or a chat, piece by piece."""
 from __future__ import annotations
 
 import bisect
@@ -18,7 +18,7 @@ TOO_LONG = ("the prompt is longer than the context length currently available to
 
 @dataclasses.dataclass
 class Piece:
-    """A piece of the answer with its log-probabilities; the last one has no text, but the figures of the whole."""
+    """A piece of the answer with its log-probabilities; the last one has the figures of the answer and no text."""
 
     text: str = ""
     logprobs: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -27,18 +27,18 @@ class Piece:
 
 @dataclasses.dataclass
 class Prompt:
-    """What the engine is to go on from, and how."""
+    """The tokens for the engine to continue, and the settings for that."""
 
     tokens: list[int]
     settings: dict[str, Any]
-    top: int  # of the logprobs, how many others for each token
+    top: int  # how many alternatives the logprobs list for each token
     with_context: bool
     keep_alive: float | None
 
     def fit(self, window: int, may_shift: bool, may_cut: bool) -> None:
-        """Cut a prompt beyond the window to half of it, if it may be cut; the engine refuses what is still too long.
+        """Cut a prompt that exceeds the window to half of it, if that is allowed; the engine refuses it otherwise.
 
-        Without shift it is Refused at once, and the answer ends where the window does.
+        Without shift it is Refused here, and the answer ends at the end of the window.
         """
         size = len(self.tokens)
         if not may_shift:
@@ -53,7 +53,7 @@ class Prompt:
 def render_chat(engine: Engine, messages: list[dict[str, Any]], may_cut: bool) -> str:
     """Return the text of a chat, without its oldest messages if it would not fit (chatPrompt in server/prompt.go).
 
-    Those of the system and the last one stay.
+    System messages and the last message are kept.
     """
     def render(dropped: int) -> str:
         return engine.render([turn for turn in messages[:dropped] if turn["role"] == "system"] + messages[dropped:])
@@ -66,7 +66,7 @@ def render_chat(engine: Engine, messages: list[dict[str, Any]], may_cut: bool) -
 
 
 def pieces(model: Model, prompt: Prompt, arrived: int, gone: Gone) -> Generator[Piece, None, None]:
-    """Wait for a slot and generate; `arrived` and every duration in ns, zeros left out (Completion in llm/)."""
+    """Wait for a slot and generate; times are in ns, and zeros are omitted (Completion in llm/)."""
     loaded = time.monotonic_ns() - arrived
     text, tokens = "", list[int]()
     with (model.use(prompt.keep_alive, gone) as slot,
@@ -79,7 +79,7 @@ def pieces(model: Model, prompt: Prompt, arrived: int, gone: Gone) -> Generator[
                 yield Piece(chunk["content"], [
                     _logprob(entry, prompt.top) for entry in chunk.get("completion_probabilities", ())])
             if chunk["stop"]:
-                if len(tokens) < chunk["tokens_predicted"]:  # of a character's tokens the engine tells only the last
+                if len(tokens) < chunk["tokens_predicted"]:  # the engine reports only the last token of a character
                     tokens = model.engine.tokenize(text)
                 context = prompt.tokens + tokens if prompt.with_context else []
                 yield Piece(end=_end(chunk, context, loaded, time.monotonic_ns() - arrived))
@@ -105,7 +105,7 @@ def _end(chunk: dict[str, Any], context: list[int], loaded: int, total: int) -> 
 
 
 def _logprob(entry: dict[str, Any], top: int) -> dict[str, Any]:
-    """Return what the engine tells of a token, from the model's own logits: before temperature, penalties, grammar."""
+    """Return the log-probabilities of a token, from the logits before temperature, penalties and grammar."""
     told = {key: entry[key] for key in ("token", "logprob", "bytes")}
     if top:
         told["top_logprobs"] = [_logprob(other, 0) for other in entry["top_logprobs"][:top]]

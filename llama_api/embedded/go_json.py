@@ -10,7 +10,7 @@ from .errors import Refused
 JSON_TYPES = {str: "string", bool: "bool", dict: "object", list: "array", int: "number", float: "number"}
 ESCAPES: dict[int, str] = {
     **{ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"},
-    **dict.fromkeys(range(0xD800, 0xE000), "\ufffd")}  # half of a surrogate pair is no character
+    **dict.fromkeys(range(0xD800, 0xE000), "\ufffd")}  # half of a surrogate pair is not a character
 TOO_DEEP = "exceeded max depth"
 
 
@@ -23,7 +23,7 @@ def encode(value: Any) -> bytes:
 
 
 def decode(raw: bytes) -> Any:
-    """Read the first value, what follows it ignored; Refused, in Go's words, if it is not JSON."""
+    """Read the first value and ignore what follows it; Refused with Go's message if it is not JSON."""
     text = raw.decode(errors="replace").lstrip(" \t\r\n")
     if not text:
         raise Refused(400, "missing request body")
@@ -40,11 +40,11 @@ def decode(raw: bytes) -> Any:
 
 
 def _refuse_constant(name: str) -> None:
-    """Refuse NaN and Infinity, which Python's decoder would take."""
+    """Refuse NaN and Infinity, which Python's decoder would accept."""
     raise Refused(400, f"invalid character '{name[0]}' looking for beginning of value")
 
 
 def rfc3339(nanoseconds: int) -> str:
-    """Print a time as Go does: UTC, trailing zeros of the fraction cut."""
+    """Format a time as Go does: UTC, without trailing zeros in the fraction."""
     whole, fraction = divmod(nanoseconds, 10**9)
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{fraction:09d}".rstrip("0").rstrip(".") + "Z"

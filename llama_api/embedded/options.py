@@ -1,4 +1,4 @@
-"""What a request asks of the engine, in the engine's words."""
+"""The options of a request as settings of the engine."""
 from __future__ import annotations
 
 from typing import Any
@@ -25,7 +25,7 @@ def engine_settings(request: dict[str, Any], window: int) -> dict[str, Any]:
 
 
 def read_options(given: dict[str, Any], window: int) -> dict[str, Any]:
-    """Return what the engine is to do; a wrong type is a 500, an unknown option ignored (FromMap in api/types.go)."""
+    """Return the settings for options; a wrong type is a 500, unknown ones are ignored (FromMap in api/types.go)."""
     options = dict(OPTIONS)
     for key, value in given.items():
         if value is None or key not in OPTIONS:
@@ -37,10 +37,10 @@ def read_options(given: dict[str, Any], window: int) -> dict[str, Any]:
         if kind is list and not all(isinstance(text, str) for text in value):
             raise Refused(500, f'option "{key}" must be of type an array of strings')
         if is_number:
-            bound = 2**31 - 1 if kind is int else 1e38  # what the engine's own types hold
+            bound = 2**31 - 1 if kind is int else 1e38  # the range of the engine's types
             value = kind(max(-bound, min(value, bound)))
         options[key] = value
-    limit = 10 * window  # llm/llama_server.go: no answer is unbounded, and neither is 0 here
+    limit = 10 * window  # llm/llama_server.go: no answer is unbounded, nor is it with 0 here
     wanted = options["num_predict"]
     return options | {"n_predict": wanted if 0 < wanted <= limit else limit, "n_keep": max(0, options["num_keep"])}
 

@@ -22,7 +22,7 @@ Reply = Record | Generator[Record, None, None]
 
 @dataclasses.dataclass
 class Call:
-    """One request as it came in."""
+    """One request as received."""
 
     model: Model
     body: bytes
@@ -31,7 +31,7 @@ class Call:
 
     def read(self, kind: str, nameless: tuple[int, str] = (400, "model is required"),
              unknown: str = "model '{sent}' not found") -> dict[str, Any]:
-        """Decode the body; Refused if it names no model, or another one."""
+        """Decode the body; Refused unless it names the model."""
         request = fields.read(self.body, kind)
         sent = request.get("model") or request.get("name", "")
         if not sent.strip():
@@ -42,7 +42,7 @@ class Call:
 
 
 def version(call: Call) -> Record:
-    """Say which Ollama this is like, and that it is not one."""
+    """Return the version of Ollama that this imitates, marked as embedded."""
     return {"version": "0.33.0+embedded"}
 
 
@@ -52,7 +52,7 @@ def tags(call: Call) -> Record:
 
 
 def ps(call: Call) -> Record:
-    """List what passes for loaded."""
+    """List the model if it is reported as loaded."""
     return {"models": call.model.running()}
 
 
@@ -63,7 +63,7 @@ def show(call: Call) -> Record:
 
 
 def generate(call: Call) -> Reply:
-    """Answer a prompt, after the tokens of an earlier answer's `context`; verbatim if `raw`."""
+    """Answer a prompt, preceded by the `context` of an earlier answer; `raw` skips the template."""
     request = call.read("GenerateRequest", (404, "model '' not found"))
     raw, text, context = request.get("raw", False), request.get("prompt", ""), request.get("context", [])
     if raw and (request.get("system") or request.get("template") or context):
@@ -76,7 +76,7 @@ def generate(call: Call) -> Reply:
 
 
 def chat(call: Call) -> Reply:
-    """Answer the messages of a chat, or continue the last one if it is the assistant's."""
+    """Answer a chat, or continue its last message if that is the assistant's."""
     request = call.read("ChatRequest")
     _require_able(call.model, request)
     messages, text = request.get("messages", []), ""
@@ -116,7 +116,7 @@ def embeddings(call: Call) -> Record:
 
 
 def _require_able(model: Model, request: dict[str, Any]) -> None:
-    """Refused if a request wants what the model, or this stand-in, cannot do."""
+    """Refused if a request needs a feature that the model or this stand-in lacks."""
     for key, feature in (("suffix", "insert"), ("tools", "tools")):
         if request.get(key):
             raise Refused(400, f"registry.ollama.ai/library/{model.name} does not support {feature}")
@@ -135,7 +135,7 @@ def _load(call: Call, request: dict[str, Any]) -> int:
 
 def _respond(call: Call, request: dict[str, Any], text: str, context: list[int], wrap: Callable[[str], Record],
              with_context: bool) -> Reply:
-    """Answer a text; load or unload if there is none."""
+    """Answer a text; load or unload the model if it is empty."""
     model = call.model
     settings = engine_settings(request, model.engine.window)
     _load(call, request)
@@ -164,7 +164,7 @@ def _stream(parts: Generator[Piece, None, None],
 
 
 def _embeddable(model: Model, text: str, may_cut: bool) -> list[int]:
-    """Return the tokens of a text to embed, cut to the window if they may be."""
+    """Return the tokens of a text to embed, cut to the window if that is allowed."""
     tokens = model.engine.tokenize(text)
     if len(tokens) > model.engine.embedding_window and not may_cut:
         raise Refused(400, "the input length exceeds the context length")
@@ -172,7 +172,7 @@ def _embeddable(model: Model, text: str, may_cut: bool) -> list[int]:
 
 
 def _vectors(call: Call, request: dict[str, Any], prompts: list[list[int]]) -> list[list[float]]:
-    """Embed texts one by one; with `dimensions`, keep so many of each vector and bring it to length 1 again."""
+    """Embed texts one by one; `dimensions` shortens each vector and scales it to length 1 again."""
     vectors, dimensions = [], request.get("dimensions", 0)
     with call.model.use(request.get("keep_alive"), call.gone):
         for tokens in prompts:

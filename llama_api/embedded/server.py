@@ -1,4 +1,4 @@
-"""HTTP: the connections of the clients and the socket they come in by."""
+"""HTTP: the listening socket and the connections of the clients."""
 from __future__ import annotations
 
 import contextlib
@@ -27,7 +27,7 @@ class Listener(socketserver.ThreadingTCPServer):
     model: Model
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Print the stack of a fault, but say nothing of a client that has left."""
+        """Print the traceback of a fault, but ignore clients that have left."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
@@ -41,7 +41,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Listener
 
     def answer(self) -> None:
-        """Answer one request, of whatever method."""
+        """Answer one request of any method."""
         arrived = time.monotonic_ns()
         self.close_connection |= "Transfer-Encoding" in self.headers  # a body in chunks is not read
         length, path = self.headers.get("Content-Length", "0"), self.path.partition("?")[0]
@@ -68,7 +68,7 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = answer
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Keep quiet: the service in front has a log."""
+        """Log nothing: the service in front has a log."""
 
     def gone(self) -> bool:
         """Whether the client has closed its connection."""
@@ -80,7 +80,7 @@ class Handler(BaseHTTPRequestHandler):
             return True
 
     def send(self, status: int, content_type: str, body: bytes) -> None:
-        """Send a whole response; to HEAD without its body."""
+        """Send a whole response; for HEAD, without its body."""
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
@@ -89,11 +89,11 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def send_json(self, value: Any, status: int = 200) -> None:
-        """Send a value as JSON, written as Go writes it."""
+        """Send a value as JSON, encoded as by Go."""
         self.send(status, "application/json; charset=utf-8", go_json.encode(value))
 
     def send_reply(self, reply: Reply) -> None:
-        """Send one object, or a stream of them: not even headers before the first, so that an error has its status."""
+        """Send one object or a stream; headers wait for the first object, so that an error gets its own status."""
         if isinstance(reply, dict):
             self.send_json(reply)
         else:
@@ -101,7 +101,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.send_lines(itertools.chain([next(reply)], reply))
 
     def send_lines(self, records: Iterator[Record]) -> None:
-        """Stream one object per line, in chunks; an error is a last line under status 200 (streamResponse)."""
+        """Stream one object per line, in chunks; an error is the last line, with status 200 (streamResponse)."""
         self.send_response(200)
         self.send_header("Content-Type", "application/x-ndjson")
         self.send_header("Transfer-Encoding", "chunked")

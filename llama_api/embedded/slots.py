@@ -1,4 +1,4 @@
-"""The engine's parallel slots and the unbounded FIFO before them (the semaphore in llm/llama_server.go)."""
+"""The engine's parallel slots and their unbounded FIFO queue (the semaphore in llm/llama_server.go)."""
 from __future__ import annotations
 
 import collections
@@ -10,7 +10,7 @@ from .errors import ClientGone, Gone
 
 
 class Slots:
-    """So many numbered slots, given first come first served."""
+    """Numbered slots, given in order of arrival."""
 
     def __init__(self, count: int) -> None:
         self.free, self.changed = list(range(count)), threading.Condition()
@@ -18,7 +18,7 @@ class Slots:
 
     @contextlib.contextmanager
     def take(self, gone: Gone) -> Iterator[int]:
-        """Wait for a slot, oldest request first, and yield its number; ClientGone leaves the queue."""
+        """Wait for a slot, oldest request first, and yield its number; ClientGone if the client leaves first."""
         ticket = object()
         with self.changed:
             self.waiting.append(ticket)
