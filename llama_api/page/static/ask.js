@@ -1,4 +1,4 @@
-/** The prompt, and the answer as it streams. */
+/** The prompt and its answer as it streams. */
 
 import { byId, make, prose, say } from "./dom.js";
 import { curl, ollama, openai } from "./dialects.js";
@@ -13,7 +13,7 @@ let underWay = null;
 let wantsKey = false;
 let asked = null; // the body of the last call
 
-/** Make the form work; `ended` is called after each call. */
+/** Set up the form; `ended` is called after each call. */
 export function init(ended) {
   const start = () => ask().finally(ended);
   form.addEventListener("submit", (event) => {
@@ -67,7 +67,7 @@ function begin() {
   for (const id of ["trouble", "outcome", "calls"]) byId(id).hidden = true;
   byId("stop").hidden = false;
   byId("send").setAttribute("aria-disabled", "true");
-  answer.setAttribute("aria-busy", "true"); // so that it is read out once, when it is whole
+  answer.setAttribute("aria-busy", "true"); // so that screen readers read it once, when it is complete
   answer.replaceChildren();
   tell("Sent.", "wait");
 }
@@ -77,7 +77,7 @@ function tell(text, kind) {
   progress.dataset.kind = kind;
 }
 
-/** Show the pieces of a stream as they come; return the event that ends it. */
+/** Show the pieces of a stream as they arrive; return its last event. */
 async function follow(response) {
   const text = answer.appendChild(document.createTextNode(""));
   for await (const { comment, name, data } of eventsOf(response)) {
@@ -94,7 +94,7 @@ async function follow(response) {
   throw new BrokenOff();
 }
 
-/** Add to the answer, and keep its end in view unless the reader has scrolled away from it. */
+/** Append to the answer; keep its end in view unless the user has scrolled away from it. */
 function append(text, piece) {
   const atEnd = answer.scrollHeight - answer.scrollTop - answer.clientHeight < 24;
   text.appendData(piece);
@@ -135,7 +135,7 @@ function showCall() {
 async function copyCall() {
   getSelection().selectAllChildren(byId("call"));
   const text = byId("call").textContent;
-  const old = () => document.execCommand("copy"); // the only way on a page that came by plain HTTP from another host
+  const old = () => document.execCommand("copy"); // the only way on a page loaded by plain HTTP from another host
   const copied = navigator.clipboard ? await navigator.clipboard.writeText(text).then(() => true, old) : old();
   say(byId("copy"), copied ? "Copied" : "Selected");
 }
@@ -146,6 +146,6 @@ async function listModels() {
     byId("models").replaceChildren(...data.map(({ id }) => make("option", { value: id })));
   } catch (error) {
     if (!(error instanceof Failure)) throw error;
-    form.elements.model.title = `The models cannot be listed: ${error.title}.`; // any may still be named
+    form.elements.model.title = `The models cannot be listed: ${error.title}.`; // a name can still be typed
   }
 }

@@ -1,10 +1,10 @@
-/** The same call for a shell and for two Python packages, safe to paste whatever the prompt holds. */
+/** The same call for a shell and for two Python packages, safe to paste whatever the prompt contains. */
 
-// What JSON leaves as it is although a terminal or a reader may be fooled by it: DEL, C1, marks of direction and width.
+// Characters that JSON does not escape but that can deceive a terminal or a reader: DEL, C1, direction and width marks.
 const TREACHEROUS = /[\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g;
-const KEY = "LLAMA_API_KEY"; // the variable that holds the key where these lines run; the key itself is not copied
+const KEY = "LLAMA_API_KEY"; // the environment variable with the key; the key itself is not copied
 
-/** A value as JSON in one line of visible characters; for a string this is a Python literal too. */
+/** A value as JSON in one line of visible characters; for a string this is also a Python literal. */
 export function literal(value) {
   const escape = (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`;
   return JSON.stringify(value).replace(TREACHEROUS, escape);
@@ -15,13 +15,13 @@ export function shellWord(text) {
   return `'${text.replaceAll("'", "'\\''")}'`;
 }
 
-/** The curl line of a body for /generate. `base` is the service's URL with a slash at its end. */
+/** The curl line of a body for /generate. `base` is the service's URL with a trailing slash. */
 export function curl(base, body, keyed) {
   const key = keyed ? ` -H "Authorization: Bearer $${KEY}"` : "";
   return `curl ${shellWord(`${base}generate`)} -H 'Content-Type: application/json'${key} -d ${shellWord(literal(body))}`;
 }
 
-/** The call by the `openai` package. */
+/** The call with the `openai` package. */
 export function openai(base, body, keyed, model) {
   const turn = (role, content) => `{"role": "${role}", "content": ${literal(content)}}`;
   const turns = [...(body.system ? [turn("system", body.system)] : []), turn("user", body.prompt)];
@@ -38,7 +38,7 @@ print(completion.choices[0].message.content)
 `;
 }
 
-/** The call by the `ollama` package. */
+/** The call with the `ollama` package. */
 export function ollama(base, body, keyed, model) {
   const names = { max_tokens: "num_predict", temperature: "temperature", seed: "seed" };
   const options = Object.entries(names).filter(([ours]) => body[ours] !== undefined)

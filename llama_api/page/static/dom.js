@@ -1,4 +1,4 @@
-/** Elements, made so that text is always text: nothing here reads markup. */
+/** Elements. Text is never parsed as markup. */
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -22,7 +22,7 @@ function furnish(element, attributes, children) {
   return element;
 }
 
-/** Set a text only when it differs, so that a live region does not repeat itself. */
+/** Set a text only if it differs, so that a live region is not announced again. */
 export function say(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
@@ -32,7 +32,7 @@ export function prose(sentence) {
   return sentence.split("`").map((part, n) => (n % 2 ? make("code", {}, part) : part));
 }
 
-/** Make a table's row of cells; a cell is text or a node. */
+/** Make a table row; a cell is text or a node. */
 export function row(cells, attributes = {}) {
   return make("tr", attributes, ...cells.map((cell) => make("td", {}, cell)));
 }

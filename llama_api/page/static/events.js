@@ -1,4 +1,4 @@
-/** Server-sent events (WHATWG HTML §9.2) out of bytes that may be cut anywhere. */
+/** Server-sent events (WHATWG HTML §9.2), parsed from chunks cut at any byte. */
 
 /** The stream ended before its last event. */
 export class BrokenOff extends Error {}
@@ -9,10 +9,10 @@ export class EventReader {
   #name = "";
   #data = [];
 
-  /** Take the next bytes; return what they complete: `{name, data}` for an event, `{comment}` for a comment. */
+  /** Parse the next bytes; return what they complete: `{name, data}` for an event, `{comment}` for a comment. */
   feed(bytes) {
     const text = this.#unfinished + this.#decoder.decode(bytes, { stream: true });
-    const lines = text.split(/\r\n|\n|\r(?!$)/); // a CR at the end may be half of a CR LF
+    const lines = text.split(/\r\n|\n|\r(?!$)/); // a CR at the end may be the first half of a CR LF
     this.#unfinished = lines.pop();
     return lines.map((line) => this.#line(line)).filter(Boolean);
   }
@@ -35,13 +35,13 @@ export class EventReader {
   }
 }
 
-/** The events and comments of a response, as they come. Throws BrokenOff when the connection does. */
+/** The events and comments of a response as they arrive. Throws BrokenOff if the connection breaks. */
 export async function* eventsOf(response) {
   const reader = new EventReader();
   for await (const bytes of chunks(response.body)) yield* reader.feed(bytes);
 }
 
-/** The chunks of a stream; not every browser can iterate it itself. */
+/** The chunks of a stream; not every browser can iterate over it directly. */
 async function* chunks(stream) {
   const source = stream.getReader();
   try {

@@ -1,8 +1,8 @@
-/** Where a plot's shapes lie: numbers in, numbers and path data out. */
+/** The coordinates of a plot's shapes: numbers in, numbers and path data out. */
 
 const STEPS = [1, 1.5, 2, 3, 4, 5, 6, 8, 10];
 
-/** A round number not below `most`: one of STEPS times a power of ten, for bytes times a power of 1024 too. */
+/** A round number not below `most`: one of STEPS times a power of ten, and for bytes also a power of 1024. */
 export function ceiling(most, unit) {
   if (!(most > 0)) return 1;
   const scale = unit === "B" ? 1024 ** Math.floor(Math.log2(most) / 10) : 1;
@@ -10,7 +10,7 @@ export function ceiling(most, unit) {
   return STEPS.map((step) => step * power).find((bound) => bound >= most * 0.999999);
 }
 
-/** The stretches in which `test` holds of the points: pairs of the first and the last index. */
+/** The ranges of points that pass `test`, as pairs of the first and the last index. */
 export function stretches(points, test = (point) => point !== null) {
   const found = [];
   points.forEach((point, n) => {
@@ -22,7 +22,7 @@ export function stretches(points, test = (point) => point !== null) {
   return found;
 }
 
-/** Stack areas: for each series the floor and the top at every point, null where the series itself has none. */
+/** Stack areas: for each series the floor and the top at every point, null where the series has no value. */
 export function stack(areas) {
   let below = [];
   return areas.map((points) => {
@@ -33,7 +33,7 @@ export function stack(areas) {
   });
 }
 
-/** Scales of a plot of `count` points in a box; each point has a band of its own, its value in the middle. */
+/** The scales of a plot of `count` points in a box; each point has a band, with its value in the middle. */
 export function scales({ left, top, width, height }, count, most) {
   const band = width / count;
   return {
@@ -46,7 +46,7 @@ export function scales({ left, top, width, height }, count, most) {
 
 const round = (value) => Math.round(value * 10) / 10;
 
-/** A line through the points, broken at the gaps; a stretch reaches to the edges of its first and last band. */
+/** A line through the points, broken at the gaps; a range extends to the edges of its first and last band. */
 export function linePath(points, scale) {
   return stretches(points).map(([first, last]) => `M${ridge(points, first, last, scale).join("L")}`).join("");
 }

@@ -1,12 +1,12 @@
-/** The tables under the plots: what is in flight, the Ollamas, the last requests, the settings. */
+/** The tables below the plots: running generations, Ollamas, last requests, settings. */
 
 import { byId, draw, make, prose, row, say } from "./dom.js";
 import { demand, Failure } from "./service.js";
 import { clock, duration } from "./words.js";
 
-const flights = new Map(); // id to its row, kept so that a button keeps its focus
+const flights = new Map(); // id to its row; rows are reused so that a button keeps its focus
 
-/** Show the tables of a /stats; `refresh` is called when something was changed from here. */
+/** Show the tables of a /stats; `refresh` is called after a change made here. */
 export function showGlance(stats, refresh) {
   byId("glance").hidden = false;
   showFlights(stats.flights || [], refresh);

@@ -1,4 +1,4 @@
-/** The page: polls the service every few seconds and shows the result. */
+/** The page: poll the service every few seconds and show the result. */
 
 import { init } from "./ask.js";
 import { byId, prose, say } from "./dom.js";
@@ -8,9 +8,9 @@ import { demand, Failure, jsonOf, keyed, send, useKey } from "./service.js";
 import { every } from "./timer.js";
 import { clock } from "./words.js";
 
-const SECONDS = 5; // between two polls: as often as /stats has new points
-let figuresWanted = true; // false after the service has refused them
-let figuresOf = null; // when the figures shown came
+const SECONDS = 5; // between two polls, the interval of the points in /stats
+let figuresWanted = true; // false once the service has refused them
+let figuresOf = null; // when the figures shown were fetched
 
 /** Fetch the figures and the state, in one call if the figures include the state. */
 async function lookAround(signal) {
@@ -26,10 +26,10 @@ async function lookAround(signal) {
   }
 }
 
-/** The figures of GET /stats, null when the service refuses it. */
+/** The figures of GET /stats, null if the service refuses them. */
 async function figures(signal) {
   try {
-    return await jsonOf(await demand("stats", { signal, cache: "no-cache" })); // the browser asks with its ETag
+    return await jsonOf(await demand("stats", { signal, cache: "no-cache" })); // the browser sends its ETag
   } catch (error) {
     if (!error.status) throw error;
     figuresWanted = ![401, 404].includes(error.status);
@@ -47,7 +47,7 @@ function showFigures(stats) {
 }
 
 function showHealth(health) {
-  figuresWanted ||= document.body.dataset.state === "down"; // it may have been replaced by another version
+  figuresWanted ||= document.body.dataset.state === "down"; // it may have restarted as another version
   showState(health.status, sentence(health));
   if (health.model) document.forms.ask.elements.model.placeholder = health.model;
 }

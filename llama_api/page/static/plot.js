@@ -1,12 +1,12 @@
-/** One plot: time from left to right, areas stacked or lines, gaps left open, outages as bands. */
+/** One plot: time from left to right, stacked areas or lines, gaps left open, outages as bands. */
 
 import { draw, make, say } from "./dom.js";
 import { areaPath, ceiling, linePath, scales, stack, stretches } from "./geometry.js";
 import { amount, duration } from "./words.js";
 
-const HEIGHT = 128; // of the drawing, as are the margins, in CSS pixels
+const HEIGHT = 128; // of the drawing, in CSS pixels, as are the margins
 const MARGIN = { left: 48, right: 4, top: 8, bottom: 20 };
-const COLUMNS = 3; // between the vertical lines
+const COLUMNS = 3; // separated by vertical lines
 
 export class Plot {
   #heading = make("h3");
@@ -17,7 +17,7 @@ export class Plot {
   #shown = null;
   #scale = null;
 
-  /** `read(index)` is called with the point under the pointer, with null when it leaves. */
+  /** `read(index)` is called with the point under the pointer, or null when it leaves. */
   constructor(read) {
     this.figure = make("figure", { class: "card" }, make("figcaption", {}, this.#heading, this.#legend), this.#svg);
     this.#svg.addEventListener("pointermove", (event) =>
@@ -26,10 +26,10 @@ export class Plot {
     new ResizeObserver(() => this.#shown && this.#draw()).observe(this.figure);
   }
 
-  /** Show series of equally many points, `step` seconds apart; `outages` are those whose zeros are bands. */
+  /** Show series of equal length, `step` seconds apart; the zeros of `outages` are drawn as bands. */
   show(title, series, outages, step) {
     this.#shown = { title, series, outages, step };
-    const unit = ["s", "B"].includes(series[0].unit) ? "" : series[0].unit || ""; // those stand beside each number
+    const unit = ["s", "B"].includes(series[0].unit) ? "" : series[0].unit || ""; // these are written after each number
     this.#heading.replaceChildren(title, " ", make("span", { class: "unit" }, unit));
     this.#values = series.map(() => make("b"));
     this.#legend.replaceChildren(...series.map((one, n) => make("li", {}, draw("svg", { class: "swatch",
@@ -39,7 +39,7 @@ export class Plot {
     this.#draw();
   }
 
-  /** Show the values of a point, and where it lies unless it is the newest. */
+  /** Show the values of a point, and its position unless it is the newest. */
   read(index) {
     const { series } = this.#shown;
     series.forEach((one, n) => say(this.#values[n], amount(one.points[index], one.unit, false)));
@@ -98,7 +98,7 @@ function grid({ left, top, width, height }, most, unit, seconds) {
   return marks;
 }
 
-/** The plot as a sentence, for those who do not see it. */
+/** The plot as a sentence, for screen readers. */
 function summary({ title, series, outages }) {
   const parts = series.map(({ name, unit, points }) => {
     const known = points.filter((point) => point !== null);

@@ -1,22 +1,22 @@
 /**
- * The plots of what GET /stats describes. The page knows no metric: each series says where and how it is drawn.
+ * The plots described by GET /stats. The page knows no metric: each series says where and how it is drawn.
  *
  *   {"step": 5, "end": 1767225600, "series": [{"name": "hit", "unit": "/s", "metric": "llama_api_…",
  *     "plot": "Requests", "kind": "area", "tone": "bad", "points": [null, 0.2, …]}, …], "health": {…}, …}
  *
- * - `health`, where it is there, is the body of GET /health, which then is not called.
- * - `end` is the time of the newest points in seconds since 1970; `step` is the seconds between two.
- * - Series of equal `plot` share one, in their order; a plot's unit is that of its first series.
- *   `unit` is "s" or "B" to be scaled in words, else a text to stand beside the number.
+ * - `health`, if present, is the body of GET /health, which then is not called.
+ * - `end` is the time of the newest points in seconds since 1970; `step` is the interval in seconds.
+ * - Series with the same `plot` share one, in their order; a plot's unit is that of its first series.
+ *   `unit` is "s" or "B", which are scaled, or a text to write after the number.
  * - `kind` is "area" (stacked on those before it), "line", "limit" (a dashed line) or "outage" (in no plot: where its
- *   points are 0, every plot has a band). `tone: "bad"` has the colour of failure. null is a gap.
+ *   points are 0, every plot has a band). `tone: "bad"` is drawn in the colour of failure. null is a gap.
  */
 
 import { byId, row, say } from "./dom.js";
 import { Plot } from "./plot.js";
 import { amount, clock } from "./words.js";
 
-const POINTS = 180; // across a plot; with fewer the rest is a gap
+const POINTS = 180; // across a plot; with fewer, the rest is a gap
 
 const plots = new Map();
 const slider = byId("moment");
@@ -24,7 +24,7 @@ let shown = null;
 
 slider.addEventListener("input", () => read(slider.valueAsNumber));
 
-/** Draw the series of a /stats that has some. */
+/** Draw the series of a /stats. */
 export function showSeries({ series, step, end = Date.now() / 1000 }) {
   const whole = series.map((one) => ({ kind: "line", plot: one.name, ...one, points: padded(one.points) }));
   const outages = whole.filter((one) => one.kind === "outage");

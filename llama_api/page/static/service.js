@@ -1,8 +1,8 @@
-/** Calls to the service, with the key of this tab, and their failures in words. */
+/** Calls to the service, with the key of this tab, and their failures as texts. */
 
 const STORED = "llama_api.key";
 
-/** A failure to show: a title, a sentence that says what to do, and what belongs to it. */
+/** A failure to show: a title, a sentence that says what to do, and details. */
 export class Failure extends Error {
   constructor(title, detail, { status = 0, slug = "", notes = [] } = {}) {
     super(detail);
@@ -24,7 +24,7 @@ export function useKey(key) {
 /** The failure of a call that ended before its answer was complete. */
 export const brokenOff = () => new Failure("The answer broke off", UNREACHABLE);
 
-/** Send a request and return its response, whatever its status. Throws a Failure when there is none. */
+/** Send a request and return its response, whatever its status. Throws a Failure if there is none. */
 export async function send(path, options = {}) {
   const headers = new Headers(options.headers);
   if (keyed()) headers.set("Authorization", `Bearer ${sessionStorage.getItem(STORED)}`);
@@ -39,14 +39,14 @@ export async function send(path, options = {}) {
   return response;
 }
 
-/** Send a request and return its response. Throws a Failure when that is not a success. */
+/** Send a request and return its response. Throws a Failure unless it is a success. */
 export async function demand(path, options) {
   const response = await send(path, options);
   if (!response.ok) throw await failureOf(response);
   return response;
 }
 
-/** The JSON of a response. Throws a Failure when it is incomplete or something else. */
+/** The JSON of a response. Throws a Failure if it is incomplete or not JSON. */
 export async function jsonOf(response) {
   try {
     return await response.json();
@@ -56,7 +56,7 @@ export async function jsonOf(response) {
   }
 }
 
-/** The failure that a response describes: a problem (RFC 9457), or whatever a proxy in between made of it. */
+/** The failure that a response describes: a problem (RFC 9457), or the error page of a proxy in between. */
 async function failureOf(response) {
   const json = response.headers.get("Content-Type")?.includes("json");
   return json ? failureFrom(await jsonOf(response), response) : new Failure(

@@ -1,7 +1,7 @@
 /** The page's one timer. */
 
-const HIDDEN_SECONDS = 60; // between two looks while nobody sees the page
-const ATTENTIVE = 60_000; // milliseconds after a key or a move of the pointer; then looks come a third as often
+const HIDDEN_SECONDS = 60; // between two looks while the page is hidden
+const ATTENTIVE = 60_000; // milliseconds after a key or pointer event; after that, looks are a third as frequent
 const OVERDUE = new DOMException("No answer came in time.", "TimeoutError");
 
 let touched = performance.now();
@@ -15,8 +15,8 @@ function pace(seconds) {
 }
 
 /**
- * Call `look(signal)` now and every `seconds`, less often while nobody attends. A look that is still under way
- * when the next one is due is aborted first, as a TimeoutError. Returns a function that looks at once.
+ * Call `look(signal)` now and every `seconds`, less often while the page is idle. A look still running when the
+ * next one is due is aborted first, with a TimeoutError. Returns a function that looks at once.
  */
 export function every(seconds, look) {
   let timer = 0;

@@ -1,9 +1,9 @@
-/** Figures and headers in words. */
+/** Figures and headers as texts. */
 
 const compact = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
 const BINARY = [[2 ** 30, "GiB"], [2 ** 20, "MiB"], [2 ** 10, "KiB"]];
 
-/** A figure with three digits; `unit` decides how it is scaled, and stands behind it where `full`. */
+/** A figure with three digits, scaled by its `unit`, which is appended if `full`. */
 export function amount(value, unit = "", full = true) {
   if (value === null || value === undefined) return "–";
   if (unit === "s") return duration(value);
@@ -15,7 +15,7 @@ export function amount(value, unit = "", full = true) {
   return compact.format(value) + (full ? spaced : "");
 }
 
-/** Seconds in the unit that suits them. */
+/** A time in seconds, in a suitable unit. */
 export function duration(seconds) {
   if (seconds === 0) return "0 s";
   if (seconds < 0.9995) return `${compact.format(seconds * 1000)} ms`;
@@ -24,13 +24,13 @@ export function duration(seconds) {
   return seconds < 172800 ? `${Math.round(seconds / 3600)} h` : `${Math.round(seconds / 86400)} d`;
 }
 
-/** A moment as the clock on the wall shows it. */
+/** A moment as local time of day. */
 export function clock(moment) {
   const date = new Date(moment);
   return Number.isNaN(date.getTime()) ? String(moment) : date.toLocaleTimeString("en-GB");
 }
 
-/** What an answer was, from its Cache-Status (RFC 9211), its Age in seconds and whether its end says `cached`. */
+/** The origin of an answer, from its Cache-Status (RFC 9211), its Age in seconds and the `cached` of its end. */
 export function origin(cacheStatus, age, cached) {
   const ours = (cacheStatus || "").split(",").map((part) => part.trim())
     .find((part) => part.startsWith("llama-api")) || "";
@@ -43,7 +43,7 @@ export function origin(cacheStatus, age, cached) {
   return said.has("collapsed") ? { kind: "joined", text: "joined" } : { kind: "generated", text: "generated" };
 }
 
-/** What the service says while one waits, from the comment of a stream such as `waiting, 3 before you, about 8 s`. */
+/** The state of the wait, from a comment of the stream such as `waiting, 3 before you, about 8 s`. */
 export function waiting(comment) {
   const [, before, seconds] = /^waiting(?:, (\d+) before you)?(?:, about (\d+(?:\.\d+)?) s)?/.exec(comment) || [];
   const parts = [];
@@ -52,7 +52,7 @@ export function waiting(comment) {
   return parts.length ? `Waiting: ${parts.join(", ")}.` : "Waiting for the model.";
 }
 
-/** The metrics of an answer as pairs of a label and a text; what is unknown is left out. */
+/** The metrics of an answer as pairs of a label and a text, without unknown ones. */
 export function measures(ending) {
   const found = ending.metrics || {};
   const time = (ms) => (ms === null || ms === undefined ? null : duration(ms / 1000));
