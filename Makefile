@@ -1,9 +1,9 @@
-# make run and make test do all that is needed on a fresh machine; see README.md.
+# make run and make test also install everything that they need; see README.md.
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
-# The oldest Python that will do is 3.11; `make setup PYTHON=...` names another one.
+# Python 3.11 or newer is required; `make setup PYTHON=...` names one.
 CHECK := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$p" -c '$(CHECK)' 2>/dev/null && echo "$$p" && break; done)
@@ -17,7 +17,7 @@ COMPILE = build/lock/bin/uv pip compile --quiet --universal --python-version 3.1
 run: setup
 	@exec $(BIN)/python -m llama_api run
 
-# Contents are compared, not times: a checkout changes those, and a machine off the network must not fail for it.
+# Compares contents rather than times: a checkout changes those, and without a network make must not fail for that.
 setup:
 	@$(BIN)/python -c 'import gunicorn' 2>/dev/null && [ "$$(cat $(REQUIREMENTS) | cksum)" = "$$(cat $(STAMP) 2>/dev/null)" ] || \
 		$(MAKE) --no-print-directory install
@@ -39,11 +39,11 @@ install:
 		echo "The commands could not be installed: is the network there? Run make again."; exit 1; }
 	@cat $(REQUIREMENTS) | cksum > $(STAMP)
 
-# Five at a time, a file each: the tests mostly wait for processes of their own.
+# Five processes, one test file at a time each: the tests mostly wait for processes that they start.
 test: setup
 	$(BIN)/python -m pytest -n 5 --dist loadfile $(ARGS)
 
-# Apart from the tests, because to trace every process of theirs takes half as long again.
+# Separate from `test`, because tracing all processes takes half as long again.
 coverage:
 	@$(MAKE) --no-print-directory test ARGS="--cov --cov-report=term-missing:skip-covered $(ARGS)"
 
@@ -60,8 +60,8 @@ bench: setup
 chaos: setup
 	$(BIN)/python -m tests.chaos $(ARGS)
 
-# Each requirements*.in becomes the .txt beside it: all that it needs, for any Python and machine, by version and hash.
-# Versions stay as they are; `make lock ARGS=--upgrade` takes the newest. LICENCES.md lists what the service runs on.
+# Compile each requirements*.in to a .txt that pins all dependencies by version and hash, for any Python and machine.
+# Versions stay as they are; `make lock ARGS=--upgrade` takes the newest. LICENCES.md lists the service's dependencies.
 lock:
 	@"$(PYTHON)" -m venv build/lock && build/lock/bin/python -m pip install --quiet uv==0.13.9 pip-licenses==5.5.5
 	$(COMPILE) requirements.in -o requirements.txt
@@ -75,7 +75,7 @@ lock:
 	build/lock/bin/pip-licenses --from=mixed --format=markdown --output-file=LICENCES.md \
 		--packages $$($(NAMES) requirements.txt requirements-otel.txt)
 
-# Asks PyPI whether a fault is known of any package that the service runs on.
+# Check the service's dependencies for known vulnerabilities.
 audit:
 	@"$(PYTHON)" -m venv build/audit && build/audit/bin/python -m pip install --quiet pip-audit==2.10.1
 	build/audit/bin/pip-audit --strict --require-hashes --disable-pip --requirement requirements.txt --requirement requirements-otel.txt
