@@ -11,7 +11,7 @@ LONG = 30.0  # seconds that no test takes
 
 
 def test_many_starts_begin_one_thread():
-    """Whoever starts it, it runs once."""
+    """It runs once, whichever thread starts it."""
     runs, ran = [], threading.Event()
 
     def run():

@@ -73,7 +73,7 @@ def test_the_shape_of_a_line():
 @pytest.mark.parametrize("text", [*BREAKS, "a\r\n2026-01-01 forged", "\x00", "\x1b[31m", "\x7f", "\ud83d",
                                   "\udcff\u2028", "ä漢😀", '"}\n{"', "\\n"])
 def test_no_text_breaks_a_line(text):
-    """Whatever a caller sends, the line is one for every reader of lines, and says what was sent."""
+    """Whatever a caller sends, every reader of lines sees one line, which contains what was sent."""
     line = encode("INFO", {"path": text, text: 1})
     assert len(line.decode().splitlines()) == 1
     assert json.loads(line)["path"] == text
@@ -110,7 +110,7 @@ def test_an_empty_path_is_stdout_alone(stdout, tmp_path):
 
 
 def test_the_file_is_appended_to_and_not_for_everybody(stdout, path):
-    """What is there stays; a new file cannot be read by others."""
+    """Existing content stays; other users cannot read a new file."""
     path.write_text('{"old": 1}\n')
     log = JsonLog(str(path), "INFO")
     log.write(logging.INFO, {"message": "m"})
@@ -175,7 +175,7 @@ def test_many_threads_mix_no_lines(stdout, path):
                    for thread in range(8))
 
 
-# A pipe that nobody reads
+# A pipe without a reader
 
 
 def test_a_stuck_stdout_holds_up_nobody(monkeypatch, path):
@@ -316,7 +316,7 @@ def test_the_file_may_be_rotated_and_made_anew(file, path, tmp_path):
 
 
 def test_the_file_may_be_deleted_or_truncated(file, path, complaints):
-    """A deleted file is made anew, a truncated one is filled from its beginning."""
+    """A deleted file is created again, a truncated one is filled from its beginning."""
     file.write(b"1\n")
     path.unlink()
     file.write(b"2\n")

@@ -182,7 +182,7 @@ def test_secrets_are_masked_in_faults(name, text):
 @pytest.mark.parametrize("name, text, value", [row for row in GOOD if "API_KEYS" not in row[0] and "@" not in row[1]
                                                and not row[1].startswith("redis://:")])
 def test_settings_are_shown_as_they_are_written(name, text, value):
-    """What is shown of a setting is a value of its variable that means the same."""
+    """A setting is shown as a value of its variable that means the same."""
     settings = Settings.from_env({named(name): text})
     assert settings.shown().keys() == VARIABLES.keys()
     assert Settings.from_env({named(name): str(settings.shown()[named(name)])}) == settings

@@ -1,4 +1,4 @@
-"""What a socket tells without being read, one of gevent as well as one of Python."""
+"""The state of a socket without reading from it, for gevent's and for Python's."""
 
 import socket
 
@@ -17,7 +17,7 @@ def pair(request):
 
 
 def test_a_silent_connection_is_quiet_and_up(pair):
-    """Nothing has come, nobody has gone."""
+    """No data has arrived and the peer is there."""
     assert quiet(pair[0]) is True and not hung_up(pair[0])
 
 
@@ -35,7 +35,7 @@ def test_a_close_is_seen_behind_unread_bytes(pair, whole):
 
 
 def test_our_own_closed_socket_is_hung_up(pair):
-    """There is nobody to write to."""
+    """There is no peer to write to."""
     pair[0].close()
     assert hung_up(pair[0])
 

@@ -1,4 +1,4 @@
-"""How a wait ends early: time limits, cancellation, and one call for all who ask for the same."""
+"""The early end of a wait: time limits, cancellation, and one call for all callers of the same."""
 
 import threading
 import time
@@ -110,7 +110,7 @@ def test_a_request_at_any_moment_is_never_lost():
 
 
 def test_a_request_tells_its_reason():
-    """What the readers are to be told goes with the request."""
+    """The request carries the reason for the readers."""
     cancellation, reason = Cancellation(), ValueError("an operator")
     cancellation.request(reason)
     assert cancellation.reason is reason and Cancellation().reason is None

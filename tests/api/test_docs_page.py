@@ -117,7 +117,7 @@ def test_assets_are_a_closed_list_with_types_and_caching(locked):
 
 
 def test_page_has_a_strict_policy(api):
-    """Scripts come from files of this service only, nobody may frame the page, and nothing stands in line."""
+    """Scripts come only from files of this service, the page cannot be framed, and nothing is inline."""
     page = api.get("/docs")
     policy = dict(part.strip().split(" ", 1) for part in page.headers["Content-Security-Policy"].split(";"))
     assert policy["default-src"] == "'none'" and policy["script-src"] == policy["connect-src"] == "'self'"
@@ -126,7 +126,7 @@ def test_page_has_a_strict_policy(api):
 
 
 def test_an_asset_is_read_once(double, tmp_path, monkeypatch):
-    """Whoever asks for it, however often: nobody can have the service read and hash megabytes for each request."""
+    """However often an asset is requested, the service reads and hashes it once."""
     for asset in ASSETS:
         shutil.copy(docs.STATIC / asset, tmp_path)
     monkeypatch.setattr(docs, "STATIC", tmp_path)

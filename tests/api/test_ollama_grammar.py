@@ -32,7 +32,7 @@ CALL = {"function": {"name": "weather", "arguments": {"city": "Oslo"}}}
 
 
 class Shown:
-    """A fleet that only tells: one model, trained for 8,192 tokens, and its window while it is loaded."""
+    """A fleet with facts only: one model, trained for 8,192 tokens, and its window while it is loaded."""
 
     def __init__(self, window=None):
         self.loaded_with = window
@@ -55,12 +55,12 @@ REQUESTS = OllamaRequests(MODELS, LIMIT, None)
 
 
 def generate(requests=REQUESTS, **fields):
-    """What the door makes of a body of /api/generate."""
+    """The call for a body of /api/generate."""
     return requests.generate(json.dumps({"model": MODEL, "prompt": "Hi", **fields}).encode())
 
 
 def chat(**fields):
-    """What the door makes of a body of /api/chat."""
+    """The call for a body of /api/chat."""
     return REQUESTS.chat(json.dumps({"model": MODEL, "messages": MESSAGES, **fields}).encode())
 
 
@@ -97,7 +97,7 @@ OF_GENERATE = [
 @pytest.mark.parametrize("ask, field, value, sent", [
     *((ask, *row) for ask in (generate, chat) for row in BOTH), *((generate, *row) for row in OF_GENERATE)])
 def test_a_field_is_sent_as_it_is_given(ask, field, value, sent):
-    """What Go cannot tell from absent is absent, and what is the operator's is not sent."""
+    """Values that Go treats as absent are absent, and settings of the operator are not sent."""
     body = ask(**{field: value}).call.body
     assert body.get(field) == (value if sent is ... else sent)
     assert body.keys() - {field} == ask().call.body.keys()
@@ -128,7 +128,7 @@ SENT = {"seed": 7, "top_k": 5, "num_keep": 3, "repeat_last_n": 8, "mirostat": 1,
 
 @pytest.mark.parametrize("option", SENT)
 def test_an_option_is_sent_as_it_is_given(option):
-    """Each is part of the call, beside the bound of tokens."""
+    """Each is part of the call, as is the limit of tokens."""
     assert generate(options={option: SENT[option]}).call.options == {option: SENT[option], "num_predict": LIMIT}
 
 
@@ -183,7 +183,7 @@ def test_the_window_in_force_is_asked_anew_for_a_remembered_body():
 
 
 def test_a_request_of_another_door_is_the_same_call():
-    """What POST /generate sends has one key, whoever asked for it."""
+    """A call has the same key here as at POST /generate."""
     options = {"num_predict": 100, "temperature": 0.7}
     assert generate(options=options, truncate=False).call == call("Hi")
     assert chat(options=options).call == ModelCall.of(CHAT, MODEL, options, messages=MESSAGES)
@@ -199,7 +199,7 @@ def test_a_model_has_many_names_and_one_key(name):
 
 @pytest.mark.parametrize("prompt", [{"prompt": ""}, {"prompt": None}, {}])
 def test_an_empty_prompt_only_loads(prompt):
-    """Which is not streamed, whatever is asked for with it."""
+    """The answer is not streamed, even if a stream is requested."""
     asked = REQUESTS.generate(json.dumps({"model": "gpt-4o-mini", "keep_alive": 0, **prompt}).encode())
     assert (asked.call, asked.model) == (None, MODEL)
 
@@ -325,7 +325,7 @@ def test_a_wrong_field_of_chat_is_400(fields, text):
     *((read, body, 400, "model is required") for body in ({}, {"model": None}, {"model": ""}, {"model": " "})
       for read in (REQUESTS.chat, REQUESTS.embed, REQUESTS.embeddings, REQUESTS.show))])
 def test_a_model_that_is_not_served_is_not_found(read, body, status, text):
-    """Whether Ollama has it or not; who names none is told so, by all routes but that of generate."""
+    """Whether Ollama has it or not; all routes but generate report a missing name."""
     assert told(read, body) == (status, text)
 
 
@@ -413,7 +413,7 @@ def test_any_object_is_a_call_that_can_be_sent_or_is_refused(body, named):
 @settings(max_examples=200)
 @given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
 def test_any_bytes_are_a_call_or_are_refused(body):
-    """What is not JSON too."""
+    """The same holds for bodies that are not JSON."""
     with pytest.raises((InvalidRequest, MalformedJSON, ModelNotServed)):
         REQUESTS.generate(body)
 

@@ -88,7 +88,7 @@ def test_usage_is_whole_or_null(counts):
 
 
 def test_thinking_and_logprobs():
-    """reasoning stands beside the content; empty bytes are null, absent alternatives a list."""
+    """`reasoning` is next to `content`; empty bytes are null, absent alternatives a list."""
     choice = whole(answer("Hello", thinking="Hm", logprobs=(TOKEN, BARE)))["choices"][0]
     assert choice["message"]["reasoning"] == "Hm"
     assert choice["logprobs"] == {"refusal": None, "content": [
@@ -183,7 +183,7 @@ def test_the_stream_joins_to_the_plain_answer(pieces):
 
 
 def test_waiting_and_failing():
-    """A comment tells of the wait; a failure is an object that every client takes for one, without [DONE]."""
+    """A comment reports the wait; a failure is an object that every client recognizes, without [DONE]."""
     writer = grammar()
     assert writer.waiting(Wait(2, 7.4)) == b": waiting, 2 before you, about 7 s\n\n"
     error = OllamaBrokeOff()
@@ -215,7 +215,7 @@ INVALID, SERVER = "invalid_request_error", "server_error"
     (OllamaTimeout(), 504, SERVER, None, "ollama-timeout", "false", None),
     (NotCached(), 504, SERVER, None, "not-cached", "false", None)])
 def test_a_failure_in_openais_words(error, status, kind, param, code, retried, after):
-    """Status, body and what tells the clients whether and when to try again."""
+    """Status, body, and the headers that say whether and when to retry."""
     fault = fault_of(error)
     body = error_object(fault, error)["error"]
     assert body.pop("message") and "boom" not in str(body)

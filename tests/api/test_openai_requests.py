@@ -39,7 +39,7 @@ SAMPLING = [
 
 
 class PlayedFleet:
-    """What the models ask of a fleet."""
+    """The part of a fleet that the models use."""
 
     def __init__(self, capabilities=ALL, digest="build-1"):
         self.capabilities, self.digest, self.looks, self.down = capabilities, digest, 0, False
@@ -367,7 +367,7 @@ COMPLETIONS = [
     *((ask, *row) for ask in (chat, completion) for row in BOTH), *((chat, *row) for row in CHATS),
     *((completion, *row) for row in COMPLETIONS)])
 def test_a_wrong_field_is_refused_by_its_path(ask, fields, param, code):
-    """One fault is told, with its path and OpenAI's code, in a sentence that has the path in it."""
+    """One fault is reported, with OpenAI's code and its path, which the message contains as well."""
     with pytest.raises(FieldError) as raised:
         ask(**fields)
     error = raised.value
@@ -423,7 +423,7 @@ def test_no_thinking_is_nothing_to_ask_of_a_model_that_does_not_think():
 
 
 def test_one_look_a_build():
-    """What a model can do is remembered until its build changes, also while Ollama is away."""
+    """The capabilities of a model are remembered until its build changes, also while Ollama is down."""
     fleet = PlayedFleet()
     reader = OpenAIRequests(Models(fleet, "llama3:8b"))
     for looks, change in ((1, {}), (1, {}), (2, {"digest": "build-2"}), (2, {"down": True})):
@@ -485,7 +485,7 @@ BODIES = st.dictionaries(NAMES, VALUES, max_size=4).map(lambda found: {"model": 
 @settings(max_examples=250)
 @given(body=BODIES, messages=st.none() | st.lists(st.dictionaries(NAMES, VALUES, max_size=4), max_size=3))
 def test_any_json_is_a_call_or_a_refusal(body, messages):
-    """Never another error; and what is refused can be told, what is called can be sent."""
+    """No other error is raised; refusals and calls can be encoded."""
     if messages is not None:
         body["messages"] = messages
     text = json.dumps(body).encode()

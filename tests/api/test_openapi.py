@@ -296,7 +296,7 @@ def test_answers_are_as_documented(double):
 
 
 def test_an_answer_without_figures_is_as_documented(double):
-    """What Ollama does not tell is null, which the document allows."""
+    """Figures that Ollama omits are null, which the document allows."""
     api = Checked(ollama_url=double.url)
     body = api.ask(200, {"prompt": "[[fault=missing_metrics]]"}).json
     assert body["metrics"]["input_tokens"] is None
@@ -351,7 +351,7 @@ def test_guards_are_as_documented(double):
 
 
 def test_a_fault_of_ours_is_as_documented(double, monkeypatch):
-    """Whatever nobody foresaw is a problem too."""
+    """An unforeseen error is a problem, too."""
     api = Checked(ollama_url=double.url)
     monkeypatch.setattr(Service, "ask", lambda *_: 1 / 0)
     api.problem("internal-error", 500)

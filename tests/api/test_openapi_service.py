@@ -1,4 +1,4 @@
-"""The document beside the service as it runs: each operation, as it is answered to each kind of caller."""
+"""The OpenAPI document and the running service agree: each operation, as answered to each kind of caller."""
 
 import json
 import re
@@ -73,7 +73,7 @@ def test_each_operation_answers_as_documented(servers, document, send, double, c
 
 
 def assert_headers(document, described, reply, where):
-    """All that are told are there, but for those of other answers of that status; ours that are there are told."""
+    """All documented headers are present, except those of other answers of that status; ours are all documented."""
     for name, header in described.items():
         schema, value = resolved(document, header)["schema"], reply.headers[name]
         early = reply.status == 400 and name.startswith("RateLimit")  # the name is looked at before the rate

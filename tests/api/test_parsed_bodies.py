@@ -67,7 +67,7 @@ def client(double, tmp_path):
 
 
 def bodies(prompt):
-    """What asks for ``prompt`` at each URL whose bodies are remembered."""
+    """A body with ``prompt`` for each URL whose bodies are remembered."""
     model = {"model": "llama3:8b"}
     return {"/generate": {"prompt": prompt}, "/v1/completions": {**model, "prompt": prompt},
             "/v1/chat/completions": {**model, "messages": [{"role": "user", "content": prompt}]},

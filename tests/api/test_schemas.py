@@ -1,4 +1,4 @@
-"""What a body of POST /generate may be: the JSON around it, then each of its fields."""
+"""The body of POST /generate: the JSON around it, then each of its fields."""
 
 import json
 import math
@@ -112,7 +112,7 @@ def test_good_values_are_taken(name, value, effective):
 
 @pytest.mark.parametrize("value, streamed", [(True, True), (False, False), (None, False), (MISSING, False)])
 def test_stream_is_true_only_when_asked_for(value, streamed):
-    """``stream`` is a boolean beside the call, not a part of it."""
+    """``stream`` is a boolean outside of the call, not a part of it."""
     assert load(stream=value) == (load()[0], streamed)
 
 

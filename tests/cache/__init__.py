@@ -1,4 +1,4 @@
-"""What the tests of the cache have in common."""
+"""Helpers for the tests of the cache."""
 
 import sqlite3
 import subprocess

@@ -10,7 +10,7 @@ from tests.support.redis_server import RedisServer
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch):
-    """Have the stores bear with a machine that is busy with other things; what is about their patience ends it."""
+    """Let the stores tolerate a busy machine; tests of their time limits undo this."""
     monkeypatch.setattr(sqlite, "BUDGET", LONG)
     monkeypatch.setattr(sqlite, "SLOW_BUDGET", LONG)
     monkeypatch.setattr(sqlite_file, "BUSY", LONG)
@@ -19,14 +19,14 @@ def patient(monkeypatch):
 
 
 def waiting_lasts(monkeypatch, seconds):
-    """For how long whoever waits is remembered."""
+    """Set how long a waiter is remembered."""
     for module, name in ((sqlite, "WANTED_FOR"), (redis_scripts, "WANTED_FOR"), (redis_scripts, "QUEUED_FOR")):
         monkeypatch.setattr(module, name, seconds)
 
 
 @pytest.fixture
 def fading(monkeypatch):
-    """Have whoever waits be forgotten soon; ask for it before the store."""
+    """Forget waiters soon; to be requested before the store."""
     waiting_lasts(monkeypatch, 0.5)
 
 

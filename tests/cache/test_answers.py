@@ -209,7 +209,7 @@ def test_an_answer_begun_before_a_purge_does_not_enter(two):
 
 
 def test_without_a_store_too_a_purge_is_a_line():
-    """What was begun after it is stored."""
+    """A value begun after it is stored."""
     purges = []
     cache = AnswerCache(LRUCache(10, 1 << 20))
     cache.when_purged(lambda: purges.append(len(cache.front)))
@@ -221,7 +221,7 @@ def test_without_a_store_too_a_purge_is_a_line():
 
 
 def test_a_purge_elsewhere_empties_the_copies_as_soon_as_it_is_heard_of(two):
-    """By whichever way: each look tells the epoch, and nothing of before is left, nor joined."""
+    """By any operation: each reads the epoch, and earlier entries and flights are dropped."""
     here, there = two.caches
     two.put(here, "a"), two.put(here, "b")
     two.purges.clear()
@@ -234,7 +234,7 @@ def test_a_purge_elsewhere_empties_the_copies_as_soon_as_it_is_heard_of(two):
 
 
 def test_a_look_that_a_purge_overtakes_finds_nothing(two):
-    """What the store gave just before it is not put into the emptied copy."""
+    """A value that the store returned just before it is not put into the emptied copy."""
     here, there = two.caches
     two.put(there)
     get_many = two.store.get_many
@@ -251,7 +251,7 @@ def test_a_look_that_a_purge_overtakes_finds_nothing(two):
 
 
 def test_a_purge_while_the_store_is_away_holds_when_it_is_back(two):
-    """What was begun before it does not enter, although the store has not heard of the purge yet."""
+    """A value begun before it is not stored, although the store has not heard of the purge yet."""
     here, _ = two.caches
     begun = here.epoch
     two.store.available = False
@@ -263,7 +263,7 @@ def test_a_purge_while_the_store_is_away_holds_when_it_is_back(two):
 
 
 def test_what_was_begun_before_the_store_was_known_does_not_enter_it(open_two):
-    """Who knows whether there was a purge meanwhile."""
+    """There may have been a purge in the meantime."""
     two = open_two()
     late = AnswerCache(LRUCache(10, 1 << 20), two.store)
     begun = late.epoch
@@ -304,7 +304,7 @@ def test_use_that_a_busy_store_did_not_hear_of_is_told_again(two):
 
 
 def test_a_new_answer_evicts_by_what_was_served_until_then(two):
-    """What is not reported yet is reported before it is set."""
+    """Uses that are not reported yet are reported before it is set."""
     here, _ = two.caches
     two.put(here, "a")
     here.get("a")

@@ -1,4 +1,4 @@
-"""The guard around a store, on a fake that fails when told."""
+"""The guard around a store, with a fake that fails on request."""
 
 import logging
 import threading
@@ -21,7 +21,7 @@ OPERATIONS = [  # operation, arguments, what a store that is up says
 
 
 class Fragile:
-    """A store that fails when told to and counts what reaches it."""
+    """A store that fails on request and counts the operations that reach it."""
 
     name, concurrency = "fake://store", 2
 
@@ -72,7 +72,7 @@ def guard(fragile, errors, clock):
 @pytest.mark.parametrize("operation, args, known", OPERATIONS)
 def test_a_failure_is_nothing_known(guard, fragile, errors, operation, args, known):
     """Each operation passes through while all is well, and says None when it fails and afterwards."""
-    known, unknown = (True, False) if operation == "touch" else (known, None)  # this one tells whether it was done
+    known, unknown = (True, False) if operation == "touch" else (known, None)  # this one reports whether it was done
     assert getattr(guard, operation)(*args) == known
     assert guard.available and fragile.calls == [operation]
     fragile.fault = "out of order"
@@ -123,7 +123,7 @@ def test_a_purge_is_made_up_for(guard, fragile):
 
 
 def test_it_warns_once_a_minute_and_says_how_much_was_skipped(guard, fragile, clock, caplog):
-    """The warning names the store and what it said; that it is back is told too."""
+    """The warning names the store and its error; its recovery is logged, too."""
     caplog.set_level(logging.INFO, "llama_api.store")
     fragile.fault = "no route"
     for _ in range(4):
@@ -154,7 +154,7 @@ def test_only_those_already_inside_wait_for_a_failure(guard, fragile, errors):
 
 
 def test_a_store_that_is_merely_busy_is_not_down(guard, fragile):
-    """Whoever finds no place knows nothing, and the store stays in use."""
+    """A caller that finds no place gets no answer, and the store stays in use."""
     fragile.gate = threading.Event()
     with ThreadPoolExecutor(2) as pool:
         inside = [pool.submit(guard.get, "k") for _ in range(2)]

@@ -48,7 +48,7 @@ def test_in_a_race_exactly_as_many_win_as_there_are(ask):
 
 
 def test_the_oldest_waiter_goes_first(ask, give_back):
-    """Whoever has waited longest, on whichever host; the others are put off until it has had its turn."""
+    """The longest waiter is next, on whichever host; the others wait until it has been served."""
     ask("t0")
     for token, waited in (("t1", 1.0), ("t2", 5.0), ("t3", 3.0)):
         assert not ask(token, waited)
@@ -69,7 +69,7 @@ def test_several_free_ones_go_to_as_many_of_the_oldest(ask, give_back):
 
 
 def test_each_keeps_to_its_own_limit_of_one_count(ask, give_back):
-    """A host with two slots and one with four share what is taken; who may not take one holds nobody up."""
+    """A host with two slots and one with four share the taken ones; a waiter at its limit holds up no other."""
     assert ask("t0", limit=2) and ask("t1", limit=4)
     assert not ask("t2", waited=9.0, limit=2)
     assert ask("t3", limit=4) and ask("t4", limit=4)
@@ -99,7 +99,7 @@ def test_a_place_is_kept_from_the_first_asking_on(ask, give_back):
 
 
 def test_a_lease_that_is_not_kept_up_ends(hosts, ask):
-    """Whoever died frees it; kept up, in the same round trip as the claims, it lasts."""
+    """A dead holder's lease expires; a renewed one, in the same round trip as the claims, lasts."""
     held, claim = Lease(HOST, "t0"), hosts[0].claim(KEYS[0], "mine", 1.0)
     assert ask("t0", ttl=1.0)
     end = time.monotonic() + 1.5
@@ -111,6 +111,6 @@ def test_a_lease_that_is_not_kept_up_ends(hosts, ask):
 
 
 def test_a_lease_that_lapsed_counts_again_when_it_is_kept_up(hosts, ask):
-    """What it stands for went on while the store was away: nobody else may take its place."""
+    """Its generation continued while the store was down: no other may take its place."""
     hosts[0].renew([], [Lease(HOST, "t0"), Lease(HOST, "t1")], LONG)
     assert not ask("t2", limit=2) and ask("t2", limit=3)

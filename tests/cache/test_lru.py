@@ -24,7 +24,7 @@ timeouts = st.sampled_from([None, None, 0, 1, 2.5, 10])
 
 
 def weight(value):
-    """What the cache counts for ``value``."""
+    """The size that the cache counts for ``value``."""
     return OVERHEAD + sys.getsizeof(value)
 
 
@@ -164,7 +164,7 @@ def fill(cache, keys="abc"):
 
 
 def kept(cache, keys="abcdef"):
-    """Which letters are there."""
+    """The letters that are in the cache."""
     return "".join(key for key in keys if cache.has(key))
 
 
@@ -321,7 +321,7 @@ def test_options_go_before_the_threshold():
 
 
 def test_values_are_never_pickled(flask_cache):
-    """What is got is the very object that was set, also one that no pickle could hold."""
+    """A get returns the very object that was set, even one that cannot be pickled."""
     value = (lambda: None, object())
     flask_cache.set("a", value)
     assert flask_cache.get("a") is value

@@ -1,4 +1,4 @@
-"""The native thread: what blocks in it stops nobody, under plain threads and under gevent."""
+"""The native thread: a blocking call in it blocks nothing else, under plain threads and under gevent."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What only a Redis can suffer: killed, paused, slow, wiped, full, read-only, refusing; and what it does by itself."""
+"""The failures of a Redis (killed, paused, slow, wiped, full, read-only, refusing), and its own bookkeeping."""
 
 import logging
 import socket
@@ -51,7 +51,7 @@ def pretending(reply, seconds=0.0):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    """Have it bear no more than in service; ask for it before the store."""
+    """Use the time limits of production; to be requested before the store."""
     monkeypatch.setattr(redis_connection, "BUDGET", 0.08)
 
 
@@ -84,7 +84,7 @@ def not_failing(operation):
 
 
 def test_all_its_keys_have_the_prefix_and_an_end(store, client):
-    """Nothing is left in the server forever, and nobody else's keys are touched."""
+    """Every key expires, and foreign keys are not touched."""
     client.set("somebody:else", b"x")
     put(store, KEYS[0], b"x")
     store.touch(KEYS[:1])
@@ -107,7 +107,7 @@ def test_all_its_keys_have_the_prefix_and_an_end(store, client):
 
 
 def test_killed_it_fails_and_started_again_it_works(redis_server, store):
-    """The connections of before, and the scripts it no longer knows, are made good without an error."""
+    """Old connections and scripts that it no longer knows are replaced without an error."""
     put(store, KEYS[0], b"x")
     redis_server.kill()
     for operation in (lambda: store.get(KEYS[0]), lambda: store.claim(KEYS[0], "t", LONG), store.size, store.ping):
@@ -138,7 +138,7 @@ def test_wiped_it_starts_empty_and_in_a_new_epoch(store, client):
 
 
 def test_paused_each_operation_fails_by_its_deadline(impatient, redis_server, store):
-    """On a connection of before, and on a new one, which the kernel still accepts."""
+    """On an existing connection, and on a new one, which the kernel still accepts."""
     put(store, KEYS[0], b"x")
     epoch = store.get(KEYS[0]).epoch
     redis_server.pause()
@@ -201,7 +201,7 @@ def test_a_name_is_looked_up_by_the_probe_only(redis_server, monkeypatch):
 
 
 def test_a_replica_is_refused_until_it_is_a_master(store, client):
-    """What it may not write fails; nothing is half done."""
+    """Writes that it refuses fail; nothing is half done."""
     put(store, KEYS[0], b"x")
     epoch = store.get(KEYS[0]).epoch
     claim = store.claim(KEYS[0], "mine", LONG)
@@ -214,7 +214,7 @@ def test_a_replica_is_refused_until_it_is_a_master(store, client):
 
 
 def test_without_memory_a_set_is_refused_and_changes_nothing(store, client):
-    """What is there is served on."""
+    """Existing entries are still served."""
     put(store, KEYS[0], b"x")
     epoch = store.get(KEYS[0]).epoch
     client.config_set("maxmemory-policy", "noeviction")
@@ -306,7 +306,7 @@ def test_what_the_server_evicted_is_healed_when_met(store, client):
 
 @pytest.mark.parametrize("book", ["used", "sizes"])
 def test_a_lost_book_empties_the_cache_and_no_more(store, client, book):
-    """The books never tell different stories for long."""
+    """The books do not contradict each other for long."""
     for key in KEYS[:5]:
         put(store, key, b"x")
     client.delete(f"{PREFIX}{book}")

@@ -15,7 +15,7 @@ LEASE = Lease("host", "t")
 
 
 class Store:
-    """A guarded store that notes what it is told; ``kept`` is what it says to the keeping up."""
+    """A guarded store that records its calls; ``kept`` is its answer to a renewal."""
 
     def __init__(self):
         self.available, self.kept, self.rounds, self.touched, self.unleased = True, None, [], [], []
@@ -82,7 +82,7 @@ def test_one_round_trip_keeps_up_all(kept_up, store):
 
 
 def test_holders_are_told_whether_anybody_waits(kept_up, store):
-    """Each of its own claim; while nothing is known nobody is told, and of a store that is away nobody waits."""
+    """Each of its own claim; nothing is reported while nothing is known, and no waiter while the store is down."""
     told = {claim: [] for claim in CLAIMS[:2]}
     for claim, heard in told.items():
         kept_up.hold(claim, heard.append)
@@ -113,7 +113,7 @@ def test_a_lease_given_back_during_a_round_stays_given_back(kept_up, store):
 
 
 def test_a_keeper_that_stumbles_goes_on(kept_up, store, caplog, monkeypatch):
-    """An error nobody thought of is logged, and the rest is kept up in the next round."""
+    """An unforeseen error is logged, and everything is renewed in the next round."""
     monkeypatch.setattr(logging.getLogger("llama_api"), "propagate", True)
     store.during = lambda: 1 / 0
     kept_up.hold(CLAIMS[0], lambda wanted: None)

@@ -1,4 +1,4 @@
-"""The SQLite store beside other processes: killed, locked, stalled, rebooted."""
+"""The SQLite store among other processes: killed, locked, stalled, rebooted."""
 
 import functools
 import sqlite3
@@ -15,7 +15,7 @@ from tests.support.fakes import until
 
 @pytest.fixture
 def impatient(monkeypatch):
-    """Have it bear no more than in service."""
+    """Use the time limits of production."""
     monkeypatch.setattr(sqlite_file, "BUSY", 0.06)
     monkeypatch.setattr(sqlite, "BUDGET", 0.08)
 
@@ -44,7 +44,7 @@ WRITER = """
 
 
 def test_a_kill_loses_no_acknowledged_answer(path, open_sqlite):
-    """Killed 8 times while it writes, beside a second writer, the store has every answer it said it had."""
+    """Killed 8 times while it writes next to a second writer, the store has every answer that it acknowledged."""
     acknowledged = []
     store = open_sqlite(max_entries=100_000, max_bytes=1 << 30)
     for kill in range(8):

@@ -1,4 +1,4 @@
-"""What can happen to the SQLite file: full, read-only, damaged, deleted, replaced, of another layout."""
+"""The failures of a SQLite file: full, read-only, damaged, deleted, replaced, of another layout."""
 
 import os
 import sqlite3
@@ -29,7 +29,7 @@ def connections(monkeypatch):
 
 
 def files(path):
-    """The names of all files beside the database."""
+    """The names of all files in the database's directory."""
     return sorted(os.listdir(os.path.dirname(path)))
 
 
@@ -60,7 +60,7 @@ def test_a_full_disk_refuses_what_is_new_and_serves_what_is_there(open_sqlite, c
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become nobody")
 def test_a_place_that_cannot_be_written_is_an_error_until_it_can(directory, mode):
     """Read-only directory, read-only file: each operation is refused, and works once the rights are there."""
-    with tempfile.TemporaryDirectory() as place:  # pytest's own cannot be entered by nobody
+    with tempfile.TemporaryDirectory() as place:  # the user nobody cannot enter pytest's own
         path = os.path.join(place, "answers.db")
         put(SqliteStore(path, 10, 10_000), "other", b"x")
         for name in files(path):
@@ -138,7 +138,7 @@ def damage(path, how):
 @pytest.mark.parametrize("restarted", [False, True])
 @pytest.mark.parametrize("how", DAMAGE)
 def test_a_damaged_file_is_set_aside_and_never_misread(path, open_sqlite, how, restarted):
-    """Whatever is written over it, no answer comes back changed, and soon all works again, for every view."""
+    """Whatever overwrites it, no answer comes back changed, and soon it works again, for every view."""
     store, other = open_sqlite(), open_sqlite()
     for key, value in VALUES.items():
         put(store, key, value)
@@ -184,7 +184,7 @@ def test_tables_that_contradict_each_other_are_noticed(path, open_sqlite, loss):
 
 
 def test_a_fresh_file_is_a_new_epoch(path, open_sqlite):
-    """What was begun when the old one was there does not enter."""
+    """A value begun with the old one is not stored in the new one."""
     store = open_sqlite()
     before = store.get(KEYS[0]).epoch
     for end in ("", "-wal", "-shm"):

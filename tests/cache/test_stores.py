@@ -1,4 +1,4 @@
-"""What both shared stores promise, proved on real ones."""
+"""The contract of both shared stores, tested on real ones."""
 
 import time
 from collections import OrderedDict
@@ -40,7 +40,7 @@ def test_many_are_got_at_once(store):
 
 
 def test_every_view_sees_the_same(opened):
-    """What one process stores, touches, deletes or clears is so for all."""
+    """Whatever one process stores, touches, deletes or clears changes for all."""
     here, there = opened(), opened()
     put(here, KEYS[0], b"one")
     assert got(there, KEYS[0]) == b"one" and there.size() == (1, 3 + OVERHEAD)
@@ -190,7 +190,7 @@ def test_many_threads_keep_the_books_right(opened):
 
 
 def test_what_was_begun_before_a_purge_does_not_enter(opened):
-    """Each purge begins an epoch of its own, for every view; in an earlier one nothing can be set."""
+    """Each purge begins a new epoch, for every view; in an earlier one nothing can be set."""
     here, there = opened(), opened()
     before = here.get(KEYS[0]).epoch
     put(here, KEYS[0], b"old")
@@ -212,7 +212,7 @@ def test_an_outdated_value_harms_no_entry(opened):
 
 
 def test_a_purge_hides_the_claims_of_before_and_ends_none(opened):
-    """Who comes after it makes its own claim, beside the old one, which is kept up, settled and followed as ever."""
+    """A newcomer makes its own claim in addition to the old one, which can still be renewed, settled and followed."""
     here, there = opened(), opened()
     old = here.claim(KEYS[0], "old", LONG)
     assert there.claim(KEYS[0], "follower", LONG) == old
@@ -275,7 +275,7 @@ def test_claims_that_are_kept_up_live_on(opened):
 
 
 def test_an_outcome_is_for_those_who_wait_and_goes_with_the_last_of_them(opened):
-    """Whoever looked while it was under way reads it; it is not found by later claims, nor after all have read it."""
+    """Those that saw it under way can read it; later claims do not find it, nor does anyone once all have read it."""
     here, there = opened(), opened()
     claim = here.claim(KEYS[0], "mine", LONG)
     assert there.claim(KEYS[0], "first", LONG) == claim and there.peek(claim, "second") == UNDER_WAY
@@ -306,7 +306,7 @@ def test_an_outcome_lingers_no_longer_than_it_is_told(opened):
 
 
 def test_only_the_holder_settles_and_releases(opened):
-    """Whoever has another token changes nothing."""
+    """Another token changes nothing."""
     here, there = opened(), opened()
     mine = here.claim(KEYS[0], "mine", LONG)
     there.settle(mine._replace(token="yours"), b"forged", LONG)

@@ -150,7 +150,7 @@ def shown(value):
 
 
 def main():
-    """Run each set-up, print its table, tell what must not have happened."""
+    """Run each set-up, print its table, and report what must not have happened."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__.partition("\n")[0])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=100, help="of the storm in each set-up")

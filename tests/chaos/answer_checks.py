@@ -1,4 +1,4 @@
-"""The judgement of what came back: the answer of one build, with the right labels."""
+"""Checks of the replies: the answer of one build, with the right labels."""
 
 import re
 import time
@@ -22,7 +22,7 @@ def outcome_of(reply):
 
 
 def wrong_answer(question, reply, scene, asked):
-    """What is wrong with a 200 to ``question``, None when nothing is."""
+    """The fault of a 200 to ``question``, None if there is none."""
     streamed, text = question.fields["stream"], reply.text
     if streamed != reply.headers["Content-Type"].startswith("text/event-stream"):
         return "plain and streamed are mixed up"

@@ -1,4 +1,4 @@
-"""Which build of the model each double had, and when. Each build has a voice: its answers are its own."""
+"""The builds of the model at each double, over time. Each build has a voice: its answers are its own."""
 
 import secrets
 import threading
@@ -14,11 +14,11 @@ class Build:
 
     digest: str = ""
     gone: float | None = None  # since when no double has it, but some has another
-    left_out: tuple[float, float] | None = None  # while all services tell that they leave it out
+    left_out: tuple[float, float] | None = None  # while all services report that they leave it out
 
     @property
     def changes(self):
-        """What it adds to a request, as pieces_for takes it."""
+        """The changes that it makes to a request, as for pieces_for."""
         return {"voice": self.digest[:8]} if self.digest else {}
 
 
@@ -49,7 +49,7 @@ class Builds:
             self._put(double, None)
 
     def born(self, double):
-        """``double`` begins anew, with the build that it was born with."""
+        """``double`` starts again, with its original build."""
         self._put(double, self._born)
 
     @property

@@ -106,7 +106,7 @@ class Caller:
     # Questions
 
     def _question(self, control="", markers="", **fields):
-        """A question that nobody else asks."""
+        """A question that no other client asks."""
         if not markers and self._random.random() < 0.12:
             markers = self._random.choice(("[[fault=controls]] [[rate=1]]", "[[fault=text_in_last]] [[rate=1]]",
                                            "[[fault=endless_tokens]] [[rate=1]]", "[[tokens=60]]", "[[ttft=0.4]]"))
@@ -146,7 +146,7 @@ class Caller:
         self._ledger.note(kind, outcome_of(reply), reply.seconds)
 
     def _read(self, service, question):
-        """The whole reply to ``question``; the time of its first piece is told to the invariants."""
+        """The whole reply to ``question``; the time of its first piece is passed to the invariants."""
         asked, body, begun = time.monotonic(), b"", False
         with service.open_ask(**question.fields, headers=question.headers,
                               timeout=3 * (TIMEOUT + QUEUE_TIMEOUT) + TAKEOVER + SLACK) as exchange:

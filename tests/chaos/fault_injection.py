@@ -1,4 +1,4 @@
-"""What is done to the service during the chaos run: Ollamas that fail, dead workers, reloads, a store in trouble."""
+"""The faults of the chaos run: Ollamas that fail, dead workers, reloads, a store in trouble."""
 
 import os
 import random
@@ -16,7 +16,7 @@ from tests.support.gunicorn_server import until
 BY_PROMPT = {"controls", "text_in_last", "endless_tokens"}  # they change the text: the clients ask for them
 LEAK = "leak"  # only a restart of Ollama gives the slot back
 MIXTURE = 7  # faults at once
-LOOKS = 6  # answers of /health in a row, lest one worker has yet to see what the others tell
+LOOKS = 6  # consecutive answers of /health, as a worker may not have read yet what the others report
 TO_ONE_HOST = {"be busy": "busy", "reset connections": "reset", "be out of memory": "oom", "be slow": "slow",
                "hang": "hang"}
 SMALL_FAULTS = ("tags", "show", "version", "ps")
@@ -133,7 +133,7 @@ class FaultInjector:
 
     @contextmanager
     def _broken(self):
-        """Note that hosts break off what they do inside the block, and that nobody sees what they have."""
+        """Note that hosts break off their generations inside the block, and that nobody sees their pieces."""
         at, since = len(self._scene.invariants.broken), time.monotonic()
         self._scene.invariants.broken.append((since, float("inf")))
         yield

@@ -1,4 +1,4 @@
-"""What the doubles saw: never more calls at once than there are slots, never one again after its first piece."""
+"""Invariants of the doubles' records: never more calls at once than slots, no second call after a first piece."""
 
 import threading
 
@@ -46,7 +46,7 @@ class Invariants:
         return most
 
     def above(self, doubles, allowed):
-        """Sentences on calls that came while too many were there; ``allowed`` tells how many may be, by time."""
+        """Sentences on calls that exceeded the number allowed; ``allowed`` is that number, by time."""
         return [f"{call.beside} calls at once at {host}, {allowed(call.granted)} were allowed"
                 for host, call in self.calls(doubles) if call.beside > allowed(call.granted)]
 

@@ -1,6 +1,6 @@
-"""What must be as it was once the storm is over: nothing under way, no connection, no slot, no claim, no memory kept.
+"""The state that must be restored after the chaos: nothing under way, no connection, slot, claim or memory left.
 
-All of it is seen from outside: by what the service tells, by its processes, and by the files and keys it shares.
+It is observed from outside: in the service's reports, its processes, and the files and keys that it shares.
 """
 
 import fcntl
@@ -20,7 +20,7 @@ GROWTH_MB = 48
 
 
 def size(service, scene):
-    """What each worker of ``service`` has: open files without connections, native threads, and memory, by its id."""
+    """The open files without connections, native threads and memory of each worker of ``service``, by its id."""
     found = {}
     for pid in service.workers:
         process = psutil.Process(pid)
@@ -42,7 +42,7 @@ def idle(scene):
 
 
 def busy(service):
-    """What ``service`` still has under way: names and numbers, {} when there is nothing."""
+    """The work that ``service`` still has under way: names and numbers, {} if there is none."""
     metrics, queue = service.metrics(), service.health()["queue"]
     left = {name: sum(value for key, value in metrics.items() if key[0] == name)
             for name in ("generations_running", "generations_waiting")}

@@ -1,4 +1,4 @@
-"""What all actors of the chaos run share: the stage, the questions, and the ledger of what happened."""
+"""The state shared by all actors of the chaos run: the stage, the questions, and the ledger of events."""
 
 import threading
 import time
@@ -19,7 +19,7 @@ OPENINGS = [OPENING[at:at + 20] for at in range(len(OPENING) - 19)]
 
 
 class Ledger:
-    """What happened: counts by kind and outcome, times, and everything that must not be."""
+    """The events: counts by kind and outcome, times, and everything that must not happen."""
 
     def __init__(self):
         self._lock = threading.Lock()
@@ -73,7 +73,7 @@ class Question:
 
     fields: dict
     headers: dict
-    unique: bool = False  # nobody else asks it
+    unique: bool = False  # no other client asks it
 
     def expected(self, build):
         """The pieces and the finish reason in ``build``; the reason is None when the answer must never end."""

@@ -12,7 +12,7 @@ KEPT_SECONDS = 8.0  # after a trouble: what was lost with the store ends, and a 
 
 
 class Store:
-    """What all stores have in common; deeds are methods that begin with ``do_``."""
+    """The base of all stores; their deeds are methods whose names begin with ``do_``."""
 
     url, shared, port = "memory://", False, None
 
@@ -41,14 +41,14 @@ class Store:
         return any(begin <= until and end >= since for begin, end in self._troubles)
 
     def upset(self, at):
-        """Whether a trouble may still have told at that time."""
+        """Whether a trouble may still have had an effect at that time."""
         return self.in_trouble(at - KEPT_SECONDS, at)
 
     def heal(self):
         """Be well again."""
 
     def under_way(self):
-        """What it still holds of generations under way, {} when there is nothing."""
+        """Its entries for generations under way, {} if there are none."""
         return {}
 
 

@@ -14,7 +14,7 @@ from tests.support.gunicorn_server import free_port, new_prompt, until
 
 @pytest.mark.parametrize("program", [("llama_api",), ("flask", "--app", "wsgi")], ids=["llama-api", "flask"])
 def test_the_answer_alone_is_printed(api, double, program):
-    """Byte for byte, and nothing beside it; the second time it is the stored one."""
+    """The output is the answer, byte for byte; the second time it is the stored one."""
     prompt = new_prompt("ünd 漢字")
     for _ in range(2):
         assert run(api.settings["bind"], "ask", prompt, program=program) == (0, answer_for(prompt), "")
@@ -57,7 +57,7 @@ def test_pieces_are_printed_as_they_come(api, double):
 
 @pytest.fixture(scope="module")
 def narrow(shared_double, shared_serve):
-    """A server with one slot that tells of a wait every quarter of a second."""
+    """A server with one slot that reports a wait every quarter of a second."""
     return shared_serve(shared_double, heartbeat=0.25)
 
 
@@ -78,13 +78,13 @@ def test_a_terminal_sees_the_wait_and_then_the_answer(narrow, double):
 
 
 def test_a_pipe_hears_nothing_of_the_wait(narrow, double):
-    """stderr is empty where it is not a terminal, also when the wait was told many times."""
+    """stderr is empty if it is not a terminal, even if the wait was reported many times."""
     prompt = new_prompt("[[ttft=1]]")
     assert run(narrow.settings["bind"], "ask", prompt) == (0, answer_for(prompt), "")
 
 
 def test_a_pause_in_the_answer_does_not_wipe_it_away(narrow, double):
-    """What tells of a wait between two pieces is not shown over the line that is being written."""
+    """A report of a wait between two pieces does not overwrite the line of the answer."""
     prompt = new_prompt("[[gap=0.6]] [[tokens=4]]")
     with terminal() as (ours, theirs):
         with start(narrow.settings["bind"], "ask", prompt, stdout=theirs, stderr=theirs) as process:
@@ -131,13 +131,13 @@ def test_a_problem_is_a_sentence(api, double, arguments, words):
 
 
 def test_an_option_that_is_not_a_number_is_a_sentence(api):
-    """As click tells it."""
+    """The message is click's."""
     status, out, err = run(api.settings["bind"], "ask", "x", "--max-tokens", "many")
     assert (status, out) == (2, "") and "'many' is not a valid integer" in err
 
 
 def test_a_server_that_is_down_is_a_sentence():
-    """Where nobody answers, and what to do."""
+    """The message says where no service answers, and what to do."""
     port = free_port()
     status, out, err = run(f"127.0.0.1:{port}", "ask", "x")
     assert (status, out) == (1, "")
@@ -152,7 +152,7 @@ def test_another_server_is_a_sentence(double):
 
 
 def test_a_server_that_dies_midway_leaves_a_part(shared_serve, double):
-    """What came is printed, and that it is a part is told."""
+    """The part that arrived is printed, and reported as incomplete."""
     api = shared_serve(double)
     with start(api.settings["bind"], "ask", new_prompt("[[gap=60]]"), stdout=subprocess.PIPE,
                stderr=subprocess.PIPE) as process:
@@ -197,14 +197,14 @@ def secure(shared_double, shared_serve, tmp_path_factory):
 
 @pytest.mark.parametrize("told", [True, False], ids=["told by GUNICORN_CMD_ARGS", "found out"])
 def test_tls_is_spoken_where_the_server_does(secure, told):
-    """With a certificate that it has signed itself, as on loopback nobody stands between."""
+    """With a self-signed certificate, which is accepted on loopback."""
     (api, certificate, key), prompt = secure, new_prompt()
     settings = {"GUNICORN_CMD_ARGS": f"--certfile {certificate} --keyfile {key}"} if told else {}
     assert run(api.settings["bind"], "ask", prompt, **settings) == (0, answer_for(prompt), "")
 
 
 def test_a_certificate_of_another_host_must_be_trusted(secure, tmp_path):
-    """REQUESTS_CA_BUNDLE names who is; without it, or with a file that is not there, that is told."""
+    """REQUESTS_CA_BUNDLE names the trusted ones; a missing setting or file is reported."""
     (api, certificate, _), prompt = secure, new_prompt()
     bind = f"LOCALHOST:{api.port}"  # in capitals it is a name like any other
     status, out, err = run(bind, "ask", prompt)

@@ -19,7 +19,7 @@ from tests.support.listening import Handler, listening
 
 @pytest.fixture
 def prompts(double, api):
-    """Three prompts that nobody has asked; the cache is empty and the double has nothing to tell of."""
+    """Three new prompts; the cache is empty, and the double has recorded no call."""
     assert api.request("DELETE", "/cache").status == 204
     return [new_prompt() for _ in range(3)]
 
@@ -56,7 +56,7 @@ def summary(out):
 
 
 def lines_of(err):
-    """The faults told, by the number of their line."""
+    """The reported faults, by the number of their line."""
     return {int(number): text for number, text in re.findall(r"^line (\d+): (.*)$", err, re.M)}
 
 
@@ -125,12 +125,12 @@ def test_ctrl_c_ends_with_the_summary(api, shared_double, prompts, tmp_path):
         out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130 and summary(out.decode()) == [3, 1, 0, 0, 2]
     assert err.decode().strip() == "Interrupted; run it again to continue."
-    shared_double.wait(running=0)  # what nobody waits for is not generated on
+    shared_double.wait(running=0)  # generations without a reader are cancelled
     assert summary(warm(api, prompts[0], prompts[2])[1]) == [2, 1, 1, 0, 0]
 
 
 def test_a_terminal_sees_rate_and_time_left(api, prompts):
-    """A bar that grows in place; a failed line is told on a line of its own, and the bar goes on below it."""
+    """The bar grows in place; a failed line is reported on a line of its own, and the bar continues below it."""
     screen = terminal(api, *[f"{prompts[0]} {n} [[gap=0.02]]" for n in range(4)], "{", *prompts)
     assert re.search(r"warming  \[#+-+\]  5/8  \d+\.\d/s  0:00:0\d left", screen)
     assert [line for line in screen.split("\n") if "line 5: it is not one JSON" in line][0].startswith("line 5")
@@ -139,7 +139,7 @@ def test_a_terminal_sees_rate_and_time_left(api, prompts):
 
 
 def terminal(api, *lines):
-    """What stands on a terminal after each redraw, when these are warmed there."""
+    """The terminal's content after each redraw while these prompts are warmed."""
     with commands.terminal() as (ours, theirs):
         with start(api.settings["bind"], "warm", "-", stdin=subprocess.PIPE, stdout=theirs, stderr=theirs) as process:
             os.close(theirs)
@@ -152,7 +152,7 @@ def terminal(api, *lines):
 
 @pytest.mark.parametrize("how, command", [(run, ["stats"]), (run_here, ["clear"]), (run_here, ["warm", "-"])])
 def test_a_server_that_is_down_is_a_sentence(how, command):
-    """It tells where nobody answers and what to do; the status is not 0."""
+    """The message says where no service answers and what to do; the status is not 0."""
     port = free_port()
     status, out, err = how(f"0.0.0.0:{port}", *command, text=b"x")
     assert (status, out) == (1, "")
@@ -161,7 +161,7 @@ def test_a_server_that_is_down_is_a_sentence(how, command):
 
 
 def test_a_server_that_goes_away_ends_with_the_summary():
-    """No line is tried in vain after that, and it is told how to go on."""
+    """After that no line is tried in vain, and the message says how to continue."""
     with impostor(['{"cached": true}', None]) as port:
         status, out, err = run_here(f"127.0.0.1:{port}", "warm", "-", text=b"a\nb\nc\nd")
     assert (status, summary(out)) == (1, [4, 0, 2, 0, 2])
@@ -170,14 +170,14 @@ def test_a_server_that_goes_away_ends_with_the_summary():
 
 @pytest.mark.parametrize("body", ["<h1>It works!</h1>", "[]", "{}"])
 def test_another_server_is_a_sentence(body):
-    """What answers there is not this service."""
+    """The server at that address is not this service."""
     with impostor(first=body) as port:
         status, out, err = run_here(f"127.0.0.1:{port}", "stats")
     assert (status, out) == (1, "") and "is not llama_api" in err and "LLAMA_API_BIND" in err
 
 
 def test_key_and_host_are_sent(shared_double, shared_serve, tmp_path):
-    """The first of the keys, also from a file, and a host that the server trusts; without a key the cure is told."""
+    """The first of the keys, also from a file, and a trusted host; without a key the message names the cure."""
     keys = tmp_path / "keys"
     keys.write_text("sesame\nother\n")
     api = shared_serve(shared_double, api_keys_file=keys, trusted_hosts=".example.com,localhost")
@@ -191,7 +191,7 @@ def test_key_and_host_are_sent(shared_double, shared_serve, tmp_path):
 
 
 def test_a_rate_limit_is_waited_for(shared_double, shared_serve):
-    """A line that comes too soon has its turn later."""
+    """A line that comes too soon is sent again later."""
     api = shared_serve(shared_double, rate_limit="5/second")
     status, out, err = warm(api, *[new_prompt() for _ in range(5)])
     assert (status, summary(out), err) == (0, [5, 5, 0, 0, 0], "")

@@ -93,7 +93,7 @@ def test_what_is_wrong_with_an_ollama_is_told(double, break_it, level, words):
 
 
 def test_one_whose_certificate_is_not_trusted_is_a_fault(tmp_path):
-    """Which is told apart from one that is away."""
+    """It is distinguished from one that is down."""
     with listening(Handler, server_context(*certify(tmp_path))) as server:
         _, found = doctor(ollama_url=f"https://127.0.0.1:{server.server_port}")
     assert told(found, OLLAMA(server.server_port), "REQUESTS_CA_BUNDLE") == "fault"
@@ -155,7 +155,7 @@ def test_a_log_that_cannot_be_written_is_a_warning(double, tmp_path, path, words
 
 
 def test_a_port_that_something_else_has_is_a_fault(double, answering):
-    """What answers there, what does not answer, and an address that is not of this machine."""
+    """A port that something else answers, one that is silent, and an address of another machine."""
     for bind in (OLLAMA(double.port), answering(b"<h1>It works!</h1>").removeprefix("http://")):
         assert told(doctor(bind, ollama_url=double.url)[1], "port", "not llama_api", "LLAMA_API_BIND") == "fault"
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -214,7 +214,7 @@ def test_tls_workers_and_a_unix_socket_are_found(serve, double, tmp_path):
 
 
 def test_what_the_service_has_under_way_is_not_disturbed(serve, double):
-    """Whether as many run at once as PARALLEL says is not tried beside it: the answer would be wrong."""
+    """PARALLEL is not tested while generations run: the result would be wrong."""
     api = serve(double, parallel=2)
     double.set(slots=2)
     with api.open_ask(new_prompt("[[ttft=60]]"), timeout=PATIENCE):
@@ -224,7 +224,7 @@ def test_what_the_service_has_under_way_is_not_disturbed(serve, double):
 
 
 def test_a_shared_store_is_measured_and_left_as_it_was(serve, double, tmp_path):
-    """What it holds and its round trip; a damaged or foreign file stays where it is."""
+    """The report has its content and its round trip; a damaged or foreign file stays where it is."""
     path = tmp_path / "answers.db"
     api = serve(double, cache_url=f"sqlite:///{path}")
     api.ask(new_prompt())
@@ -254,6 +254,6 @@ def test_a_redis_is_looked_at(double, redis_server):
 
 
 def _running(api, double):
-    """What is found, once the service answers."""
+    """The findings, once the service answers."""
     found = doctor(api.settings["bind"], ollama_url=double.url)[1]
     return found if any(subject == "service" for _, subject, _ in found) else None

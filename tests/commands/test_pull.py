@@ -30,7 +30,7 @@ def pull(*doubles, **settings):
 
 
 def name(double):
-    """What names a double in what is told."""
+    """The name of a double in the output."""
     return f"127.0.0.1:{double.port}"
 
 
@@ -78,14 +78,14 @@ def test_what_ollama_said_is_told(empty, controls, model, words):
     (b"<h1>It works!</h1>", "did not answer like an Ollama"), (b"[]\n", "did not answer like an Ollama"),
     (b'{"status": "pulling"}\n<', "broke off"), (b"", "broke off")], ids=["full", "page", "list", "garbage", "nothing"])
 def test_what_comes_may_be_anything(answering, body, words):
-    """Also a full disk there, which Ollama tells of midway."""
+    """Including a full disk there, which Ollama reports midway."""
     status, out, err = run(BIND, "pull", ollama_url=answering(body))
     assert status == 1 and err.count("\n") == 1 and words in err
 
 
 @pytest.mark.parametrize("settings", [{}, {"REQUESTS_CA_BUNDLE": "/nonexistent"}], ids=str)
 def test_without_trust_nothing_is_pulled(tmp_path, settings):
-    """The cure is told, as the service tells it."""
+    """The message has the same cure as the service's."""
     with listening(Handler, server_context(*certify(tmp_path))) as server:
         status, out, err = run(BIND, "pull", ollama_url=f"https://127.0.0.1:{server.server_port}", **settings)
     assert status == 1 and err.count("\n") == 1 and "REQUESTS_CA_BUNDLE" in err
@@ -101,7 +101,7 @@ def test_one_that_fails_does_not_keep_the_others_waiting(empty):
 
 
 def test_ctrl_c_ends_the_pull(empty):
-    """How to go on is told, the status is that of an interruption, and Ollama's pull ends."""
+    """The message says how to continue, the status is that of an interruption, and Ollama's pull ends."""
     empty.set(gap=0.5)
     with start(BIND, "pull", settings={"ollama_url": empty.url}, stdout=subprocess.PIPE,
                stderr=subprocess.PIPE) as process:

@@ -91,7 +91,7 @@ def test_an_ollama_that_answers_is_served(tmp_path, double):
 
 
 def test_without_ollama_the_stand_in_answers_and_a_ctrl_c_ends_all(stand_in):
-    """Real text under its own name, told on the terminal; SIGINT to the group leaves no process and no stack trace."""
+    """It generates real text under its own name, as the terminal says; SIGINT to the group ends it without a trace."""
     answer = stand_in.ask("The capital of France is", max_tokens=8).json
     assert answer["model"] == STAND_IN and re.search("[a-z]{3}", answer["response"])
     assert answer["metrics"]["output_tokens"] > 0 and stand_in.health()["model"] == STAND_IN

@@ -232,7 +232,7 @@ def test_a_generation_of_before_a_purge_serves_its_callers_and_no_others(two, pu
 
 
 def test_after_a_purge_nothing_is_left_anywhere(two):
-    """Neither in the copies nor in the store, whoever finishes when."""
+    """Neither in the copies nor in the store, in whatever order the generations finish."""
     here, there = two
     here.ask(call("Other?"))
     leader, follower = here.lead(), there.follow()
@@ -250,7 +250,7 @@ def test_after_a_purge_nothing_is_left_anywhere(two):
     OllamaError(), OllamaUnavailable(), OllamaBusy(9), OllamaTimeout(), ModelNotFound("llama3:8b"), QueueFull(64, 7),
     PromptTooLong(9, 8, "too long"), QueueTimeout(60.0, 7)], ids=lambda error: type(error).__name__)
 def test_a_failure_is_shared_and_not_repeated(two, error):
-    """The follower raises what the leader raised, with its text and its Retry-After, and calls nobody."""
+    """The follower raises the leader's error, with its text and its Retry-After, and makes no call."""
     here, there = two
     here.fleet.pieces, here.fleet.error = [], error
     leader, follower = here.lead(), there.follow()
@@ -266,7 +266,7 @@ def test_a_failure_is_shared_and_not_repeated(two, error):
 
 
 def test_after_a_failure_the_next_tries_anew(two):
-    """What came of a call is for those who waited, not for those who come later."""
+    """The outcome of a call is for its waiters, not for later requests."""
     here, there = two
     here.fleet.pieces, here.fleet.error = [], OllamaError()
     leader, follower = here.lead(), there.follow()
@@ -290,7 +290,7 @@ def test_a_fault_of_the_leader_is_not_shared(two):
 
 
 def test_what_an_operator_cancelled_is_cancelled_for_the_readers_elsewhere(two):
-    """They are told the same, and do not begin it again."""
+    """They get the same error, and do not start it again."""
     here, there = two
     here.fleet.pieces = []
     leader, follower = here.lead(), there.follow()
@@ -321,7 +321,7 @@ def test_an_outcome_that_cannot_be_read_is_a_miss(open_host, outcome):
 
 
 def test_a_dead_holders_claim_is_taken_over(open_host):
-    """A claim that nobody renews expires, and who followed it generates."""
+    """A claim that is not renewed expires, and a follower generates."""
     host = open_host()
     assert host.store.claim(KEY, "killed", 0.5).token == "killed"
     reply = host.follow()

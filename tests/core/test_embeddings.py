@@ -114,7 +114,7 @@ def test_any_mix_gives_what_ollama_gives_uncached(stored, under_way, asked):
 @settings(max_examples=100)
 @given(st.lists(TEXTS.filter(bool), min_size=1, max_size=6))
 def test_a_count_of_tokens_is_exact_or_none(requests):
-    """Ollama tells but the sum of a call; what can be told from such sums is told, and nothing else."""
+    """Ollama reports only the total of a call; counts that follow from such totals are reported, and no others."""
     bench = EmbeddingBench()
     for texts in requests:
         reply, tokens = bench.ask(*texts), sum(map(text_tokens, texts))
@@ -154,7 +154,7 @@ def test_without_a_cache_everything_is_a_bypass():
 
 
 def test_texts_under_way_are_joined(bench):
-    """Who needs only such texts is collapsed; who needs others too has but those embedded."""
+    """A request for such texts only is collapsed; one with other texts embeds just those."""
     first = bench.held("a", "b")
     second, third = bench.begin("b"), bench.begin("b", "c")
     bypass = bench.begin("a", no_store=True)
@@ -168,7 +168,7 @@ def test_texts_under_way_are_joined(bench):
 
 @pytest.mark.parametrize("bad, mine", [({"a"}, ("b",)), ({"a"}, ("b", "c"))])
 def test_a_text_does_not_suffer_from_those_beside_it(bench, bad, mine):
-    """What another's call was refused, perhaps for its other texts, is asked for once more alone."""
+    """A text whose call was refused, perhaps for its other texts, is requested once more alone."""
     bench.fleet.bad = bad
     first = bench.held("a", "b")
     second = bench.begin(*mine)
@@ -247,7 +247,7 @@ def test_stale_vectors_are_renewed_or_served_in_need():
 
 
 def test_a_purge_is_a_line_in_time(bench):
-    """What began before it is neither joined nor stored after it."""
+    """Vectors begun before it are neither joined nor stored after it."""
     first = bench.held("a")
     bench.service.purge()
     second = bench.begin("a")
@@ -285,7 +285,7 @@ def hosts(tmp_path, monkeypatch):
 
 
 def test_hosts_share_what_they_have_embedded(hosts):
-    """What one has stored is a hit on the other, a text at a time, with its count of tokens."""
+    """A text stored by one is a hit on the other, with its count of tokens."""
     one, other = hosts
     one.ask("a", "b")
     assert label(other.ask("b", "a")) == HIT and label(other.ask("b", "c")) == MISS
@@ -311,7 +311,7 @@ def test_hosts_share_a_call_for_the_same_texts(hosts):
 
 @pytest.mark.parametrize("directives", [{}, {"no_cache": True}])
 def test_what_is_too_large_to_hand_over_is_found_in_the_store(hosts, monkeypatch, directives):
-    """Whoever followed looks there, is as collapsed as ever, and has the new vectors where it wanted no stored ones."""
+    """A follower finds it there, counts as collapsed, and gets new vectors if it wanted no stored ones."""
     monkeypatch.setattr(claims, "LARGEST", 50)
     one, other = hosts
     handed, settle = [], one.cache.store.settle

@@ -19,7 +19,7 @@ LONG = 30.0  # seconds that no test takes
 
 
 class Producer:
-    """A producer that does what it is told, step by step, in the flight's own thread."""
+    """A producer controlled step by step, in the flight's own thread."""
 
     def __init__(self):
         self.runs, self.flights, self._end, self._outcome = 0, [], threading.Event(), None
@@ -76,7 +76,7 @@ def test_who_asks_for_the_same_joins():
 
 
 def test_other_keys_and_no_key_are_never_shared():
-    """Each key has its own flight, and None as the key has one for each who asks."""
+    """Each key has its own flight, and with None as the key each caller has one."""
     flights, produce = Flights(), Producer()
     joined = [flights.join_or_start(key, produce, here) for key in ("a", "b", None, None)]
     assert all(started for _, started in joined) and flights.count == 4
@@ -114,7 +114,7 @@ def test_a_late_joiner_gets_the_pieces_so_far_then_each_as_it_comes():
 
 
 def test_silence_is_told():
-    """Who streams is told how the wait stands after each stretch of silence, before a piece and between two."""
+    """A stream reports the wait after each period of silence, before a piece and between two."""
     flights, produce = Flights(), Producer()
     reader, _ = flights.join_or_start("key", produce, here)
     until(lambda: produce.flights)
@@ -177,7 +177,7 @@ def test_the_stack_of_a_shared_error_does_not_grow():
 
 
 def test_a_producer_that_dies_of_anything_lands_its_flight():
-    """Even SystemExit in the producer's thread leaves nobody waiting."""
+    """Even after SystemExit in the producer's thread, all readers get an outcome."""
     flights = Flights()
 
     def produce(flight):
@@ -263,7 +263,7 @@ def test_a_client_that_has_gone_stops_reading(monkeypatch):
 
 
 def test_an_operator_ends_a_flight_by_its_id():
-    """All its readers are told; an unknown id is none, and the next request begins a new flight."""
+    """All its readers get the error; an unknown id is no flight, and the next request begins a new one."""
     flights, produce = Flights(), Producer()
     readers = [flights.join_or_start("key", produce, here)[0] for _ in range(3)]
     assert not flights.cancel("unknown") and [flight.id for flight in flights.under_way()] == [readers[0].flight.id]
@@ -275,7 +275,7 @@ def test_an_operator_ends_a_flight_by_its_id():
 
 
 def test_after_a_seal_nobody_joins():
-    """What is under way goes on for its readers; the same request begins a new flight."""
+    """A flight under way continues for its readers; the same request begins a new one."""
     flights, produce = Flights(), Producer()
     before, _ = flights.join_or_start("key", produce, here)
     flights.close_to_joiners()

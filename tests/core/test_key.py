@@ -100,7 +100,7 @@ def test_another_model_or_context_window_never_shares():
     ({"top_k": 1}, {"top_p": 1}), ({"seed": 0}, {}), ({"temperature": 0}, {}), ({"prompt": "é"}, {"prompt": "e\u0301"}),
     ({"prompt": "hi"}, {"prompt": "hi "}), ({"system": " "}, {})])
 def test_neighbours_never_share(one, other):
-    """What is easily run together keeps apart."""
+    """Requests that are easily confused have different keys."""
     assert key_of(json.dumps({"prompt": "Hi"} | one)) != key_of(json.dumps({"prompt": "Hi"} | other))
 
 
@@ -127,7 +127,7 @@ CALLS = st.tuples(st.sampled_from([GENERATE, CHAT]), st.sampled_from(["a", "b"])
 
 
 def sent_of(made):
-    """What makes two requests the same to Ollama, with the order in which it reads schemas and messages."""
+    """The facts that make two requests the same to Ollama, with the order in which it reads schemas and messages."""
     return made.endpoint, json.dumps(dict(made.body))
 
 
@@ -157,7 +157,7 @@ def test_one_value_has_one_form(name, one, other):
 
 @pytest.fixture
 def sent():
-    """What the client posts for a call, parsed."""
+    """The parsed body that the client posts for a call."""
     with responses.RequestsMock() as upstream:
         upstream.post("http://127.0.0.1:11434/api/generate", json={"response": "x", "done": True})
         client = OllamaClient("http://127.0.0.1:11434", Settings(keep_alive="10m"), Watchdog())

@@ -36,7 +36,7 @@ def bench():
     (70, {}, STALE), (70, {"max_age": 100}, STALE), (70, {"max_age": 10}, STALE), (70, {"no_cache": True}, REFRESH),
     (70, {"no_store": True}, BYPASS)])
 def test_each_directive_has_its_label(age, directives, expected, streamed):
-    """What the request's Cache-Control makes of no entry, a fresh one (TTL 60) and a stale one."""
+    """The effect of the request's Cache-Control on no entry, a fresh one (TTL 60) and a stale one."""
     bench = Bench(cache_ttl=60.0)
     if age is not None:
         bench.age(age)
@@ -69,7 +69,7 @@ def test_the_header_is_read_by_its_grammar(header, found):
 
 
 def test_a_second_request_is_a_hit(bench):
-    """What one generated the next gets, streamed or plain, with the entry's age and no first-token time."""
+    """The second request gets the stored answer, streamed or plain, with its age and no first-token time."""
     assert label(bench.ask()[1]) == MISS
     for streamed in (False, True):
         text, reply = bench.ask(streamed=streamed)
@@ -102,7 +102,7 @@ def test_without_a_cache_everything_is_a_bypass():
 
 
 def test_an_entry_ages_by_the_ttl():
-    """Fresh below the TTL, stale from it on; what is left is told."""
+    """It is fresh below the TTL and stale from it on; the remaining time is reported."""
     bench = Bench(cache_ttl=60.0)
     bench.age(59)
     _, reply = bench.ask()
@@ -120,7 +120,7 @@ def test_without_a_ttl_nothing_ages(bench):
 
 
 def test_another_build_of_the_model_makes_an_entry_stale(bench):
-    """After a change of the digest the next request generates anew, with the new digest."""
+    """After a change of the digest the next request generates again, with the new digest."""
     bench.ask()
     bench.fleet.build, bench.fleet.since = "build-2", time.monotonic()
     assert label(bench.ask()[1]) == STALE and bench.ask(only_if_cached=True)[1].answer().digest == "build-2"
@@ -133,7 +133,7 @@ def test_another_build_of_the_model_makes_an_entry_stale(bench):
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
 def test_a_stale_answer_is_served_while_ollama_fails(failure, streamed):
-    """The entry stands in for any failure before the first piece, and tells which."""
+    """The entry is served on any failure before the first piece, which is reported."""
     bench = Bench(cache_ttl=60.0)
     bench.age(70)
     bench.fleet.pieces, bench.fleet.error = [], failure
@@ -161,7 +161,7 @@ def test_what_may_not_stand_in_does_not(age, env, directives, failure):
 
 
 def test_stale_by_a_new_build_counts_from_when_it_was_seen():
-    """An entry of another build stands in for as long after the change as one past its TTL."""
+    """An entry of another build may be served as long after the change as one past its TTL."""
     bench = Bench(cache_stale_if_error=10.0)
     bench.age(1e6)
     bench.fleet.pieces, bench.fleet.error = [], OllamaUnavailable()
@@ -266,7 +266,7 @@ def test_identical_requests_at_once_are_one_call(bench, streamed):
 
 
 def test_a_failure_is_given_to_all_and_made_once(bench):
-    """Those who joined a failing call all get its error, and nobody calls again."""
+    """All callers that joined a failing call get its error, and none calls again."""
     bench.fleet.proceed.clear()
     bench.fleet.error = OllamaError()
     ready = threading.Barrier(30, action=bench.fleet.proceed.set)
@@ -295,7 +295,7 @@ def test_no_cache_joins_and_no_store_does_not(bench):
 
 
 def test_the_last_client_leaving_cancels(bench):
-    """A leader's leaving does not harm those who joined; when nobody is left the call ends."""
+    """The leader may leave without harm to those who joined; when the last one leaves, the call ends."""
     bench.fleet.proceed.clear()
     leader, joiner = bench.begin(), bench.begin()
     until(lambda: bench.fleet.calls)
@@ -367,7 +367,7 @@ def test_a_silent_generation_tells_of_the_wait(bench):
 
 
 def test_an_operator_ends_a_generation_for_all_its_readers(bench):
-    """By the flight's id; those who read it are told, and an unknown id is no flight."""
+    """By the flight's id; its readers get the error, and an unknown id is no flight."""
     bench.fleet.proceed.clear()
     replies = [bench.begin(), bench.begin()]
     until(lambda: bench.fleet.calls)
@@ -380,7 +380,7 @@ def test_an_operator_ends_a_generation_for_all_its_readers(bench):
 
 
 def test_a_request_after_a_purge_joins_nothing_of_before(bench):
-    """A purge is a line in time: who asked before it has its answer, who asks after it has a generation of its own."""
+    """Requests before the purge get their answer; requests after it have a new generation."""
     bench.fleet.proceed.clear()
     before = bench.begin()
     until(lambda: bench.fleet.calls)

@@ -18,7 +18,7 @@ BIN = Path(sys.executable).parent
 
 @pytest.fixture(scope="module")
 def compose():
-    """What compose.yaml says."""
+    """The content of compose.yaml."""
     return yaml.safe_load((DOCKER / "compose.yaml").read_text())
 
 

@@ -22,7 +22,7 @@ def name(requirement):
 
 @pytest.mark.parametrize("asked", ASKED, ids=lambda path: path.stem)
 def test_every_package_is_pinned_by_version_and_hash(asked):
-    """What a .in file names is in the .txt file beside it, and nothing there is without its hashes."""
+    """Every package in a .in file is in the .txt of that name, where every package has hashes."""
     locked = entries(asked.with_suffix(".txt"))
     assert all(re.search(r"==\S+ .*--hash=sha256:[0-9a-f]{64}", line) for line in locked), locked
     assert {name(line) for line in entries(asked)} <= {name(line) for line in locked}

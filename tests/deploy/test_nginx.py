@@ -1,4 +1,4 @@
-"""What deploy/ promises, with a real nginx before two services: no request is lost, streams flow, nobody is spoofed."""
+"""deploy/ with a real nginx before two services: no request is lost, streams flow, no address can be spoofed."""
 
 import json
 import signal

@@ -27,7 +27,7 @@ def wheel(tmp_path_factory):
 
 
 def test_every_wing_and_file_of_the_package_is_in_the_wheel(wheel):
-    """A file that nobody listed would be missed only where there is no checkout."""
+    """Only an installation without a checkout would show that a file is missing."""
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if not name.split("/")[0].endswith(".dist-info")}
     ours = {str(path.relative_to(ROOT)) for path in (ROOT / "llama_api").rglob("*")
             if path.is_file() and "__pycache__" not in path.parts}
@@ -44,7 +44,7 @@ def elsewhere(wheel, tmp_path_factory):
     packages, = home.glob("lib/python*/site-packages")
     (packages / "lent.pth").write_text(sysconfig.get_path("purelib"))
     first = packages / "llama_api" / "__init__.py"
-    # To be told from the checkout's code; of another length, so that what pip has compiled is not taken for it.
+    # to distinguish it from the checkout's code; its length differs, so that pip's compiled files are not used for it
     first.write_text(first.read_text().replace(llama_api.__version__, "0.0"))
     shutil.copy(GUNICORN, home / "bin")
     return home / "bin"

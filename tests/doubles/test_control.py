@@ -87,7 +87,7 @@ def test_a_leaked_slot_stays_taken(double):
 
 
 def test_a_slow_reader_holds_the_writer_back(double):
-    """What is not read is not made: an endless answer does not fill the memory."""
+    """Data that is not read is not generated: an endless answer does not fill the memory."""
     with connected(double) as sock:
         send(sock, 'x [[tokens=200000]]')
         sock.recv(100)

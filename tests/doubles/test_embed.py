@@ -127,7 +127,7 @@ def test_embeddings_take_slots(double):
 @pytest.mark.parametrize('path', ['/api/embed', '/api/embeddings'])
 @pytest.mark.parametrize('name', VECTORS)
 def test_odd_vectors(double, path, name):
-    """What the table says, in both forms; a generate and a chat are well."""
+    """The faults of the table, in both forms; generate and chat are unaffected."""
     def ask():
         return embed(double, 'a', 'b', path=path, prompt='a').objects[0]
     field, sane = 'embeddings' if path == '/api/embed' else 'embedding', ask()

@@ -45,7 +45,7 @@ def test_edits(double, name, stream):
 
 
 def broken(said, how):
-    """Tell whether two pieces and the beginning of a third came, then HOW."""
+    """Whether two pieces and the beginning of a third arrived, then HOW."""
     return said.how == how and said.status == 200 and not said.complete and said.raw.count(b'"done":false}\n') == 2
 
 
@@ -101,7 +101,7 @@ PLAIN = {  # and of a plain answer, where it is not the same
 
 
 def cuts_characters(raw):
-    """Tell whether some chunk ends inside a character."""
+    """Whether some chunk ends inside a character."""
     def cut(chunk):
         try:
             return not chunk.decode()

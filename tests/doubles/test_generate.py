@@ -69,7 +69,7 @@ IMAGE = base64.b64encode(b'a picture').decode()
     {'suffix': 'end'}, {'raw': True}, {'template': '{{ .Prompt }}!'}, {'context': [1, 2]}, {'images': [IMAGE]},
     {'raw': True, 'suffix': 'end'}])
 def test_every_field_matters(double, body):
-    """What a model can take changes its answer; the context comes back longer, unless raw."""
+    """Every field that a model supports changes its answer; the context comes back longer, unless raw."""
     double.add_model('able', capabilities=['completion', 'insert', 'vision'])
     said = talk(double, model='able', **body)
     last = said.objects[-1]

@@ -44,7 +44,7 @@ def test_inventory(double):
 
 
 def told(double, path, body=None):
-    """Return what /api/PATH tells."""
+    """Return the answer of /api/PATH."""
     return json.loads(fetch(double, 'POST' if body else 'GET', f'/api/{path}', body)[2])
 
 
@@ -79,7 +79,7 @@ def test_inventory_by_release(double, version, unknown, listed):
 
 
 def test_the_window_is_the_smallest_of_three(double):
-    """What the call asks for or the server has by default, up to what the model was trained for; /api/ps shows it."""
+    """The call's window or the server's default, up to that of the model's training; /api/ps shows it."""
     double.set(num_ctx=3000)
     for asked, window in ((None, 3000), (2000, 2000), (9000, 8192)):
         talk(double, options={'num_ctx': asked})

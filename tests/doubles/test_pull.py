@@ -34,7 +34,7 @@ def test_a_model_comes_layer_by_layer(double):
 
 
 def test_what_is_there_is_told_of_once(double):
-    """Each layer in one line; the old key `name` will do; plain, the end alone is told."""
+    """Each layer in one line; the old key `name` is accepted; a plain answer has only the end."""
     said = pull(double, name='llama3:8b')
     assert statuses(said) == ['pulling'] * 4 + ['verifying', 'writing', 'success']
     assert all(line['completed'] == line['total'] for line in said.objects[1:4])

@@ -47,7 +47,7 @@ def post(server):
 
 @pytest.fixture
 def ask(post):
-    """``ask(prompt, options={}, **fields)`` posts to /api/generate: plain, greedy and short unless told otherwise."""
+    """``ask(prompt, options={}, **fields)`` posts to /api/generate: plain, greedy and short by default."""
     def ask(prompt, timeout=60, options=(), **fields):
         options = {"temperature": 0, "num_predict": 8} | dict(options)
         return post("/api/generate", {"model": MODEL, "prompt": prompt, "stream": False, "options": options} | fields,

@@ -1,4 +1,4 @@
-"""/api/chat of the embedded Ollama, and what a generation can be asked for beside its text."""
+"""/api/chat of the embedded Ollama, and the parts of a generation other than its text."""
 
 import json
 import math
@@ -17,7 +17,7 @@ def records(answer):
 
 
 def rendered(answer):
-    """What the model would get, of a request with ``_debug_render_only``."""
+    """The model's input for a request with ``_debug_render_only``."""
     return answer.json()["_debug_info"]["rendered_template"]
 
 
@@ -99,7 +99,7 @@ def test_a_long_chat_loses_its_oldest_messages(chat):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_logprobs_are_those_of_the_answers_tokens(chat, stream):
-    """Their tokens join to the text; a greedy one is its own best alternative; nobody else gets any."""
+    """Their tokens join to the text; a greedy one is its own best alternative; other requests get none."""
     parts = records(chat(USER, logprobs=True, top_logprobs=3, stream=stream))
     entries = [entry for part in parts for entry in part.get("logprobs", [])]
     assert "".join(entry["token"] for entry in entries) == "".join(part["message"]["content"] for part in parts)
@@ -161,7 +161,7 @@ def test_bad_chats(chat, fields, status, error):
     ([{"role": "user", "content": "What is it?", "images": ["aGVsbG8="]}], "does not support multimodal"),
     ([{"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}], "2 or more assistant messages")])
 def test_the_engine_has_a_say(chat, messages, reason):
-    """What it refuses comes as its own JSON in a string."""
+    """Its refusals arrive as its own JSON in a string."""
     refused = chat(messages=messages)
     assert refused.status_code == 400
     assert reason in json.loads(refused.json()["error"])["error"]["message"]

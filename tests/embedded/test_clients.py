@@ -39,7 +39,7 @@ def test_a_chat_from_an_event_loop(server):
 
 
 def test_a_conversation_by_context(client):
-    """What /api/generate gives, it takes."""
+    """/api/generate accepts its own context."""
     first = client.generate(MODEL, "My name is Jo.", options=SHORT)
     second = client.generate(MODEL, "What is my name?", context=first.context, options=SHORT)
     assert second.context[:len(first.context)] == first.context
@@ -59,7 +59,7 @@ def test_embeddings(client):
 
 
 def test_the_inventory(client):
-    """The package's own models take what is told."""
+    """The package's own models parse the answers."""
     shown = client.show(MODEL)
     assert (shown.capabilities, shown.details.family) == (["completion", "embedding"], "smollm2")
     assert shown.modelinfo["smollm2.context_length"] == 8192

@@ -89,13 +89,13 @@ def test_a_long_text_is_cut_unless_it_must_not_be(embed):
     ({"model": MODEL, "input": "x", "dimensions": "8"}, 400,
      "json: cannot unmarshal string into Go struct field EmbedRequest.dimensions of type int")])
 def test_bad_inputs(post, body, status, error):
-    """Each is told in a sentence; an empty text is refused by the engine."""
+    """Each gets a sentence; the engine refuses an empty text."""
     refused = post("/api/embed", body)
     assert (refused.status_code, refused.json()) == (status, {"error": error})
 
 
 def test_a_client_that_goes_stops_a_long_list(post, embed):
-    """What is left of it, minutes of work, does not hold the slot."""
+    """The rest of the list, minutes of work, does not hold the slot."""
     with pytest.raises(requests.ReadTimeout):
         post("/api/embed", {"model": MODEL, "input": [CAT] * 5000}, timeout=1)
     assert embed(CAT).ok

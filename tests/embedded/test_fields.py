@@ -1,4 +1,4 @@
-"""What the embedded Ollama reads out of a body: bodies of any shape, as values."""
+"""The fields that the embedded Ollama reads from a body: bodies of any shape, as values."""
 
 import json
 
@@ -24,7 +24,7 @@ def bodies(names):
 @pytest.mark.parametrize("kind", [kind for kind in fields.FIELDS if kind != "messages"])
 @given(data=st.data())
 def test_any_body_is_read_or_refused(kind, data):
-    """What is read has only known fields, none of them null, and options that the engine could be given."""
+    """The result has only known fields, none of them null, and options that the engine accepts."""
     body = data.draw(ANY_JSON | bodies(sorted(fields.FIELDS[kind])))
     try:
         request = fields.read(json.dumps(body).encode(), kind)
@@ -68,7 +68,7 @@ def test_any_bytes_are_decoded_or_refused(raw):
     (b'{"a": ' + b"9" * 5000 + b"}", "json: cannot unmarshal number into Go value of type float64"),
     (b"[" * 100_000, "exceeded max depth")])
 def test_what_is_not_json_is_refused_in_gos_words(raw, error):
-    """As its decoder tells it."""
+    """The messages are those of Go's decoder."""
     with pytest.raises(Refused, match=f"^{error}$"):
         go_json.decode(raw)
 

@@ -155,7 +155,7 @@ def test_a_name_is_normalised_and_echoed(ask, model):
 
 @pytest.mark.parametrize("keep_alive, reason", [(None, "load"), ("5m", "load"), (-1, "load"), (0, "unload")])
 def test_no_prompt_only_loads_or_unloads(server, keep_alive, reason):
-    """One plain object without figures, streamed or not; /api/ps tells the difference."""
+    """One plain object without figures, streamed or not; /api/ps shows the difference."""
     answer = requests.post(f"http://{server}/api/generate", json={"model": MODEL, "keep_alive": keep_alive}, timeout=5)
     assert answer.headers["Content-Type"] == "application/json; charset=utf-8"
     assert answer.json() == {"model": MODEL, "created_at": answer.json()["created_at"], "response": "",
@@ -218,7 +218,7 @@ def test_odd_values_are_answered_and_leave_no_trace(post, field, statuses):
 
 @pytest.mark.parametrize("length", [b"-1", b"ten", b"9" * 30])
 def test_a_length_that_is_none_is_refused(server, length):
-    """The connection ends there, for nobody knows where the next request would begin."""
+    """The connection ends, because the start of the next request is unknown."""
     host, port = server.split(":")
     with socket.create_connection((host, int(port)), timeout=5) as connection:
         connection.sendall(b"POST /api/chat HTTP/1.1\r\nHost: x\r\nContent-Length: %b\r\n\r\n" % length)
@@ -246,7 +246,7 @@ def test_two_stand_side_by_side(server, ask):
     ("GET", "/api/generate", 405, "405 method not allowed"),
     ("POST", "/api/tags", 405, "405 method not allowed")])
 def test_wrong_paths_and_methods_are_plain_text(server, method, path, status, text):
-    """An unknown path is told from an unknown model by its Content-Type; the connection goes on."""
+    """An unknown path and an unknown model differ in their Content-Type; the connection stays open."""
     with requests.Session() as session:
         answer = session.request(method, f"http://{server}{path}", data="{}", timeout=5)
         assert (answer.status_code, answer.text, answer.headers["Content-Type"]) == (status, text, "text/plain")
@@ -274,7 +274,7 @@ def served(ask, prompt):
 @pytest.mark.parametrize("fields", [{"stream": True}, {"stream": False}, {"prompt": TOO_LONG}],
                          ids=["streamed", "plain", "reading a long prompt"])
 def test_a_client_that_goes_frees_the_slot(server, ask, fields):
-    """The next request has its turn at once, though the answer left behind would have taken a minute."""
+    """The next request is served at once, though the abandoned answer would have taken a minute."""
     with generation(server, **fields) as connection:
         if fields.get("stream"):
             assert json.loads(connection.getresponse().readline())["done"] is False

@@ -1,4 +1,4 @@
-"""What most tests over HTTP share: the server of their module, before its double as it was in the beginning."""
+"""Fixtures shared by most tests over HTTP: the server of the module, with its double reset."""
 
 import pytest
 

@@ -97,7 +97,7 @@ def exposed(reply):
 @pytest.mark.parametrize("path", ["/generate", "/v1/chat/completions", "/api/chat", "/cache", "/nowhere"])
 @pytest.mark.parametrize("origin", ORIGINS)
 def test_a_preflight_needs_no_key_and_names_what_is_allowed(keyed, origin, path):
-    """Whatever the URL: only the answer to the call itself can tell a page what is wrong with it."""
+    """At any URL: only the answer to the call itself can tell a page about its faults."""
     reply = keyed.request("OPTIONS", path, headers={"Origin": origin, **PREFLIGHT})
     assert (reply.status, reply.body, reply.headers["Content-Type"]) == (204, b"", None)
     assert reply.headers["Access-Control-Allow-Origin"] == origin
@@ -108,7 +108,7 @@ def test_a_preflight_needs_no_key_and_names_what_is_allowed(keyed, origin, path)
 
 @pytest.mark.parametrize("origin", ORIGINS)
 def test_a_page_may_read_answers_and_errors(keyed, origin):
-    """With the headers that tell something; without them a page sees that the network failed, and no more."""
+    """Including the informative headers; without them a page would see only a network failure."""
     for reply in (keyed.ask(new_prompt(), {"Origin": origin, **GOOD[0]}), keyed.ask(new_prompt(), {"Origin": origin}),
                   keyed.ask_raw(b"{", {**JSON, "Origin": origin, **GOOD[0]}),
                   keyed.get("/nowhere", headers={"Origin": origin, **GOOD[0]})):
@@ -169,7 +169,7 @@ def test_what_a_page_loads_wants_no_key_and_counts_for_no_rate(limited, page, ad
 
 
 def test_guessing_keys_has_a_rate_too(limited):
-    """Strangers are limited by their address, which a trusted proxy tells."""
+    """Strangers are limited by their address, as given by a trusted proxy."""
     paths = ["/cache", "/nowhere", "/metricss"] * 2
     statuses = [limited.get(paths[n], headers={"X-API-Key": f"guess{n}", **FORWARDED}).status
                 for n in range(6)]
@@ -213,7 +213,7 @@ def test_with_redis_the_rate_is_counted_over_all_hosts(shared_double, serve, sha
     ("evil.example", 400), ("api.example.evil.example", 400), ("xapi.example", 400), ("", 400), ("localhost", 400),
     ("api.example@evil.example", 400)])
 def test_only_its_own_names_are_answered(plain, host, status):
-    """Any other Host is 400 untrusted-host; health is always told."""
+    """Any other Host is 400 untrusted-host, except for health."""
     reply = plain.request("GET", "/metrics", headers={"Host": host})
     assert reply.status == status
     assert status == 200 or reply.slug == "untrusted-host"

@@ -136,7 +136,7 @@ def test_only_if_cached_never_generates(api, double, directives, stream):
 
 
 def test_max_age_refuses_what_is_older(api, double):
-    """An entry at most that old is accepted; an older one is generated anew, and that is stored."""
+    """An entry up to that age is accepted; for an older one there is a new generation, which is stored."""
     prompt = new_prompt()
     api.ask(prompt)
     aged(api, prompt, 1)

@@ -46,7 +46,7 @@ def embed(api, texts, headers=None, **fields):
 
 
 def vectors(*texts, dimensions=None):
-    """What the double makes of texts."""
+    """The double's vectors for texts."""
     return [vector_for(MODEL, text, dimensions, length=LENGTH) for text in texts]
 
 
@@ -139,7 +139,7 @@ def test_what_is_wrong_is_refused(api, fields, status, text):
 
 
 def test_requests_at_once_share_what_they_need(api, double):
-    """Each text is embedded once, whoever asks for it and beside what."""
+    """Each text is embedded once, in whatever requests and lists it comes."""
     double.set(ttft=0.4)
     texts = [new_prompt() for _ in range(4)]
     wanted = [texts, texts, texts[:2], texts[2:], [texts[3]], [texts[0], *texts]]
@@ -199,7 +199,7 @@ def create(api, texts, headers=None, **fields):
 
 
 def test_the_answer_in_openais_form(api):
-    """A list in the order of the texts; its usage counts what Ollama has told, which is the sum of a call."""
+    """A list in the order of the texts; its usage counts what Ollama reports, the total of a call."""
     one, two, three = new_prompt(), new_prompt(), new_prompt()
     tokens = text_tokens(one) + text_tokens(two)
     miss = create(api, [one, two, one])
@@ -244,7 +244,7 @@ def test_what_is_wrong_is_refused_in_openais_words(api, double, fields, status, 
 
 
 def test_the_official_package_gets_exact_vectors(api, double):
-    """It asks for base64 unless it is told not to."""
+    """It requests base64 by default."""
     texts = [new_prompt(), new_prompt(), new_prompt()]
     with openai.OpenAI(base_url=f"{api.url}/v1", api_key="none") as client:
         first = client.embeddings.create(model=MODEL, input=texts)

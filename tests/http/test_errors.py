@@ -188,7 +188,7 @@ def test_without_a_request_id_each_request_gets_one_of_its_own(api):
     (b"GET /livez HTTP/1.1\r\nHost: x\r\n" + b"".join(b"X-%d: y\r\n" % n for n in range(200)) + b"\r\n", 431),
     (b"my secret prompt\r\n\r\n", 400)])
 def test_what_is_no_http_is_refused_by_a_problem_too(api, data, status):
-    """With an id that the log has, and without its bytes in any log: they may be the end of somebody's prompt."""
+    """With an id that is in the log, where its bytes are not: they may be the end of somebody's prompt."""
     with api.send_raw(data) as client:
         head, _, body = client.makefile("rb").read().partition(b"\r\n\r\n")
     problem = json.loads(body)

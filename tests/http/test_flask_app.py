@@ -1,4 +1,4 @@
-"""The application beside a plain Flask: whatever is registered, the same happens in the same order."""
+"""The application compared with a plain Flask: the same hooks run in the same order, whatever is registered."""
 
 import re
 

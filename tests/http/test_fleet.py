@@ -140,7 +140,7 @@ def test_with_redis_machines_count_together(doubles, serve, redis_server, tmp_pa
 @pytest.mark.parametrize("fault", ["busy", "reset", "close", "eof_at_once"])
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
 def test_what_fails_before_a_piece_is_tried_elsewhere(api, doubles, fault, stream):
-    """503, a reset or an end before the first piece: the caller has the whole answer of another, and is not told."""
+    """On a 503, a reset or an end before the first piece, the caller gets the whole answer of another one."""
     for double in doubles[:2]:
         double.fail(fault)
     before = api.total("failovers_total")
@@ -164,7 +164,7 @@ def test_what_has_begun_is_never_begun_again(api, doubles, fault):
 
 @pytest.mark.parametrize("fault, status", [("oom", 502), ("not_found", 503), ("error_line", 502), ("html_502", 502)])
 def test_an_answer_is_an_answer(api, doubles, fault, status):
-    """Any other status and an error record are told, and not tried elsewhere."""
+    """Any other status and an error record are passed on, and not tried elsewhere."""
     for double in doubles:
         double.fail(fault)
     prompt = new_prompt()
@@ -263,7 +263,7 @@ def test_builds_never_mix(api, doubles):
 
 
 def test_an_answer_of_a_build_that_was_not_seen_yet_is_not_kept_as_the_others(api, doubles):
-    """What an Ollama said in another build, before a probe told of that, is forgotten when one does."""
+    """An answer of a new build that no probe has reported yet is dropped when one does."""
     odd = doubles[2]
     digest = odd.set_model("llama3:8b")
 
@@ -281,7 +281,7 @@ def test_an_answer_of_a_build_that_was_not_seen_yet_is_not_kept_as_the_others(ap
 
 
 def test_one_without_the_model_is_left_out(api, doubles):
-    """It is named with the line that mends it; without the model anywhere that is what callers are told."""
+    """/health names it with the command to run; if no Ollama has the model, callers get model-not-found."""
     doubles[0].remove_model("llama3:8b")
     until(lambda: doubles[0].host not in usable(api), KNOWN)
     assert "ollama pull llama3:8b" in hosts(api)[doubles[0].host]["reason"]
@@ -322,7 +322,7 @@ def test_who_leaves_does_not_end_a_load(serve, doubles):
 
 
 def test_the_model_is_loaded_before_the_service_is_ready(serve, doubles):
-    """PRELOAD: at the start on each host, again where Ollama was started anew, and again where it failed."""
+    """PRELOAD: at the start on each host, again after a restart of Ollama, and again after a failure."""
     for double in doubles[:2]:
         double.set(load=0.5)
         double.set_model("llama3:8b", loaded=False)
@@ -423,7 +423,7 @@ def test_one_ollama_gets_no_more_calls_than_before(serve, double):
 
 
 def test_a_prompt_goes_where_its_beginning_was_read(api, doubles):
-    """As told by /metrics, by the log, and by what Ollama says it had kept, beside the other figures."""
+    """According to /metrics, to the log, and to the tokens that Ollama reports as cached."""
     for double in doubles:
         double.set(prefix_memory=8)
     before, beginning = api.metrics(), new_prompt() + " The same long beginning." * 60

@@ -16,7 +16,7 @@ from llama_api.http import connection as wire
 from tests.support.double import answer_for
 from tests.support.gunicorn_server import new_prompt, together, until
 
-GONE = 2.0  # seconds in which a generation that nobody wants must stop
+GONE = 2.0  # seconds in which an abandoned generation must stop
 QUICK = 1.5  # seconds that no health endpoint may take longer than
 
 
@@ -71,7 +71,7 @@ def waiting(api, count):
     until(lambda: api.health()["queue"]["waiting"] == count, what=f"{count} waiting")
 
 
-SLOW = [  # requests whose body does not come: one is told how long it is, the other is not
+SLOW = [  # requests whose body does not come: one has a Content-Length, the other is chunked
     b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n",
     b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n64\r\n"]
 
@@ -92,7 +92,7 @@ def slow_bodies(wide_server):
 
 
 def dripping(client, stop):
-    """Send a byte now and then until told to stop."""
+    """Send a byte now and then until stopped."""
     while not stop.wait(0.5):
         try:
             client.sendall(b"{")
@@ -183,7 +183,7 @@ def test_hits_and_joiners_take_no_slot_and_no_place(api, double):
 
 
 def test_a_hundred_that_wait_hold_up_nobody(wide, double):
-    """Health, metrics and hits are quick meanwhile; nobody of the hundred is lost when they leave."""
+    """Health, metrics and hits are quick meanwhile; none of the hundred is lost when they leave."""
     known = new_prompt()
     wide.ask(known)
     with Holders(wide) as holders:
@@ -242,7 +242,7 @@ def generate(prompt, stream=False):
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("stray", [b"\n", b"x", b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"])
 def test_a_leaver_is_seen_behind_what_it_sent_last(wide, double, stray, stream):
-    """Bytes after the request, a line break or the next request, do not hide that nobody is there any more."""
+    """Bytes after the request, a line break or the next request, do not hide that the client has left."""
     with wide.send_raw(generate(new_prompt("[[ttft=30]]"), stream)) as client:
         double.wait(running=1)
         client.sendall(stray)
@@ -261,7 +261,7 @@ def test_who_sends_the_next_request_early_has_not_left(wide, double):
 
 
 def test_who_closes_one_direction_has_left(wide, double):
-    """A client that will not send any more cannot be told from one that is gone."""
+    """A client that has stopped sending cannot be distinguished from one that has left."""
     with wide.send_raw(generate(new_prompt("[[ttft=30]]"))) as client:
         double.wait(running=1)
         client.shutdown(socket.SHUT_WR)

@@ -1,4 +1,4 @@
-"""POST /generate from outside: what is taken, what is refused, what Ollama is told, what comes back."""
+"""POST /generate from outside: which requests are accepted, which are refused, the call to Ollama, the answer."""
 
 import json
 
@@ -101,7 +101,7 @@ def test_counts_that_ollama_did_not_give_are_null(api, fault):
 
 
 def test_ollama_is_told_the_defaults_and_nothing_more(api, double):
-    """Always a token limit, never a silent cut of the prompt, no option that nobody set."""
+    """Always a token limit, never a silent cut of the prompt, no option that was not set."""
     prompt = new_prompt()
     api.ask(prompt)
     assert double.calls("/api/generate")[-1].json == {
@@ -146,7 +146,7 @@ def test_nobody_sends_ollama_what_it_must_not_see(api, double):
 
 
 def with_field(name, text):
-    """A request body with one field beside the prompt, as JSON text."""
+    """A request body with one field in addition to the prompt, as JSON text."""
     return f'{{"prompt": "Why?", "{name}": {text}}}'
 
 
@@ -224,7 +224,7 @@ def test_any_text_comes_through_whole(api):
     ("0.12.6", "window; shorten"), ("0.29.0", "window; shorten"), ("0.30.0", "61 tokens, room for 20"),
     ("0.33.0", "61 tokens, room for 20")])
 def test_a_prompt_that_does_not_fit_is_refused(api, double, version, told):
-    """422 prompt-too-long by each Ollama that tells, with its size where that is told; nothing is cut or stored."""
+    """422 prompt-too-long by each Ollama that reports it, with its size if that is known; nothing is cut or stored."""
     double.set(num_ctx=20, version=version)
     for stream in (False, True):
         reply = api.ask("word " * 50, stream=stream)
@@ -252,7 +252,7 @@ def padded(size):
 
 
 def test_a_body_may_have_max_body_bytes_and_no_more(tuned):
-    """413 body-too-large, be its length told beforehand or not; the next request works."""
+    """413 body-too-large, with or without a Content-Length; the next request works."""
     assert tuned.ask_raw(padded(2000)).status == 200
     for body in (padded(2001), padded(200_000)):
         assert (reply := tuned.ask_raw(body)).status == 413 and reply.slug == "body-too-large"

@@ -43,7 +43,7 @@ def test_a_healthy_service_says_so(api, double):
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/health"])
 def test_health_is_json_and_takes_head(api, path):
-    """HEAD gives the status of GET and no body; nobody keeps the answer for later."""
+    """HEAD gives the status of GET and no body; the answer is not cacheable."""
     reply = api.request("HEAD", path)
     assert (reply.status, reply.body) == (200, b"")
     assert reply.headers["Content-Type"] == api.get(path).headers["Content-Type"] == "application/json"
@@ -105,7 +105,7 @@ def test_all_callers_share_a_probe(api, double):
 
 
 def test_health_never_waits_behind_a_generation(api, double):
-    """With the slot taken and others waiting, and Ollama slow to tell its models, all three answer."""
+    """With the slot taken, others waiting, and Ollama slow to list its models, all three answer."""
     clients = [api.open_ask(new_prompt("[[ttft=30]]")) for _ in range(4)]
     until(lambda: api.health()["queue"] == {"running": 1, "waiting": 3, "slots": 1, "limit": 64})
     for path in ("/livez", "/readyz", "/health"):

@@ -1,4 +1,4 @@
-"""The log from outside: a line for every request whatever happened, what it says, what it never says."""
+"""The log from outside: a line for every request in any case, its content, and what it never contains."""
 
 import gzip
 import json
@@ -84,7 +84,7 @@ def test_the_level_is_error_from_500_on(api, path, body, status, level, error):
 
 
 def test_a_request_whose_client_left_has_its_line(api, double):
-    """Nobody saw its answer; the log tells of it all the same, streamed or plain."""
+    """Nobody saw its answer, but the log has it, streamed or plain."""
     for stream in (False, True):
         request_id = f"left-{stream}"
         with api.open_ask(new_prompt("[[gap=0.05]] [[fault=endless_tokens]]"), {"X-Request-ID": request_id},
@@ -97,7 +97,7 @@ def test_a_request_whose_client_left_has_its_line(api, double):
 
 
 def test_the_same_lines_go_to_standard_output(api):
-    """The file and stdout tell the same."""
+    """The file and stdout have the same lines."""
     reply = api.ask(new_prompt())
     record = api.record_of(reply)
     assert json.dumps(record, separators=(",", ":")) in until(
@@ -215,7 +215,7 @@ def stdout_record(api, reply):
 
 
 def test_a_full_disk_fails_no_request(talkative, double):
-    """stdout has every line, and one that tells of the trouble."""
+    """stdout has every line, and one that reports the trouble."""
     for _ in range(3):
         reply = talkative.ask(new_prompt())
         assert reply.status == 200 and stdout_record(talkative, reply)["status"] == 200

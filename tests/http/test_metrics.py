@@ -1,4 +1,4 @@
-"""The figures from outside: responses, log and Prometheus tell the same, over all workers."""
+"""The figures from outside: responses, log and Prometheus agree, over all workers."""
 
 from collections import Counter
 

@@ -17,7 +17,7 @@ HELPER = "helper:1b"
 
 
 def weather(city: str) -> str:
-    """Tell the weather.
+    """Return the weather.
 
     Args:
         city: where
@@ -100,7 +100,7 @@ def test_embeddings(client, double):
 
 
 def test_the_inventory(client, double):
-    """The package's own models take what is told."""
+    """The package's own models parse the answers."""
     until(lambda: {model.model for model in client.list().models} == {"llama3:8b", MODEL, HELPER})
     shown = client.show(MODEL)
     assert shown.capabilities == ["completion"] and shown.modelinfo["llama.context_length"] == 8192
@@ -154,7 +154,7 @@ def test_a_stream_that_is_left_stops_ollama(client, double):
 
 
 def test_an_event_loop_asks_many_at_once(server, double):
-    """One generation for all who ask for the same, plain and streamed."""
+    """One generation for all callers of the same, plain and streamed."""
     prompt = new_prompt("[[ttft=0.3]]")
 
     async def ask():

@@ -104,7 +104,7 @@ def test_a_stream_has_openais_grammar(api):
 
 
 def test_readers_of_one_flight_each_in_its_own_form(api, double):
-    """Plain and streaming callers of OpenAI's and of Ollama's API who ask for the same are one call to Ollama."""
+    """Plain and streaming callers of OpenAI's and of Ollama's API with the same question are one call to Ollama."""
     prompt = new_prompt("[[ttft=1.2]]")
     native = {"model": MODEL, "messages": [{"role": "user", "content": prompt}], "truncate": False, "options": {
         "num_predict": 8192, "temperature": 1, "top_p": 1, "frequency_penalty": 0, "presence_penalty": 0}}
@@ -140,7 +140,7 @@ def test_a_completion(api, double):
 
 
 def test_tools_and_what_they_said(api, double):
-    """Calls come with arguments as text and go back as objects; a stream tells each call whole."""
+    """Calls come with arguments as text and go back as objects; a stream has each call in one piece."""
     prompt = new_prompt("[[tool=weather,weather]]")
     plain, stream = (chat(api, prompt, model=ABLE, tools=[TOOL], stream=stream) for stream in (False, True))
     choice = plain.json["choices"][0]
@@ -250,7 +250,7 @@ def test_what_ollama_does_not_tell_is_left_to_it(api, double):
     ("hang", 504, "ollama-timeout", "false")])
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
 def test_a_failure_of_ollama_has_its_status_and_body(api, path, fault, status, code, retried):
-    """Nothing of it is stored; whether to try again is told, and when within a minute."""
+    """Nothing of it is stored; headers say whether to retry, and when if within a minute."""
     text = new_prompt(f"[[fault={fault}]]")
     body = {"model": MODEL, "prompt": text} if path == COMPLETIONS else {
         "model": MODEL, "messages": [{"role": "user", "content": text}]}
@@ -323,7 +323,7 @@ def test_urls_that_clients_get_wrong(api):
 
 
 def test_keys_and_limits(double, serve):
-    """401 and 429 in OpenAI's words, for unknown URLs too; the wait of a long window is told as under a minute."""
+    """401 and 429 in OpenAI's words, for unknown URLs too; the wait for a long window is given as under a minute."""
     api = serve(double, api_keys="first-key", rate_limit="4/hour")
     for path, headers in ((CHAT, {}), ("/v1/nothing", {}), (CHAT, {"X-API-Key": "first-key"})):
         reply = post(api, path, {}, headers)

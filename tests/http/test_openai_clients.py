@@ -57,7 +57,7 @@ def text_of(chunks):
 
 
 def in_a_loop(served, use):
-    """What ``use(client)`` gives, of the asynchronous client."""
+    """The result of ``use(client)``, with the asynchronous client."""
     async def run():
         async with AsyncOpenAI(base_url=served, api_key="the-key") as client:
             return await use(client)
@@ -156,7 +156,7 @@ def test_an_error_is_its_exception(client, fields, kind, code, param, stream):
 
 
 def test_who_may_not_call(served, serve, double):
-    """A wrong key, too many calls, and nobody there."""
+    """A wrong key, too many calls, and no server."""
     with OpenAI(base_url=served, api_key="wrong") as client, pytest.raises(openai.AuthenticationError):
         client.models.list()
     limited = serve(double, rate_limit="1/hour")

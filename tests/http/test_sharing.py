@@ -20,7 +20,7 @@ MANY = 50
 TAKEOVER = 5.0  # seconds in which the work of a killed process is taken over
 EVERYWHERE = 1.0  # seconds in which all workers know of a purge
 USED = 2.0  # seconds in which what was served counts as used everywhere
-GONE = 2.0  # seconds in which a generation that nobody wants must stop
+GONE = 2.0  # seconds in which an abandoned generation must stop
 STORED_ONLY, NO_CACHE, NO_STORE = ({"Cache-Control": name} for name in ("only-if-cached", "no-cache", "no-store"))
 JOINED = "llama-api; fwd=miss; collapsed"
 STORES = ["sqlite", "redis"]
@@ -98,7 +98,7 @@ def test_a_failure_is_given_to_all_who_joined(api, double):
 
 
 def test_no_cache_joins_and_no_store_does_not(api, double):
-    """Whoever wants a new answer may share one under way; whoever wants it for himself may not."""
+    """A request for a new answer may share a generation under way; one for a private answer may not."""
     prompt = new_prompt("[[ttft=0.5]]")
     with api.open_ask(prompt) as leader:
         double.wait(running=1)
@@ -229,7 +229,7 @@ def test_a_renewal_and_a_purge_are_everywhere_within_a_second(group, double):
 
 
 def test_the_figures_are_the_stores(group, double):
-    """entries, bytes and cache_size are those of the shared store, whoever is asked."""
+    """entries, bytes and cache_size are those of the shared store, from any process."""
     group(0).request("DELETE", "/cache")
     for n in range(6):
         group(n).ask(new_prompt())
@@ -317,7 +317,7 @@ def anywhere(request, double):
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
 def test_a_generation_of_before_a_purge_is_not_stored(anywhere, double, stream):
-    """Its callers get their answer, wherever they are and wherever the purge was; nobody after them does."""
+    """Its callers get their answer, wherever they are and wherever the purge was; later requests do not."""
     prompt = new_prompt("[[ttft=1.5]]")
     callers = [anywhere(n).open_ask(prompt, stream=stream) for n in range(4)]
     double.wait(running=1)
@@ -357,7 +357,7 @@ def test_after_a_purge_no_answer_is_left_in_the_files_rows(pair_of, double, tmp_
 
 
 def rows_of(api):
-    """All that stands in the live rows of a server's SQLite file."""
+    """The content of the live rows of a server's SQLite file."""
     with closing(sqlite3.connect(api.settings["cache_url"].removeprefix("sqlite:///"))) as db:
         tables = [name for name, in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         return b" ".join(value if isinstance(value, bytes) else str(value).encode()
@@ -412,7 +412,7 @@ def test_redis_killed_or_stopped_never_fails_a_request(serve, double, redis_serv
 
 
 def test_a_sqlite_that_another_holds_locked_fails_no_request_and_costs_no_answer(serve, double, tmp_path):
-    """What the process has it serves on, what is new it generates; when the lock is free the store is used again."""
+    """A process serves its own copies and generates new answers; once the lock is free, the store is used again."""
     path = tmp_path / "answers.db"
     api = serve(double, cache_url=f"sqlite:///{path}")
     known, new = new_prompt(), new_prompt()

@@ -50,7 +50,7 @@ def series(found, plot, name):
 
 
 def sums(found):
-    """What each series of growth adds up to, by its plot and its name."""
+    """The total of each series of growth, by its plot and its name."""
     return {(one["plot"], one["name"]): sum(point for point in one["points"] if point is not None) * found["step"]
             for one in found["series"] if one["unit"].endswith("/s")}
 
@@ -73,7 +73,7 @@ def traffic(api):
 
 
 def wanted(api, replies):
-    """What the log says that the series must add up to."""
+    """The totals according to the log, which the series must match."""
     records = [api.record_of(reply) for reply in replies]
     good = [record for record in records if "cache" in record and "error" not in record]
 
@@ -130,7 +130,7 @@ def test_the_past_survives_a_reload(fresh):
 
 
 def test_flights_of_all_workers_are_listed_and_ended(api, double):
-    """Whichever worker is asked lists each once, with all its readers, and ends it; its readers are told so."""
+    """Any worker lists each once, with all its readers, and ends it; its readers get the error."""
     before = api.metrics()["generations_total", "cancelled"]
     shared, alone = new_prompt("[[ttft=60]]"), [new_prompt("[[ttft=60]]") for _ in range(3)]
     with ExitStack() as stack:
@@ -163,7 +163,7 @@ def test_flights_of_all_workers_are_listed_and_ended(api, double):
 
 @pytest.mark.parametrize("path, nothing", [("/api/generate", {}), ("/api/chat", {"messages": []})])
 def test_a_load_is_told_as_one(api, double, path, nothing):
-    """Who wants nothing but the model is loading from the start, at its host."""
+    """A caller that wants only the load is listed as loading from the start, with its host."""
     double.set(load=60)
     with ThreadPoolExecutor(1) as pool:
         reply = pool.submit(api.request, "POST", path, json.dumps({"model": "llama3:8b", **nothing}), JSON)
@@ -176,7 +176,7 @@ def test_a_load_is_told_as_one(api, double, path, nothing):
 
 
 def test_flights_of_a_killed_worker_are_gone(api, double):
-    """What died with it is not listed, nor waited for when it is to be ended."""
+    """The flights of a dead worker are not listed, nor waited for when one is to be ended."""
     with ExitStack() as stack:
         for _ in range(4):
             stack.enter_context(api.open_ask(new_prompt("[[ttft=60]]")))
@@ -189,14 +189,14 @@ def test_flights_of_a_killed_worker_are_gone(api, double):
 
 
 def test_ids_that_are_none(api):
-    """Whatever stands in the place of one is unknown."""
+    """Anything else in place of an id is an unknown one."""
     for name in ("..", ".", "%2e%2e%2fx", "a" * 3000, "%00", "none"):
         reply = api.request("DELETE", f"/flights/{name}")
         assert (reply.status, reply.slug) == (404, "not-found"), name
 
 
 def test_a_copy_is_good_until_something_happens(api):
-    """With an ETag the same body is not sent again; nobody between may keep it."""
+    """With an ETag the same body is not sent again; no cache in between may keep it."""
     def unchanged():
         reply = api.get("/stats")
         again = api.get("/stats", headers={"If-None-Match": reply.headers["ETag"]})

@@ -5,7 +5,7 @@ import pytest
 from tests.support.double import answer_for, pieces_for
 from tests.support.gunicorn_server import new_prompt, until
 
-GONE = 2.0  # seconds in which a generation that nobody wants must stop
+GONE = 2.0  # seconds in which an abandoned generation must stop
 NOT_STORED = {"Cache-Control": "only-if-cached"}
 
 
@@ -26,7 +26,7 @@ def pieces_of(reply):
 
 
 def test_a_stream_has_the_grammar_of_the_contract(api):
-    """Pieces with done false, then one event with done true, no text and all that a plain answer says beside it."""
+    """Pieces with done false, then one event with done true, no text and the other fields of a plain answer."""
     prompt = new_prompt()
     reply = api.ask(prompt, stream=True)
     *pieces, (event, last) = reply.events
@@ -67,7 +67,7 @@ def test_the_joined_pieces_are_the_plain_answer(api, double, fault):
 
 
 def test_a_hit_is_streamed_with_the_same_grammar(api, double):
-    """A client cannot tell a replay by its shape, but by cached, Age and Cache-Status."""
+    """A client can recognize a replay only by cached, Age and Cache-Status, not by its shape."""
     prompt = new_prompt()
     api.ask(prompt)
     reply = api.ask(prompt, stream=True)
@@ -101,7 +101,7 @@ def test_a_failure_before_the_first_piece_has_its_status(api, fault, status, slu
 
 
 def test_a_busy_ollama_is_tried_three_times(api, double):
-    """Then the caller is told to come back later."""
+    """After that, the caller gets a Retry-After."""
     prompt = new_prompt("[[fault=busy]]")
     reply = api.ask(prompt)
     assert (reply.status, reply.slug) == (503, "overloaded") and int(reply.headers["Retry-After"]) >= 1
@@ -148,7 +148,7 @@ def test_a_client_that_leaves_stops_its_generation(api, double, stream, markers)
 
 
 def test_a_client_that_leaves_while_the_model_thinks_stops_its_generation(api, double):
-    """Nothing is sent then, so no failed write tells of the client."""
+    """Nothing is sent at that time, so no failed write reveals that the client has left."""
     double.set_model("llama3:8b", capabilities=["completion", "thinking"])
     with api.open_ask(new_prompt("[[thinking=600]] [[gap=0.05]]"), stream=True):
         until(lambda: double.running == 1 and double.calls("/api/generate")[-1].sent >= 3)
@@ -156,7 +156,7 @@ def test_a_client_that_leaves_while_the_model_thinks_stops_its_generation(api, d
 
 
 def test_a_client_that_leaves_a_stream_is_logged(api, double):
-    """The status is the one that was sent; the error, the time and the Ollama are told with it."""
+    """The line has the status that was sent, the error, the time and the Ollama."""
     with api.open_ask(new_prompt("[[gap=0.05]] [[fault=endless_tokens]]"), stream=True) as exchange:
         assert exchange.event() and exchange.event()
         head = exchange.head

@@ -1,4 +1,4 @@
-"""What workers tell each other: flights with all their readers, the last requests, and which flight is to be ended."""
+"""The state that workers share: flights with all their readers, the last requests, and flights to be ended."""
 
 import logging
 import threading
@@ -57,7 +57,7 @@ def publish(workers):
 
 
 def test_flights_that_follow_are_readers_of_the_one_that_leads(workers):
-    """Each worker tells the same: one flight a generation, oldest first, with the readers of all."""
+    """Each worker lists the same: one flight per generation, oldest first, with the readers of all."""
     first, second = workers
     first.fly("a", leads=True)
     first.fly("a")
@@ -81,7 +81,7 @@ def test_setting_the_clock_makes_no_flight_older(workers, monkeypatch):
 
 
 def test_a_flight_is_ended_by_whoever_is_asked(workers):
-    """The worker that has it ends it when it next looks; its readers are told why, and it is no longer reported."""
+    """The worker that has it ends it at its next look; its readers get the reason, and it is no longer listed."""
     first, second = workers
     reader, revision = first.fly("a"), second.activity.revision
     publish(workers)
@@ -105,7 +105,7 @@ def test_a_flight_is_ended_by_whoever_is_asked(workers):
 
 
 def test_alone_it_ends_flights_by_itself():
-    """A process without a directory needs nobody to look."""
+    """A process without a directory needs no other to look."""
     worker = Worker(None)
     reader = worker.fly("a")
     assert [flight["id"] for flight in worker.activity.snapshot()["flights"]] == [reader.flight.id]
@@ -115,7 +115,7 @@ def test_alone_it_ends_flights_by_itself():
 
 
 def test_the_last_requests_of_all(workers):
-    """The newest 50, whoever answered them, without those that only look."""
+    """The newest 50 of all workers, without the monitoring ones."""
     for number in range(80):
         workers[number % 2].activity.request_ended({"cache": "hit"}, "/generate", 200 + number, 0.0125)
         workers[number % 2].activity.request_ended({}, "/livez", 200, 0.001)
@@ -128,7 +128,7 @@ def test_the_last_requests_of_all(workers):
 
 
 def test_a_dead_worker_is_forgotten_when_its_requests_are(tmp_path):
-    """Its flights are not told; its requests are, until there are 50 newer ones."""
+    """Its flights are not listed; its requests are, until there are 50 newer ones."""
     survivor, files = Worker(tmp_path / "stats"), next((tmp_path / "stats").glob("workers-*"))
     (files / "dead.json").write_text('{"flights": [{"id": "x"}], "requests": [[5, "/generate", 503, "miss", 0.1]]}')
     survivor.activity.request_ended({}, "/cache", 200, 0.1)

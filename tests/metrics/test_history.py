@@ -1,4 +1,4 @@
-"""The past in points: differences of counters, quantiles of histograms, gaps where nobody sampled, one sampler."""
+"""The past in points: differences of counters, quantiles of histograms, gaps without a sampler, one sampler."""
 
 import json
 import math
@@ -57,13 +57,13 @@ def history(figures, clock, tmp_path):
 
 
 def points(history, series):
-    """All points of a series, told by its plot and its name."""
+    """All points of a series, found by its plot and its name."""
     return next(one["points"] for one in json.loads(history.snapshot()[1])
                 if (one.get("plot"), one["name"]) == series)
 
 
 def test_counters_are_told_by_their_growth(history, figures, clock):
-    """What was counted before the beginning is nobody's growth; then each interval has its own, over all labels."""
+    """Counts from before the beginning are ignored; then each interval has its growth, over all labels."""
     assert points(history, ERRORS) == [] and history.snapshot()[0] == START
     for grown in (10, 0, 3):
         figures.errors += grown
@@ -96,7 +96,7 @@ def test_missed_intervals_are_gaps(history, figures, clock):
 
 
 def test_a_counter_that_goes_backwards_is_a_gap(history, figures, clock):
-    """Negative growth is not told, nor is the next interval's invented."""
+    """Negative growth is omitted, and so is the growth of the next interval."""
     for tokens in (50, 20, 30):
         figures.tokens = tokens
         clock.tick(STEP)
@@ -119,7 +119,7 @@ def test_the_ring_has_15_minutes(history, figures, clock):
 
 
 def test_it_outlives_its_sampler_and_has_but_one(history, figures, clock, tmp_path):
-    """Another worker tells the same and does not sample; it goes on where the first one ended."""
+    """Another worker returns the same and does not sample; it continues where the first one ended."""
     figures.errors = 5
     clock.tick(STEP)
     other = History(figures.samples, tmp_path / "stats", clock)
@@ -156,7 +156,7 @@ def test_without_a_directory_it_is_kept_in_memory(figures, clock):
 
 
 def test_quantiles_are_of_the_interval(history, figures, clock):
-    """What was observed before does not count, and where nothing was observed there is no figure."""
+    """Earlier observations do not count, and without observations there is no figure."""
     for _ in range(50):
         figures.observe(4)
     clock.tick(STEP)

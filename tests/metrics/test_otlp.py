@@ -61,7 +61,7 @@ def spans_of(receiver, trace, count):
 
 
 def test_the_spans_of_a_request_are_inside_that_of_its_caller(api, receiver, shared_double, others):
-    """The request, the wait for a slot, the generation; Ollama is told the last one."""
+    """The request, the wait for a slot, the generation; Ollama gets the id of the last one."""
     trace = "a1" * 16
     reply = traced(api, new_prompt(), trace, seed=7)
     request, wait, generation = spans_of(receiver, trace, 3)
@@ -81,7 +81,7 @@ def test_the_spans_of_a_request_are_inside_that_of_its_caller(api, receiver, sha
 
 
 def test_a_generation_is_told_by_the_names_of_the_genai_conventions(api, receiver, shared_double, others):
-    """What was asked for, what it cost, how it ended."""
+    """The request's options, its cost, and how it ended."""
     trace = "a2" * 16
     reply = traced(api, new_prompt(), trace, seed=7, top_k=3)
     generation = spans_of(receiver, trace, 3)[-1]
@@ -179,7 +179,7 @@ def test_the_metrics_of_each_operation_are_told(api, receiver, path, body, opera
 
 
 def test_a_collector_that_does_not_answer_keeps_nobody_waiting(serve, double):
-    """What comes meanwhile is answered, and sent once it answers again."""
+    """Requests in the meantime are answered, and their spans sent once it answers again."""
     with Receiver() as receiver:
         api = exporting(serve(double, start=False), receiver.url)
         receiver.answers.clear()

@@ -1,4 +1,4 @@
-"""What the tests of the client share: an Ollama without a socket."""
+"""Fixtures of the client's tests: an Ollama without a socket."""
 
 import pytest
 import responses

@@ -1,4 +1,4 @@
-"""What the tests of the client share: records as Ollama writes them, and a client that is asked."""
+"""Helpers of the client's tests: records as Ollama writes them, and a client."""
 
 import orjson
 

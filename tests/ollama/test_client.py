@@ -219,7 +219,7 @@ def test_an_embedding_that_failed_has_its_error(upstream, status, body, kind):
     (requests.exceptions.SSLError("certificate"), OllamaUntrusted), (requests.ReadTimeout("slow"), OllamaTimeout),
     (requests.exceptions.InvalidURL("bad"), OllamaReset), (requests.ConnectTimeout("slow"), OllamaUnavailable)])
 def test_a_failure_of_the_connection_has_its_error(upstream, fails, kind):
-    """Whatever the library raises; only what never reached Ollama says that nobody is there."""
+    """For any exception of the library; only calls that did not reach Ollama say that nothing accepts connections."""
     upstream.post(GENERATE, body=fails)
     with pytest.raises(OllamaError) as caught:
         ask(client_of())

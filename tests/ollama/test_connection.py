@@ -68,7 +68,7 @@ def whole(response):
 
 
 def test_chunks_that_arrived_together_are_read_together(post):
-    """Which http.client does not do: so the response is of our class."""
+    """http.client does not do that, so the response is of our class."""
     assert post().raw.read1(65536) == b"".join(PIECES)
 
 
@@ -88,7 +88,7 @@ def test_a_request_is_sent_as_one(post, monkeypatch):
 
 @pytest.mark.parametrize("quiet, connections", [(True, 1), (None, 2), (False, 2)])
 def test_our_look_decides_whether_a_connection_is_used_again(server, post, monkeypatch, quiet, connections):
-    """It is asked before each use: what has closed, or sent what nobody asked for, is left."""
+    """Before each use: a connection that was closed, or has unexpected data, is dropped."""
     whole(post())
     monkeypatch.setattr(connection, "quiet", lambda sock: quiet)
     assert whole(post()) == b"".join(PIECES)
@@ -116,7 +116,7 @@ def test_the_socket_is_handed_over_before_the_wait_for_the_answer(server, post):
 
 
 def test_the_pool_is_looked_for_once(post, monkeypatch):
-    """requests would look for it at each call, by a key of all that TLS can be told."""
+    """requests would look for it at each call, by a key of all TLS parameters."""
     looks, look = [], urllib3.PoolManager.connection_from_host
 
     def noted(self, *args, **kwargs):
@@ -128,6 +128,6 @@ def test_the_pool_is_looked_for_once(post, monkeypatch):
 
 
 def test_a_response_is_made_of_its_status_and_its_body(post):
-    """What requests makes of headers and cookies is left out, which nobody reads."""
+    """The headers and cookies that requests would parse are omitted, as they are not used."""
     response = post()
     assert response.status_code == 200 and not response.headers and whole(response) == b"".join(PIECES)

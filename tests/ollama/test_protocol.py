@@ -78,7 +78,7 @@ completions = st.builds(Completion, st.sampled_from(["stop", "length", None]), *
 
 @given(completions)
 def test_writing_an_ending_is_the_inverse_of_reading_it(completion):
-    """Reason, counts, durations and context; what Ollama did not tell is left out."""
+    """Reason, counts, durations and context; figures that Ollama did not report are omitted."""
     ending = ending_of(completion)
     assert completion_of(ending) == completion
     assert ending_of(completion_of(ending)) == ending and None not in ending.values()
@@ -91,7 +91,7 @@ def test_zeros_are_left_out():
 
 @given(st.lists(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=4), max_size=3))
 def test_vectors_are_kept_bit_for_bit(vectors):
-    """What Ollama prints is a float32, and is one again whoever reads it."""
+    """Ollama prints float32, and every reader parses the same float32."""
     printed = {"embeddings": [[float(f"{number:.9g}") for number in vector] for vector in vectors]}
     assert [numbers_of(vector) for vector in vectors_of(printed, len(vectors))] == vectors
 
@@ -129,7 +129,7 @@ FULL = Completion("stop", 17, 50, eval_duration=500_000_000)
     ({"prompt_eval_count": 2 ** 53}, FULL._replace(input_tokens=None)),
     ({"context": ["x"]}, FULL), ({"context": [2 ** 40]}, FULL), ({"context": 5}, FULL), ({"_debug_info": "x"}, FULL)])
 def test_an_ending_that_makes_no_sense_is_none(record, completion):
-    """What Ollama did not say, or said nonsense of, is None and not an error."""
+    """Missing and nonsensical figures are None and not an error."""
     assert completion_of({"done_reason": "stop", **KNOWN, **record}) == completion
 
 
@@ -137,7 +137,7 @@ def test_an_ending_that_makes_no_sense_is_none(record, completion):
 
 
 def read(data, cuts):
-    """What a LineReader makes of ``data`` cut at ``cuts``: the records, and whether it raised."""
+    """The records that a LineReader reads from ``data`` cut at ``cuts``, and whether it raised."""
     reader, records, at = LineReader(), [], 0
     try:
         for cut in [*sorted(cuts), len(data)]:

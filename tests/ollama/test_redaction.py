@@ -1,4 +1,4 @@
-"""What is logged of Ollama's errors: its own words, none of the caller's."""
+"""Logged errors of Ollama: its own words, none of the caller's."""
 
 import json
 

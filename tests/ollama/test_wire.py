@@ -29,7 +29,7 @@ VECTORS = ModelCall.of(EMBED, "embedder", input=["sky"] * 20)
 
 @pytest.fixture
 def double(double):
-    """A double as new, with a slot for everybody."""
+    """A reset double, with a slot for every caller."""
     double.set(slots=64)
     double.add_model("embedder", capabilities=["embedding"])
     return double
@@ -182,7 +182,7 @@ LARGE = call("x" * (16 << 20))  # bytes: more than the buffers of both sides tak
 
 @pytest.mark.parametrize("seconds, kind", [(0.2, OllamaTimeout), (LONG, Cancelled)])
 def test_a_call_is_cut_while_it_is_sent(unread, seconds, kind):
-    """By its deadline, or as nobody wants it any more: Ollama sees it leave in the midst of its body."""
+    """By its deadline, or by its cancellation: Ollama sees it close in the middle of its body."""
     cancellation, raised = Cancellation(), []
 
     def work():
@@ -341,7 +341,7 @@ def raw_server(*replies):
 
 
 def framed(framing, parts, status="200 OK", length=None):
-    """A reply of ``parts``, a chunk each, or with its length or another one told, or ended by the close."""
+    """A reply of ``parts``: one chunk each, or with a correct or wrong length, or ended by the close."""
     head = f"HTTP/1.1 {status}\r\n".encode()
     if framing == "chunked":
         return [head + b"Transfer-Encoding: chunked\r\n\r\n",
@@ -402,7 +402,7 @@ def test_what_lies_about_its_length_is_not_an_answer(segments, kind):
 
 
 def test_a_length_beyond_the_answer_is_not_waited_for():
-    """The last record ends the answer, whatever the head has told."""
+    """The last record ends the answer, whatever length the head gave."""
     with raw_server(framed("length", PARTS, length=len(ANSWER) + 5)) as url:
         assert ask(client_of(url))[0] == [Piece("Hé"), Piece(" you")]
 

@@ -26,7 +26,7 @@ window.fetch = (path, options) => {
 
 @pytest.fixture
 def visit(browser):
-    """A factory: the page of a server, opened; ``played`` has the bodies that stand in for answers of its paths."""
+    """A factory: the page of a server, opened; ``played`` maps paths to bodies that replace the server's answers."""
     with browser.tab() as tab:
         def visit(api, **played):
             answers = {path: [200, {}, [json.dumps(body)]] for path, body in played.items()}

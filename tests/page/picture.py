@@ -1,7 +1,7 @@
 """Take the README's picture of the page: ``python -m tests.page.picture docs/page.webp``.
 
-It takes as long as the page looks back, for the figures are of a real run: callers who ask new and old questions of two
-workers before the embedded model, which goes away for a while.
+It takes as long as the period that the page shows, as the figures are those of a real run: callers ask new and old
+questions of two workers in front of the embedded model, which is down for a while.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def _model(port):
 
 @contextmanager
 def _callers(api):
-    """Callers who ask one question after another until the block ends."""
+    """Callers that ask one question after another until the block ends."""
     over = threading.Event()
     callers = [threading.Thread(target=_call, args=(api, over, number)) for number in range(CALLERS)]
     for caller in callers:

@@ -58,7 +58,7 @@ def test_the_wait_and_the_pieces_are_shown(api, double, visit):
 
 
 def test_position_and_estimate_are_shown(api, visit):
-    """What the service says of the wait is on the page, in place of the answer."""
+    """The page shows the service's report of the wait in place of the answer."""
     tab = visit(api)
     tab.evaluate("window.played.generate = [200, {}, [': waiting, 3 before you, about 8 s\\n\\n']]; window.seen = [];"
                  "new MutationObserver(() => seen.push(document.getElementById('progress').textContent))"
@@ -165,7 +165,7 @@ def test_the_service_dies_and_comes_back(double, serve, visit):
 
 
 def test_a_proxy_that_answers_in_its_place(api, visit):
-    """A page of HTML where the service's own answer was expected is told as what it is."""
+    """An HTML page in place of the service's own answer is reported as such."""
     tab = visit(api)
     tab.evaluate("for (const path of ['generate', 'health', 'stats']) "
                  "window.played[path] = [502, {'Content-Type': 'text/html'}, ['<html>']]")
@@ -176,7 +176,7 @@ def test_a_proxy_that_answers_in_its_place(api, visit):
 
 
 def test_plots_are_what_stats_describes(api, visit):
-    """Series of metrics nobody knows are drawn where they say, with their gaps; outages are bands in every plot."""
+    """Series of unknown metrics are drawn as described, with their gaps; outages are bands in every plot."""
     tab = visit(api, stats=STATS)
     assert tab.evaluate("[...document.querySelectorAll('figure h3')].map((h) => h.innerText)") == ["Apples /s", "Wait"]
     paths = tab.evaluate("[...document.querySelectorAll('figure > svg')].map((svg) => [...svg.querySelectorAll('path')]"
@@ -212,7 +212,7 @@ def test_the_service_at_a_glance(api, visit):
 
 
 def test_one_call_brings_figures_and_state(api, visit):
-    """Where /stats tells the health as well, the page says it and does not ask for it."""
+    """If /stats contains the health as well, the page shows it without asking for it."""
     ailing = {"status": "degraded", "reason": "the queue is full", "model": "llama3:8b"}
     tab = visit(api, stats={**STATS, "health": ailing})
     assert tab.evaluate(STATE) == "Degraded: the queue is full"

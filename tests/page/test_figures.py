@@ -57,7 +57,7 @@ def test_a_busy_run_is_seen(pair, visit):
 
 
 def test_flights_are_seen_and_ended(pair, double, visit):
-    """Each flight of both workers is there with its readers; Cancel ends it for all, also for who asks on the page."""
+    """Each flight of both workers is listed with its readers; Cancel ends it for all, including the page's own."""
     tab = visit(pair)
     shared, mine = new_prompt("[[ttft=60]]"), "Mine? [[tokens=400]] [[gap=0.2]]"
     with ExitStack() as stack:

@@ -79,7 +79,7 @@ def test_the_python_lines_carry_any_text(call, text):
     ("llama-api; fwd=stale; detail=ollama-timeout", "9000", True, "stale", "stale, 3 h old, because of ollama-timeout"),
     (None, None, True, "hit", "from the cache"), (None, None, False, "generated", "generated")])
 def test_what_an_answer_was(call, status, age, cached, kind, text):
-    """It is told from Cache-Status and Age, also behind another cache or where a proxy has taken them away."""
+    """According to Cache-Status and Age, also behind another cache or a proxy that has removed them."""
     assert call("words", "origin", status, age, cached) == {"kind": kind, "text": text}
 
 

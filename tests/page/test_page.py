@@ -1,4 +1,4 @@
-"""What the page is made of: who gets it, how its files are kept, its policy and its weight."""
+"""The page's files: who gets it, how they are cached, its policy and its weight."""
 
 import re
 
@@ -22,7 +22,7 @@ def files_of(api):
 
 @pytest.mark.parametrize("accept", ["text/html", HTML["Accept"], "application/json, text/html;q=0.1", "TEXT/HTML"])
 def test_a_browser_gets_the_page(api, accept):
-    """Who names text/html gets it, and its copy is good until the page changes."""
+    """A client that accepts text/html gets it, and may cache it until the page changes."""
     page = api.get("/", headers={"Accept": accept})
     assert page.status == 200 and page.headers["Content-Type"] == "text/html; charset=utf-8"
     assert page.headers["Vary"] == "Accept" and "no-cache" in page.headers["Cache-Control"]
@@ -32,7 +32,7 @@ def test_a_browser_gets_the_page(api, accept):
 
 @pytest.mark.parametrize("accept", [None, "*/*", "text/plain", "application/json", "text/html;q=0", "text/*"])
 def test_a_client_of_ollama_gets_its_word(api, accept):
-    """Whoever does not name text/html is told what Ollama tells, to HEAD as well."""
+    """A client that does not accept text/html gets Ollama's answer, for HEAD as well."""
     for method in ("GET", "HEAD"):
         reply = api.request(method, "/", headers={"Accept": accept} if accept else {})
         assert reply.status == 200 and reply.headers["Content-Type"] == "text/plain; charset=utf-8"
@@ -59,7 +59,7 @@ def test_files_are_kept_for_good_under_the_url_of_their_version(api):
 
 
 def test_policy_is_strict_and_nothing_stands_in_line(api):
-    """Everything comes from this service, nobody frames the page, and no markup carries a script or a style."""
+    """Everything comes from this service, the page cannot be framed, and its markup has no inline script or style."""
     page = api.get("/", headers=HTML)
     policy = dict(part.strip().split(" ", 1) for part in page.headers["Content-Security-Policy"].split(";"))
     assert policy["default-src"] == policy["frame-ancestors"] == policy["form-action"] == "'none'"

@@ -46,7 +46,7 @@ def test_a_page_on_each_problem(api, slug):
 
 
 def test_pages_are_strict_and_have_the_style_of_the_page(api):
-    """Nothing stands in line; the style sheet is the page's own, found under any path of a proxy."""
+    """Nothing is inline; the style sheet is the page's own, found under any path of a proxy."""
     page = api.get("/problems/overloaded", headers={"Accept": "text/html"})
     assert "default-src 'none'" in page.headers["Content-Security-Policy"]
     text = page.body.decode()
@@ -65,7 +65,7 @@ def test_others_are_unknown(api, slug):
 
 
 def test_every_problem_links_to_a_page(api):
-    """What a problem gives as its type is a page, also where the request never reached the application."""
+    """The type of a problem is the URL of a page, also if the request never reached the application."""
     for reply in (api.get("/stats"), api.get("/problems/none"), api.ask("x")):
         assert api.get(reply.json["type"]).status == 200
     with api.send_raw(b"no HTTP\r\n\r\n") as client:

@@ -1,4 +1,4 @@
-"""A client's connection: a write lasts as long as somebody reads."""
+"""A client's connection: a write lasts as long as the client reads."""
 
 import contextlib
 import socket

@@ -24,7 +24,7 @@ def memory(tmp_path, monkeypatch):
 
 
 def test_they_are_in_memory(memory):
-    """Where no disk can be full; nobody else may look into them."""
+    """In memory no full disk affects them; other users cannot read them."""
     made = Path(metrics_directory.make_directory())
     assert made.parent == memory and made.stat().st_mode & 0o077 == 0
 

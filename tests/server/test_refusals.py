@@ -1,4 +1,4 @@
-"""What is refused before it is a request, by gunicorn's errors as they are."""
+"""Invalid HTTP requests, with gunicorn's errors as they are."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ from llama_api.server.bad_requests import refuse_error
     (errors.ForbiddenProxyRequest("secret"), 403, UNREADABLE[1]),
     (errors.UnsupportedTransferCoding("secret"), 501, UNREADABLE[1]), (KeyError("a fault"), 500, "internal-error")])
 def test_an_error_is_a_problem_and_a_line_of_the_log(caplog, error, status, slug):
-    """Both have the id; only a fault of ours is told with its stack, for what came may be somebody's prompt."""
+    """Both have the id; only our own faults have a traceback, as the data may contain a prompt."""
     ours, client = socket.socketpair()
     caplog.set_level(logging.INFO, "llama_api.server.bad_requests")
     with ours, client:

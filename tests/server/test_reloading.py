@@ -74,7 +74,7 @@ def edit(path, old, new):
 
 @pytest.mark.parametrize("module", [None, "python:llama_api.server.gunicorn_conf"])
 def test_a_reload_takes_new_code_and_a_wrong_file_of_keys_keeps_the_old_ones(serve, double, tmp_path, module):
-    """HUP: workers and the settings alike are of the source as it is then; a fault is told and nothing stops."""
+    """HUP: the new workers have the new code and settings; a fault is reported and nothing stops."""
     keys = tmp_path / "keys"
     keys.write_text("old\n")
     shutil.copytree(ROOT / "llama_api", tmp_path / "llama_api", ignore=shutil.ignore_patterns("__pycache__"))

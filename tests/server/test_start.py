@@ -42,7 +42,7 @@ def test_wrong_settings_are_all_told_and_nothing_is_served(serve):
 @pytest.mark.parametrize("settings", [
     {"ollama_url": "http://user:sesame@host:99999"}, {"cache_url": "redis://:sesame@host:port/0"}], ids=str)
 def test_a_password_in_a_url_is_never_printed(serve, settings):
-    """The fault is told without it."""
+    """The fault is reported without it."""
     status, printed = outcome(serve(start=False, **settings))
     assert status not in (0, None) and "must be" in printed and "sesame" not in printed
 

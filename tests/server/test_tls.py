@@ -49,7 +49,7 @@ def test_a_client_that_leaves_stops_its_generation(api, double):
 
 
 def test_plain_http_on_the_tls_port_is_told_so(api):
-    """In plain HTTP, for the client speaks nothing else; and it hurts nobody."""
+    """In plain HTTP, as the client speaks nothing else; other clients are unaffected."""
     with api.send_raw(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n") as client:
         answer = client.makefile("rb").read()
     assert answer.startswith(b"HTTP/1.1 400 ") and b"https://" in answer

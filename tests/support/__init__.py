@@ -1,1 +1,1 @@
-"""What tests lean on: the double of Ollama, servers started as they are run, small fakes."""
+"""The support for tests: the double of Ollama, servers started as deployed, small fakes."""

@@ -1,4 +1,4 @@
-"""The service with fakes around it: a fleet that writes, fails or waits when told, and the real cache and flights."""
+"""The service with fakes around it: a fleet that writes, fails or waits on request, and the real cache and flights."""
 
 import threading
 import time
@@ -14,7 +14,7 @@ LONG = 30.0
 
 
 class FakeFleet:
-    """Ollamas that write their pieces, count their calls, and fail or wait when told."""
+    """Ollamas that write their pieces, count their calls, and fail or wait on request."""
 
     def __init__(self):
         self.calls, self.pieces, self.error, self.reason = [], ["The", " sky"], None, "stop"

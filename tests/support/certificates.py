@@ -17,7 +17,7 @@ def certify(directory, certificate="fullchain.pem", key="privkey.pem"):
 
 
 def server_context(certificate, key):
-    """What a server speaks TLS with."""
+    """The TLS context of a server."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     return context

@@ -1,4 +1,4 @@
-"""A headless Chromium, driven by its DevTools protocol over a pipe: no port, no driver, no package beside the browser.
+"""A headless Chromium, driven by its DevTools protocol over a pipe: no port, no driver, no package but the browser.
 
 The protocol: JSON messages that end in a NUL; the browser reads from descriptor 3 and writes to descriptor 4.
 """
@@ -71,7 +71,7 @@ class Browser:
 
 
 class Page:
-    """A tab. ``events`` are all that the browser has told of it, oldest first; ``context`` is what it has to itself."""
+    """A tab. ``events`` are all that the browser has sent about it, oldest first; ``context`` is its own."""
 
     def __init__(self, browser, context):
         self._browser, self.context = browser, context

@@ -53,7 +53,7 @@ def terminal():
 
 
 def screens(ours):
-    """What stands on the terminal after each redraw, a line each, until its other end is closed."""
+    """The terminal's content after each redraw, as one line each, until its other end is closed."""
     seen = b""
     try:
         while data := os.read(ours, 65536):

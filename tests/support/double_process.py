@@ -19,11 +19,11 @@ class DoubleProcess(DoubleRemote):
 
     @property
     def host(self):
-        """What names it in the service."""
+        """Its name in the service."""
         return f"127.0.0.1:{self.port}"
 
     def revive(self):
-        """Start the process anew, if it has ended."""
+        """Start the process again, if it has ended."""
         if self.process is not None and self.process.poll() is None:
             return
         self.close()

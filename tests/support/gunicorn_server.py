@@ -52,7 +52,7 @@ def new_prompt(markers=""):
 
 
 def free_port():
-    """A loopback port that nobody uses."""
+    """A free loopback port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -240,7 +240,7 @@ class Server:
         client.sendall(data)
         return client
 
-    # What it tells
+    # its reports
 
     @property
     def stdout(self):

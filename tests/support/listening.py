@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Handler(BaseHTTPRequestHandler):
-    """What is served says how; nothing is printed."""
+    """Subclasses say what is served; nothing is printed."""
 
     def read_body(self):
         """The body of the request."""

@@ -1,4 +1,4 @@
-"""What the tests of the page share: figures that a test has made up, and what a person does there."""
+"""Helpers of the page's tests: made-up figures, and a user's actions."""
 
 import json
 
@@ -38,7 +38,7 @@ def ended(tab):
 
 
 def text(tab, selector):
-    """What an element shows."""
+    """The text that an element shows."""
     return tab.evaluate(f"document.querySelector({json.dumps(selector)}).innerText")
 
 

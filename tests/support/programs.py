@@ -1,4 +1,4 @@
-"""Programs that some tests need beside Python's packages. CI must have them all; elsewhere such a test is skipped."""
+"""Programs that some tests need besides Python packages. CI must have them all; elsewhere such a test is skipped."""
 
 import os
 import shutil

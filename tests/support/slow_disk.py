@@ -1,4 +1,4 @@
-"""The service with a patient SQLite store on a disk that stalls: a commit ends when nobody locks ``<file>.stalled``."""
+"""The service with a patient SQLite store on a disk that stalls: commits end while ``<file>.stalled`` is not locked."""
 
 import fcntl
 import functools

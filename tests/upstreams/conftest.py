@@ -1,4 +1,4 @@
-"""What the tests of the fleet share: a place for the slots of its own for each test."""
+"""Fixtures of the fleet's tests: a directory for slots for each test."""
 
 import pytest
 

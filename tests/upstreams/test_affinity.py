@@ -36,7 +36,7 @@ def test_a_beginning_is_known_from_1024_characters_on(affinity):
 
 
 def test_the_longest_beginning_wins(affinity):
-    """And of one beginning whoever saw it last."""
+    """And of equally long ones, the latest."""
     affinity.note(chain("x" * 2000), "a")
     affinity.note(chain("x" * 2000 + "y" * 2000), "b")
     affinity.note(chain("x" * 1500 + "z" * 500), "c")
@@ -46,7 +46,7 @@ def test_the_longest_beginning_wins(affinity):
 
 
 def test_models_are_apart(affinity):
-    """What one model has read another has not."""
+    """A beginning read by one model does not count for another."""
     affinity.note(chain("x" * 2000), "a")
     assert affinity.find(chain("x" * 2000, model="other")) is None
 
@@ -85,7 +85,7 @@ def test_what_a_host_has_lost_is_not_known(affinity, clock):
 
 
 def test_what_ollama_says_corrects(affinity, clock):
-    """What it had not kept after all, and what it had read before that, is gone; what came later stays."""
+    """A beginning that it turns out not to have kept, and those before it, are gone; later ones stay."""
     for name in "xyz":
         affinity.note(chain(name * 2000), "a")
         clock.tick(1)

@@ -19,7 +19,7 @@ LONG = 30.0
 
 
 class Client:
-    """An Ollama that does as it is told: ``failures`` are raised one a call, after ``pieces`` when ``late``."""
+    """A controlled Ollama: ``failures`` are raised one a call, after ``pieces`` when ``late``."""
 
     def __init__(self, name, builds=None):
         self.name, self.builds = name, {"llama3:8b": "build-1"} if builds is None else builds
@@ -72,7 +72,7 @@ class Run:
 
 
 class Observer:
-    """Who is told the facts."""
+    """An observer that records the facts."""
 
     def __init__(self):
         self.ended, self.counts, self.failures, self.matches = [], Counter(), [], []
@@ -150,7 +150,7 @@ def test_a_generation_tells_where_and_in_which_build():
 
 
 def test_work_goes_where_there_is_least():
-    """To the smallest share of taken slots, then to whoever had the least lately."""
+    """To the smallest share of taken slots, then to the least recently used."""
     scene = two(slots=2)
     for client in scene.clients:
         client.proceed.clear()
@@ -241,7 +241,7 @@ def test_before_a_piece_the_next_one_is_tried(failure):
 
 
 def test_one_that_failed_is_left_alone_until_it_is_well():
-    """As long as its probes fail, nobody tries it."""
+    """As long as its probes fail, it is not tried."""
     scene = two()
     scene.clients[0].failures, scene.clients[0].error = [OllamaUnavailable()], OllamaUnavailable()
     assert [scene.ask(prompt=str(number)).host for number in range(5)] == ["b"] * 5
@@ -262,7 +262,7 @@ def test_an_answer_is_not_tried_elsewhere(failure):
 
 
 def test_what_waits_for_one_that_is_gone_goes_elsewhere(monkeypatch):
-    """One that neither answers nor refuses: after a while of that, whoever has no piece from it is tried elsewhere."""
+    """If it neither answers nor refuses for a while, callers without a piece from it are tried elsewhere."""
     monkeypatch.setattr(module, "GONE_SECONDS", 0.2)
     scene = two(slots=2)
     scene.clients[0].proceed.clear()
@@ -276,7 +276,7 @@ def test_what_waits_for_one_that_is_gone_goes_elsewhere(monkeypatch):
 
 @pytest.mark.parametrize("failure", [OllamaReset(), OllamaBrokeOff(), OllamaTimeout()])
 def test_after_a_piece_nothing_is_tried(failure):
-    """What has begun is never begun again; a time-out says that it was flowing."""
+    """A generation that has begun is never repeated; a timeout says that it was flowing."""
     scene, run = two(), Run()
     scene.clients[0].failures, scene.clients[0].late = [failure], True
     with pytest.raises(type(failure)) as caught:
@@ -359,7 +359,7 @@ def test_no_try_begins_beyond_the_deadline(monkeypatch):
 
 
 def test_the_pause_between_tries_can_be_cancelled(monkeypatch):
-    """Nobody waits for a try that nobody wants, and it counts as cancelled."""
+    """A cancelled caller does not wait for the next try, and counts as cancelled."""
     monkeypatch.setattr(module, "BACKOFF_SECONDS", LONG)
     scene = Scene(client := Client("a"))
     client.failures = [OllamaBusy()]
@@ -371,7 +371,7 @@ def test_the_pause_between_tries_can_be_cancelled(monkeypatch):
 
 
 def test_a_single_one_is_asked_whatever_its_probes_say():
-    """What it says of the call is newer than any probe."""
+    """Its answer to the call is newer than any probe."""
     scene = Scene(client := Client("a", {}))
     client.error = OllamaUnavailable()
     scene.probed()
@@ -379,7 +379,7 @@ def test_a_single_one_is_asked_whatever_its_probes_say():
 
 
 def test_when_none_is_usable_it_is_told_at_once():
-    """Without a try: nobody there, or the model nowhere."""
+    """Without a try: no Ollama answers, or none has the model."""
     scene = two()
     for client in scene.clients:
         client.error = OllamaUnavailable()
@@ -485,7 +485,7 @@ def test_the_wait_for_a_slot_is_bounded():
     until(lambda: scene.observer.ended)
 
 
-# What is told
+# Reports
 
 
 def test_the_state_tells_each_host():
@@ -577,7 +577,7 @@ def test_one_that_has_the_model_is_asked_about_it():
 
 
 def test_a_hit_never_waits_for_a_probe():
-    """With an Ollama that hangs the build is told while the probe is under way."""
+    """While an Ollama hangs, the build is known although a probe is under way."""
     class Unawaited(Monitor):
         def wait_fresh(self, seconds):
             raise AssertionError("a hit waits for a probe")

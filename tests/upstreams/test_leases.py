@@ -48,7 +48,7 @@ def test_machines_share_the_slots(machine):
 
 
 def test_over_machines_the_oldest_waiter_goes_first(machine):
-    """Whichever machine holds the slots, within what a look now and then can tell."""
+    """Whichever machine holds the slots, within the precision of polling."""
     queues, order = [machine(a=1), machine(a=1)], []
     first, holders = holding(queues[0]), []
     for number in range(6):
@@ -100,7 +100,7 @@ def test_without_a_queue_a_free_lease_helps(machine):
 
 
 def test_while_the_store_is_away_each_machine_counts_by_itself(machine, redis_server):
-    """After a moment nobody waits for it; back again, it counts again."""
+    """After a moment no machine waits for it; once it is back, it counts again."""
     one, other = machine(a=1), machine(a=1)
     redis_server.kill()
     slots = [queue.take(waiter(), Cancellation(), seconds=10) for queue in (one, other)]

@@ -1,4 +1,4 @@
-"""Loads of models: shared, ended by nobody who leaves, and done before the service is ready."""
+"""Loads of models: shared, not ended by callers that leave, and done before the service is ready."""
 
 import threading
 import time
@@ -58,7 +58,7 @@ def test_who_leaves_ends_only_his_own_wait(client):
 
 @pytest.mark.parametrize("error", [OllamaRefused(500, "out of memory"), ZeroDivisionError("a bug")])
 def test_a_load_that_fails_is_told_to_all(client, error):
-    """Each who waits gets the error, one that nobody foresaw too, and the next load is a new one."""
+    """Each waiter gets the error, even an unforeseen one, and the next load is a new one."""
     scene = Scene(client)
     client.errors = [error]
     threading.Timer(0.1, client.go.set).start()
@@ -83,7 +83,7 @@ def test_a_generation_goes_on_while_its_model_is_loaded(client):
 
 
 def test_a_generation_whose_model_is_loaded_ends_at_once(client):
-    """A probe tells soon that it is no load that a caller waits for."""
+    """A probe soon shows that the call is not waiting for a load."""
     scene = Scene(client)
     run, outcome = scene.begin()
     until(lambda: run.progress.state == "loading")
@@ -94,7 +94,7 @@ def test_a_generation_whose_model_is_loaded_ends_at_once(client):
 
 
 def test_an_operator_ends_it_even_then(client):
-    """What is ended with a reason does not wait for the load."""
+    """A generation cancelled with a reason does not wait for the load."""
     scene = Scene(client)
     run, outcome = scene.begin()
     until(lambda: run.progress.state == "loading")
@@ -134,7 +134,7 @@ def test_the_first_model_is_loaded_at_the_start():
 
 
 def test_a_load_at_the_start_is_tried_again(client, monkeypatch):
-    """What Ollama said is the reason meanwhile."""
+    """Meanwhile, Ollama's error is the reason."""
     monkeypatch.setattr(loading, "RETRY_SECONDS", 0.1)
     client.errors = [OllamaRefused(500, "x")]
     client.go.set()

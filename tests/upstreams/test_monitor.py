@@ -1,4 +1,4 @@
-"""What is known of one Ollama: its probes, once a second, shared by all who ask."""
+"""The state of one Ollama: its probes, once a second, shared by all callers."""
 
 import threading
 import time
@@ -78,7 +78,7 @@ def test_an_ollama_that_cannot_be_asked_is_not_reachable(monitor, client, error,
 
 @pytest.mark.parametrize("name, value", [("version_error", "version"), ("ps_error", "loaded")])
 def test_what_else_does_not_come_is_no_trouble(monitor, client, name, value):
-    """Version and memory are told where they can be; without them all is well. /api/ps waits while a model loads."""
+    """Version and memory are reported if available; without them all is well. /api/ps waits while a model loads."""
     setattr(client, name, OllamaTimeout())
     probe = monitor.probe()
     assert probe.reachable and getattr(probe, value) is None and probe.builds
@@ -108,7 +108,7 @@ def test_a_list_of_anything_is_survived(monitor, client, models):
     ({"size": 10, "size_vram": 20}, Loaded(100)), ({"context_length": 4096}, Loaded(None, 4096)),
     ({"context_length": "big"}, Loaded())])
 def test_shares_and_windows_are_read_with_care(monitor, client, entry, loaded):
-    """What Ollama does not tell, or tells wrong, is not known."""
+    """Missing and invalid figures are unknown."""
     client.in_memory = [{"name": "llama3:8b", **entry}]
     assert monitor.probe().loaded == {"llama3:8b": loaded}
 
@@ -123,7 +123,7 @@ def test_a_model_without_a_digest_is_there(monitor, client):
     ("0.12.5", True), ("0.3.14", True), ("0.12.5-rc1", True), ("0.12.6", False), ("0.33.0+embedded", False),
     ("1.0.0", False), ("0.0.0", False), ("new", False), (None, False)])
 def test_versions_that_cut_prompts_are_known(version, cuts):
-    """Those before 0.12.6; builds from the source say 0.0.0, and nobody knows what they are."""
+    """Those before 0.12.6; builds from source say 0.0.0, so their version is unknown."""
     assert (fault_of_version(version) is not None) is cuts
 
 
@@ -151,7 +151,7 @@ def test_a_change_is_logged_once(monitor, client, caplog):
 
 
 def test_callers_share_one_probe(client):
-    """Fifty callers at once wait for the same first probe; it is told to whoever listens."""
+    """Fifty callers at once wait for the same first probe; listeners get its result."""
     client.delay, noted = 0.05, []
     monitor = Monitor(client)
     monitor.subscribe(noted.append)
@@ -165,7 +165,7 @@ def test_callers_share_one_probe(client):
 
 
 def test_a_probe_is_never_older_than_two_seconds(client):
-    """With the real times, over three rounds: what is told is fresh at every moment, though nobody waits."""
+    """With the real times, over three rounds: the state is fresh at every moment, though no caller waits."""
     monitor, ages = Monitor(client), []
     monitor.wait_fresh()
     end = time.monotonic() + 2.5
@@ -186,7 +186,7 @@ def test_a_caller_is_told_in_time_though_ollama_hangs(client):
 
 
 def test_a_hurried_probe_comes_at_once(client, monkeypatch):
-    """Whoever has seen Ollama fail need not wait for the next round."""
+    """A caller that has seen Ollama fail need not wait for the next round."""
     monkeypatch.setattr(module, "PROBE_EVERY", 3600)
     monitor = Monitor(client)
     monitor.wait_fresh()
@@ -203,7 +203,7 @@ def test_one_thread_probes(client):
 
 
 def test_a_probe_that_crashes_is_not_the_last(client, monkeypatch, caplog):
-    """An error nobody thought of is logged and the probes go on."""
+    """An unforeseen error is logged and the probes continue."""
     monkeypatch.setattr(module, "PROBE_EVERY", 0.02)
     client.error = ZeroDivisionError("a bug")
     monitor = Monitor(client)

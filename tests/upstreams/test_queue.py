@@ -30,7 +30,7 @@ class Ollama:
 
 
 class Choice:
-    """Which of the Ollamas are usable: all, or as told for a model."""
+    """The usable Ollamas: all, or those given for a model."""
 
     def __init__(self, *ollamas):
         self.ollamas, self.usable, self.error = ollamas, {}, None
@@ -58,7 +58,7 @@ class Watched(Cancellation):
 
 
 class Holder:
-    """A thread that wants a slot of ``queue`` and holds it until told to let go."""
+    """A thread that takes a slot of ``queue`` and holds it until released."""
 
     def __init__(self, queue, note=lambda slot: None, **wanted):
         self.cancellation, self.error, self.waiter, self.slot = Watched(), None, waiter(**wanted), None
@@ -151,7 +151,7 @@ def make(*ollamas, limit=64, seconds=LONG):
 
 
 def test_slots_go_in_order_of_arrival():
-    """Who came first is served first."""
+    """The first waiter is served first."""
     queue, order = make(), []
     first = holding(queue)
     holders = [queue_up(queue, 1, note=lambda slot, number=number: order.append(number))[0] for number in range(10)]
@@ -219,7 +219,7 @@ def test_without_a_queue_only_a_free_slot_helps():
 
 
 def test_the_wait_is_bounded():
-    """Who waited as long as is allowed is refused, and leaves no trace in the queue."""
+    """A caller that has waited as long as allowed is refused, and leaves no trace in the queue."""
     queue = make(seconds=0.05)
     slot = queue.take(waiter(), Cancellation())
     with pytest.raises(QueueTimeout, match=r"within 0\.05 s"):
@@ -273,7 +273,7 @@ def test_many_who_wait_cost_nothing_when_no_other_process_can_help():
 
 
 def test_who_may_go_elsewhere_is_not_held_up():
-    """A slot that the first ones cannot use goes to the first who can; nobody is overtaken by one of the same kind."""
+    """A slot that the first ones cannot use goes to the first that can; waiters of one kind keep their order."""
     one, other = Ollama("a"), Ollama("b")
     queue, choice = make(one, other), Choice(one, other)
     queue = Queue(choice, 64, LONG)
@@ -304,7 +304,7 @@ def test_who_failed_elsewhere_goes_first_and_not_there_again():
 
 
 def test_what_becomes_usable_serves_those_who_wait():
-    """They are served as soon as the queue is told to look."""
+    """They are served as soon as the queue is asked to look."""
     queue = Queue(choice := Choice(Ollama()), 64, LONG)
     choice.usable = {"m": []}
     holder, = queue_up(queue, 1)
@@ -337,11 +337,11 @@ def test_of_free_slots_the_preferred_one_is_taken():
     assert held == [third, other, one]
 
 
-# What is told
+# Reports
 
 
 def test_a_place_only_falls():
-    """Those in front leave one by one; whoever comes back to the front does not push others back, as they see it."""
+    """Those in front leave one by one; a retry that returns to the front does not push others back, as they see it."""
     queue = make(slots := Ollama(slots=1), limit=9)
     first, waiting = holding(queue), queue_up(queue, 3)
     last = waiting[2].waiter
@@ -382,7 +382,7 @@ def other_process(ollamas, limit=64):
 
 
 def test_queues_of_two_processes_share_the_slots():
-    """Together they hold no more slots than there are, and each one gets its turn."""
+    """Together they hold no more slots than there are, and each waiter is served."""
     one = [Ollama("a", 2)]
     queues, inside, most, lock = [make(*one), other_process(one)], [0], [], threading.Lock()
 
@@ -402,7 +402,7 @@ def test_queues_of_two_processes_share_the_slots():
 
 
 def test_over_processes_the_oldest_waiter_goes_first():
-    """Whoever holds the slots, in whatever process: those who wait are served in order of arrival."""
+    """Whichever process holds the slots, waiters are served in order of arrival."""
     one = [Ollama("a", 1)]
     queues, order = [make(*one), other_process(one), other_process(one)], []
     first, holders = holding(queues[0]), []

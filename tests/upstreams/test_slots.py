@@ -125,7 +125,7 @@ def test_a_planted_folder_is_not_used(slots_base, tmp_path_factory, monkeypatch,
 
 @pytest.mark.parametrize("plant", ["link", "hard link", "fifo", "folder"])
 def test_a_planted_slot_counts_as_held(slots_base, plant):
-    """What is no plain file of its own is neither followed nor written; the slots beside it work."""
+    """Anything but a plain file of its own is neither followed nor written; the other slots work."""
     path, victim = folder_of(slots_base) / "slot-0", slots_base / "victim"
     victim.write_text("keep")
     {"link": lambda: path.symlink_to(victim), "hard link": lambda: path.hardlink_to(victim),
@@ -144,7 +144,7 @@ def test_a_planted_seat_is_passed_over(slots_base):
 
 
 def test_without_files_to_open_a_seat_is_not_looked_for_for_ever():
-    """What is refused now may be had later: the error goes to whoever wants the slot, and the next one has it."""
+    """A refusal may be temporary: the caller for a slot gets the error, and the next one gets the slot."""
     taken, slots = Slots(URL, 1), Slots(URL, 2)
     assert taken.held == 0
     with no_more_files_than(2), pytest.raises(OSError) as caught:
@@ -154,7 +154,7 @@ def test_without_files_to_open_a_seat_is_not_looked_for_for_ever():
 
 
 def test_a_seat_that_cannot_be_opened_now_is_heard_later():
-    """Too many open files cost no slot, and nobody its turn for longer than they last."""
+    """Too many open files cost no slot, and delay nobody for longer than they last."""
     here, there = Slots(URL, 2, ticking()), Slots(URL, 2, Clock())
     assert here.take(1.0) == 0
     there.announce(1.0)
@@ -178,7 +178,7 @@ def test_a_full_disk_costs_the_order_alone():
 
 
 def test_a_seat_has_its_place_on_the_disk_from_the_start(slots_base):
-    """A disk that is full by the time somebody waits no longer matters."""
+    """A disk that becomes full before somebody waits no longer matters."""
     assert Slots(URL, 1).take(1.0) == 0
     assert (folder_of(slots_base) / "queue-0").stat().st_size > 0
 
@@ -272,7 +272,7 @@ def test_whoever_waits_longest_goes_first():
 
 
 def test_who_gives_no_sign_of_life_is_passed_over():
-    """A stopped process holds nobody up; once it goes on it is heard again."""
+    """A stopped process holds up no other; once it continues, its entry counts again."""
     clock = Clock()
     one, other = Slots(URL, 1, clock), Slots(URL, 1, clock)
     one.announce(10.0)

@@ -32,7 +32,7 @@ __all__ = ['CHAT_FAULTS', 'EMBED_FAULTS', 'FAULTS', 'PER_PROMPT', 'Controls', 'D
 
 
 class Control:
-    """What a test may do; ask() is how it gets to the server."""
+    """The controls for a test; ask() sends them to the server."""
 
     def set(self, **controls):
         """Change controls; those not named stay. Return all of them."""

@@ -1,4 +1,4 @@
-"""What one call to the double is to get, in steps that a fault may stop, bend or follow with something else."""
+"""The steps of one call to the double, which a fault may stop, change or extend."""
 import asyncio
 import functools
 import time
@@ -13,7 +13,7 @@ BURST = 50                      # tokens without a gap that are written at once,
 
 
 class Answer:
-    """What one call is to get; subclasses say what its objects look like."""
+    """The answer to one call; subclasses say what its objects look like."""
 
     kind = ''                   # chat, embed …: where a fault strikes one of them alone
     leaks, first = False, 0.0   # first: when the first token came

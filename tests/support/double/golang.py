@@ -1,4 +1,4 @@
-"""What Go does to JSON, times and durations, on the way in and on the way out."""
+"""Go's treatment of JSON, times and durations, on the way in and on the way out."""
 import functools
 import json
 import re

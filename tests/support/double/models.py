@@ -1,4 +1,4 @@
-"""The models that the double of Ollama has, which of them are loaded, and what its small endpoints tell of them."""
+"""The models of the double of Ollama: which exist, which are loaded, and the answers of its small endpoints."""
 import asyncio
 import hashlib
 import random
@@ -112,17 +112,17 @@ class Models:
         self.loads += 1
 
     def is_loaded(self, name, options):
-        """Tell whether NAME is loaded with these load-time OPTIONS and has not expired."""
+        """Whether NAME is loaded with these load-time OPTIONS and has not expired."""
         loaded = self.loaded.get(name)
         return bool(loaded) and loaded.options == options and loaded.expires > time.time()
 
     def renew(self, name, options, window, keep):
-        """Write down that NAME is loaded, for KEEP seconds or as long as it was told before."""
+        """Record that NAME is loaded, for KEEP seconds or the previous time."""
         loaded = self.loaded.get(name)
         keep = keep if keep is not None else loaded.keep if loaded else 300
         self.loaded[name] = Loaded(options, window, keep, time.time() + (keep if keep >= 0 else FOR_EVER))
 
-    # --- what is told
+    # --- descriptions
 
     def tags(self, version):
         """Return the body of /api/tags, newest first."""
@@ -147,7 +147,7 @@ class Models:
                 'details': self.details(model, version)} | self.remote(name, model)
 
     def remote(self, name, model):
-        """Return what is told besides of a cloud model."""
+        """Return the additional facts of a cloud model."""
         return {'remote_model': name, 'remote_host': model.remote_host} if model.remote_host else {}
 
     def details(self, model, version):

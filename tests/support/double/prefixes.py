@@ -1,4 +1,4 @@
-"""What an Ollama still has of the prompts it saw last: the part of a new one that begins as they do costs nothing."""
+"""The prompts that an Ollama has cached: the part of a new one that begins in the same way costs nothing."""
 
 
 class Prefixes:

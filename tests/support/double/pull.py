@@ -23,7 +23,7 @@ def pulled(server, connection, raw):
 
 
 def progress(name, cached):
-    """Return the objects that tell of the layers of the model NAME; CACHED ones are reported once."""
+    """Return the objects that report the layers of the model NAME; CACHED ones are reported once."""
     for at, total in enumerate(LAYERS):
         digest = hashlib.sha256(f'{name} {at}'.encode()).hexdigest()
         line = {'status': f'pulling {digest[:12]}', 'digest': f'sha256:{digest}', 'total': total}

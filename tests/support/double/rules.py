@@ -1,4 +1,4 @@
-"""What a request to Ollama must be: fields, options, messages, tools; what the model can do; what fits its window."""
+"""The rules for a request to Ollama: fields, options, messages, tools; the model's capabilities; its window."""
 import functools
 import random
 import re

@@ -44,7 +44,7 @@ class Server:
         self.controls, self.slots, self.models = self.first_knobs, Slots(self.first_knobs.slots), Models()
         self.log, self.struck = deque(maxlen=self.controls.record), Counter()
         self.generations, self.embedded, self.faults = Counter(), Counter(), Counter()
-        self.ends = Counter()       # a new one: calls of before may end later, and count no more
+        self.ends = Counter()       # a new one: earlier calls may end later, and no longer count
         self.prefixes, self.prompt_tokens, self.cached_tokens = Prefixes(), 0, 0
 
     async def start(self):

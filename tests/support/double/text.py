@@ -1,4 +1,4 @@
-"""What the double of Ollama says: pieces computed from the request alone, so that a test can know them beforehand.
+"""The double's text: pieces computed from the request alone, so that a test can know them in advance.
 
 A piece is text (str), a Thinking, or a tool call (dict). A prompt is a string, or the list of messages of a chat; a
 chat of one system and one user message says what /api/generate says to the same two texts.

@@ -10,7 +10,7 @@ from tests.support.double.text import TOLD_BY_TEXT, markers
 
 
 class Turn:
-    """What one call goes through; a subclass says what its body means."""
+    """The course of one call; a subclass says what its body means."""
 
     struct = ''                 # of Ollama's source, for the texts of refusals
     said = ''                   # where the markers are looked for, and what is counted
@@ -130,7 +130,7 @@ class Turn:
 
 
 class Conversing(Turn):
-    """What generate and chat share: text is asked for, and the model may think."""
+    """The common part of generate and chat: a call for text, from a model that may think."""
 
     changing = ()               # fields of the body that change the answer
 

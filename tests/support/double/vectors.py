@@ -27,7 +27,7 @@ def of_length_one(vector):
 
 @functools.lru_cache(2048)
 def written(model, text, dimensions, length, voice):
-    """Return the JSON of a vector; nine digits tell any float32 from all others."""
+    """Return the JSON of a vector; nine digits identify any float32."""
     vector = vector_for(model, text, dimensions, length=length, voice=voice)
     return ('[' + ('%.9g,' * len(vector) % tuple(vector))[:-1] + ']').encode()
 
