@@ -1,1 +1,1 @@
-"""Measures the service beside its baselines; see README.md here."""
+"""Measure the service against its baselines; see README.md here."""

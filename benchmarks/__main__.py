@@ -19,13 +19,13 @@ from .contenders import ROOT
 SECTIONS = {module.__name__.rpartition(".")[2]: module.run
             for module in (hits, misses, tokens, streams, doors, embeddings, storms, gate, fleet, turns, flow, workers,
                            lru, start, memory, pages)}
-LONG = ("flow", "memory", "pages")  # minutes each, and so by name alone
+LONG = ("flow", "memory", "pages")  # take minutes each, and so run by name only
 PACKAGES = ("flask", "werkzeug", "gunicorn", "gunicorn_h1c", "gevent", "orjson", "marshmallow", "requests",
             "prometheus_client", "flask-caching", "cachetools", "cachelib")
 
 
 def environment():
-    """Which machine, which versions, which settings."""
+    """The machine, the versions and the settings."""
     return {
         "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
         "code": _code(),
@@ -67,7 +67,7 @@ def _first_line(command):
 
 
 def main():
-    """Run the sections asked for, print and keep what they found."""
+    """Run the requested sections, print and store their results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("sections", nargs="*", metavar="section",
                         help=f"of: {', '.join(SECTIONS)}; by default all but {', '.join(LONG)}")

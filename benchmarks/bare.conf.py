@@ -1,4 +1,4 @@
-"""gunicorn settings of the baselines: the service's own, without what only the service needs."""
+"""gunicorn settings of the baselines: the service's own, without those that only the service needs."""
 
 import os
 import runpy

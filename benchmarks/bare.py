@@ -1,4 +1,4 @@
-"""What the service is compared with: a Flask view and a WSGI application that return the bytes of a hit, no more."""
+"""The baselines of a hit: a Flask view and a WSGI application that only return its bytes."""
 
 import os
 import pathlib

@@ -20,7 +20,7 @@ WIDE, WAITING, CHOICES = 10, 1000, 300
 
 
 class _Client:
-    """An Ollama that is always well."""
+    """An Ollama that is always available."""
 
     def inventory(self, seconds):
         return [{"name": MODEL, "digest": "x"}]
@@ -33,7 +33,7 @@ class _Client:
 
 
 def _queue():
-    """A queue before Ollamas with four slots each, and what has them looked at anew."""
+    """A queue before Ollamas with four slots each, and a function that makes it look at them again."""
     upstreams = [Upstream(f"o{number}", client := _Client(), Monitor(client), Breaker(), Slots(f"http://o{number}", 4))
                  for number in range(WIDE)]
     availability = Availability(upstreams)
@@ -62,7 +62,7 @@ def free():
 
 
 def busy():
-    """With all slots taken: give one to whoever has waited longest."""
+    """With all slots taken: give one to the longest waiter."""
     (queue, look), times = _queue(), []
     taken = [queue.take(_waiter(), Cancellation()) for _ in range(4 * WIDE)]
     waiters = [gevent.spawn(lambda: taken.append(queue.take(_waiter(), Cancellation())))

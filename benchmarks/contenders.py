@@ -1,4 +1,4 @@
-"""Starts what is measured, each as processes of its own on a free port of the loopback, and ends it by its id."""
+"""Start the contenders as processes on free loopback ports, and end them by their ids."""
 
 import contextlib
 import http.client
@@ -46,7 +46,7 @@ http {{
 
 @dataclass
 class Server:
-    """Something that answers POST ``path`` on ``port``; ``body(prompt, **more)`` makes a request for it."""
+    """A server that answers POST ``path`` on ``port``; ``body(prompt, **more)`` makes a request for it."""
 
     name: str
     port: int
@@ -57,7 +57,7 @@ class Server:
 
     @property
     def url(self):
-        """Where wrk sends its requests."""
+        """The URL for wrk."""
         return f"http://127.0.0.1:{self.port}{self.path}"
 
     def body(self, prompt, stream=False):
@@ -92,14 +92,14 @@ class Server:
 
 
 def free_port():
-    """A port that nobody listens on."""
+    """A free loopback port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def wait_until_up(port, process, path="/livez", seconds=20):
-    """Wait for any answer from ``port`` and return when it came (perf_counter)."""
+    """Wait for any answer from ``port`` and return its time (perf_counter)."""
     deadline = time.perf_counter() + seconds
     while time.perf_counter() < deadline:
         if process.poll() is not None:
@@ -136,7 +136,7 @@ def _running(name, command, port, path, home, environ=None, ollama=False):
 
 
 class Stage:
-    """Everything one section starts: a context manager whose methods start contenders, all ended together."""
+    """All processes of one section: a context manager whose methods start contenders, all ended together."""
 
     def __init__(self):
         self._stack = contextlib.ExitStack()
@@ -158,7 +158,7 @@ class Stage:
         return self.enter(_running(*arguments, **more))
 
     def enter(self, resource):
-        """Enter a context manager that is left with the stage; what it gives."""
+        """Enter a context manager that ends with the stage, and return its value."""
         return self._stack.enter_context(resource)
 
     def upstream(self, **controls):
@@ -191,7 +191,7 @@ class Stage:
                               BENCH_BODY=str(home / "body"))
 
     def naive(self):
-        """The view of naive.py under gunicorn's own gevent worker: what a miss is compared with."""
+        """The view of naive.py under gunicorn's own gevent worker: the baseline of a miss."""
         return self._baseline(NAIVE, "benchmarks.naive:app", self._home(), "gevent", 1,
                               BENCH_UPSTREAM=f"{self.double.url}/api/generate")
 
@@ -204,13 +204,13 @@ class Stage:
         return server
 
     def nginx(self, path="/api/generate"):
-        """nginx before the upstream, caching by the request's body; None where nginx is not installed."""
+        """nginx before the upstream, caching by the request's body; None if nginx is not installed."""
         if not (program := shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")):
             return None
         return self._nginx("nginx", program, path, NGINX, upstream=self.double.port)
 
     def balancer(self, name, template, **values):
-        """nginx by another configuration; None where nginx is not installed."""
+        """nginx with another configuration; None if nginx is not installed."""
         program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
         return self._nginx(name, program, "/api/generate", template, **values) if program else None
 

@@ -1,4 +1,4 @@
-"""Doors: a chat in OpenAI's and in Ollama's form beside POST /generate, hits and misses; in time and processor time."""
+"""Doors: a chat in OpenAI's and in Ollama's form compared with POST /generate, hits and misses."""
 
 import json
 import statistics
@@ -42,7 +42,7 @@ def run():
 
 
 def _load(service, path, kind, number):
-    """Requests/s of one round, and the microseconds of the processor that each took."""
+    """Requests/s of one round, and the processor time of each in microseconds."""
     file = service.home / "door.json"
     file.write_text(json.dumps(DOORS[path]("Question @@?" if kind == "miss" else "Why is the sky blue?")))
     before = service.cpu_seconds()

@@ -1,4 +1,4 @@
-"""Embeddings of a hundred texts of which none, half or all are cached, beside Ollama's own time for all of them."""
+"""Embeddings of a hundred texts of which none, half or all are cached, compared with Ollama's own time for all."""
 
 import statistics
 

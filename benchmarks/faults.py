@@ -1,4 +1,4 @@
-"""What a caller gets for each fault of Ollama: ``python -m benchmarks.faults`` prints status, slug and time of each.
+"""The caller's result for each fault of Ollama: ``python -m benchmarks.faults`` prints status, slug and time.
 
 The faults are those of the double (``python -m tests.support.double --faults``); the deadline of a generation is
 2 s here. After each, a fault-free request must succeed and the answer to the faulty one must not have been kept.

@@ -1,4 +1,4 @@
-"""Flow: what rude clients, a hanging model and restarts cost the others. The figures of deadlines, retries, losses."""
+"""Flow: the cost of rude clients, a hanging model and restarts to other callers; deadlines, retries, losses."""
 
 import json
 import signal
@@ -73,7 +73,7 @@ def _probed(service, hit):
 
 @contextmanager
 def _rude(service):
-    """Half heads, opened anew when the service closes them, and bodies that never get on."""
+    """Half heads, opened again when the service closes them, and bodies that make no progress."""
     over = threading.Event()
 
     def rude(number):

@@ -1,4 +1,4 @@
-"""The gate: what many callers who wait for the model take of the processor, which the model needs itself."""
+"""The gate: the processor time that many waiting callers take from the model."""
 
 import time
 
@@ -13,7 +13,7 @@ MODEL_SECONDS, SETTLE, WINDOW = 60.0, 2.0, 4.0
 
 
 def run():
-    """Compare the processor time of a service that nobody, some or many callers wait for."""
+    """Compare the processor time of a service with no, some and many waiting callers."""
     section = Section("gate")
     shares = {}
     with Stage() as stage:

@@ -1,4 +1,4 @@
-"""Hits: throughput and latency by connections, beside the baselines."""
+"""Hits: throughput and latency by connections, compared with the baselines."""
 
 import dataclasses
 import json

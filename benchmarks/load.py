@@ -109,7 +109,7 @@ def fleet(count, work):
 
 @contextlib.contextmanager
 def waiting(server, count):
-    """Have ``count`` requests sent, each for something new, that nobody reads the answer to before the block ends."""
+    """Send ``count`` requests with new prompts, whose answers are not read before the block ends."""
     with contextlib.ExitStack() as stack:
         for number in range(count):
             client = stack.enter_context(Client(server.port))

@@ -1,4 +1,4 @@
-"""The LRU alone: get and set-and-evict by size, beside cachetools and cachelib; and what an entry weighs."""
+"""The LRU alone: get and set-and-evict by size, compared with cachetools and cachelib; and the size of an entry."""
 
 import json
 import random
@@ -99,7 +99,7 @@ def _clocked(call, keys):
 
 
 def _weight(characters, count=50_000):
-    """Bytes that an entry takes beside its text: as Python, the system and the cache count them."""
+    """Bytes of an entry in addition to its text, as counted by Python, the system and the cache."""
     import gc
     import tracemalloc
 

@@ -1,4 +1,4 @@
-"""Misses of 100 pieces: what the service adds to a call of the upstream, how many it does at most, and their price."""
+"""Misses of 100 pieces: the service's overhead over a call of the upstream, its maximum rate, and its cost."""
 
 import json
 import statistics
@@ -15,7 +15,7 @@ OURS = "llama_api"
 
 
 def run():
-    """Call each contender in turn with prompts that nobody has asked before."""
+    """Call each contender in turn with new prompts."""
     section = Section("misses")
     _latency(section)
     _saturation(section)

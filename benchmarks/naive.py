@@ -1,4 +1,4 @@
-"""What a miss is compared with: a view that asks Ollama for a stream by a pooled session and joins its pieces."""
+"""The baseline of a miss: a view that requests a stream from Ollama by a pooled session and joins its pieces."""
 
 import json
 import os
@@ -18,7 +18,7 @@ session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=CALLERS))
 
 @app.post("/generate")
 def generate():
-    """Ask for what the service asks for, piece by piece; keep nothing, share nothing, limit nothing."""
+    """Make the service's request, piece by piece; no cache, sharing or limits."""
     body = {"model": MODEL, "prompt": request.get_json()["prompt"], "stream": True, "truncate": False,
             "options": {"num_predict": 100, "temperature": 0.7}}
     with session.post(UPSTREAM, json=body, stream=True) as response:

@@ -1,4 +1,4 @@
-"""Open pages: what a hundred browsers that show the page, and look as often as it does, cost the service."""
+"""Open pages: the cost of a hundred browsers that show the page and poll as it does."""
 
 import http.client
 import statistics

@@ -12,7 +12,7 @@ BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 @dataclass
 class Section:
-    """What one module measured. ``figures`` are the rows of the closing table, ``data`` is for the plots."""
+    """The results of one module. ``figures`` are the rows of the closing table, ``data`` is for the plots."""
 
     name: str
     tables: list = field(default_factory=list)
@@ -72,7 +72,7 @@ def text_of(table):
 
 
 def verdict(sections):
-    """The table of all figures: ours beside the baseline that the row names, and the goal."""
+    """The table of all figures: ours, the baseline that the row names, and the goal."""
     words = {True: "met", False: "MISSED", None: ""}
     rows = [[one["name"], one["ours"], one["baseline"], one["ratio"], one["goal"], words[one["met"]]]
             for section in sections for one in section["figures"]]

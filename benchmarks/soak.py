@@ -1,6 +1,6 @@
 """The service on the embedded model under steady callers: ``python -m benchmarks.soak --minutes 10``.
 
-It starts what ``make run`` starts where there is no Ollama, and prints what was answered and how memory went.
+It starts the processes of ``make run`` without an Ollama, and prints the number of answers and the memory over time.
 """
 
 import argparse
@@ -24,7 +24,7 @@ WORDS = "sky sea sun moon rain wind fire stone tree bird fish horse river cloud 
 
 
 def free_port():
-    """A port of the loopback that nobody listens on."""
+    """A free loopback port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Storms: many identical requests at once, and many slow ones beside a health check."""
+"""Storms: many identical requests at once, and many slow ones during a health check."""
 
 import statistics
 import threading

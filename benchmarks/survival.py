@@ -1,4 +1,4 @@
-"""What is counted and not clocked: ``python -m benchmarks.survival [storms|kills|outages]``.
+"""Counts rather than times: ``python -m benchmarks.survival [storms|kills|outages]``.
 
 Storms of identical requests and their calls to the upstream; a server killed again and again while it writes to SQLite;
 a Redis that is killed, paused and started again under load.

@@ -24,7 +24,7 @@ from .waiting import Watchdog
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """What gunicorn's hooks reach of an application: ``app.extensions["llama_api"]``."""
+    """The parts of an application that gunicorn's hooks need: ``app.extensions["llama_api"]``."""
 
     recorder: Recorder
     fleet: Fleet

@@ -86,13 +86,13 @@ def _add_facts(bp: Blueprint, responder: Responder, requests: OllamaRequests, mo
 
 
 def _add_refusals(bp: Blueprint) -> None:
-    """What would change Ollama or its account."""
+    """Add routes that refuse calls which would change Ollama or its account."""
     actions = f"/<any({', '.join(REFUSED)}):action>"
 
     @bp.route(actions, methods=REFUSED_METHODS)
     @bp.route(f"{actions}/<path:target>", methods=REFUSED_METHODS)
     def ollama_refuse(action: str, target: str = "") -> Response:
-        """Refuse what would change Ollama or its account."""
+        """Refuse a call that would change Ollama or its account."""
         abort(403, f"{action} would change the Ollama server; ask its operator")
 
 

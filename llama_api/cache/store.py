@@ -115,7 +115,7 @@ class Store(Protocol):
     def renew(self, claims: Sequence[Claim], leases: Sequence[Lease], ttl: float) -> Renewal:
         """Renew our claims and leases for ``ttl`` seconds from now, in one round trip.
 
-        A lost claim stays lost; an expired lease is taken again, as its generation goes on.
+        A lost claim stays lost; an expired lease is taken again, as its generation continues.
         """
 
     def ping(self) -> None:

@@ -90,7 +90,7 @@ class Flight:
 
 
 class Reader:
-    """One client's view of a flight. ``gone`` tells whether that client has left; close() when done."""
+    """One client's view of a flight. ``gone`` returns whether that client has left; close() when done."""
 
     def __init__(self, flight: Flight, flights: "Flights", gone: Callable[[], bool], joined_at: float):
         self.flight, self.joined_at = flight, joined_at

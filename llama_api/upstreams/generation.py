@@ -43,7 +43,7 @@ class Generation:
             self.deadline = slot.at + self._timeout
 
     def failed(self, upstream: Upstream, error: OllamaError) -> None:
-        """Note that it failed at ``upstream`` and goes on to another."""
+        """Note that it failed at ``upstream`` and will be tried at another."""
         self.tried.append(upstream)
         self.failure = error
         self.run.progress.host, self.run.progress.state = None, "waiting"

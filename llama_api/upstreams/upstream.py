@@ -117,7 +117,7 @@ class Upstream:
         return None
 
     def complaint(self, model: str) -> str | None:
-        """What is wrong although it can answer, a sentence, or None."""
+        """A sentence on its faults although it can answer, or None."""
         probe = self.monitor.latest
         loaded = (probe.loaded or {}).get(normal(model))
         on_cpu = loaded is not None and loaded.gpu_percent is not None and 0 < loaded.gpu_percent <= 50

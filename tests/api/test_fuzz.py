@@ -1,4 +1,4 @@
-"""Whatever comes, at any door: an answer of the contract or a closed connection, never a 500, a hang or growth."""
+"""Any input at any door gets an answer of the contract or a closed connection, never a 500, a hang or growth."""
 
 import json
 import math
@@ -98,7 +98,7 @@ def requests_of_sorts(draw):
 @FUZZ
 @given(data=requests_of_sorts())
 def test_bytes_at_the_socket_get_an_answer_or_the_end(server, data):
-    """Whatever is sent, what comes back is HTTP, none of it a 500, and then the connection ends."""
+    """Any bytes get an HTTP answer other than a 500, and then the connection ends."""
     with server.send_raw(data, SEND_LIMIT) as client:
         received = bytearray()
         try:

@@ -153,7 +153,7 @@ def test_options_take_effect_as_with_ollama(given, sent):
 
 
 def test_the_operators_window_is_sent_and_part_of_the_key():
-    """As POST /generate does."""
+    """The same holds for POST /generate."""
     requests = OllamaRequests(MODELS, LIMIT, 2048)
     assert generate(requests).call.options == {"num_predict": LIMIT, "num_ctx": 2048}
     assert generate(requests, options={"num_ctx": 2048}).call.key == generate(requests).call.key
@@ -206,7 +206,7 @@ def test_an_empty_prompt_only_loads(prompt):
 
 @pytest.mark.parametrize("messages", [{"messages": []}, {"messages": None}, {}])
 def test_a_chat_without_messages_only_loads(messages):
-    """As an empty prompt does."""
+    """The same holds for an empty prompt."""
     assert REQUESTS.chat(json.dumps({"model": MODEL, **messages}).encode()).call is None
 
 
@@ -401,7 +401,7 @@ VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allo
 @given(st.dictionaries(st.sampled_from([*GENERATE_FIELDS, *CHAT_FIELDS, *EMBED_FIELDS, "other"]), VALUES, max_size=6),
        st.booleans())
 def test_any_object_is_a_call_that_can_be_sent_or_is_refused(body, named):
-    """Whatever the fields hold, nothing else is raised."""
+    """No other error is raised, whatever the fields contain."""
     for read in (REQUESTS.generate, REQUESTS.chat, REQUESTS.embed, REQUESTS.embeddings, REQUESTS.show):
         try:
             read(json.dumps({**body, **({"model": MODEL} if named else {})}).encode())
@@ -504,7 +504,7 @@ def test_a_load_is_told_as_ollama_tells_it():
     (PromptTooLong(9, 8), 400, str(PromptTooLong(9, 8))),
     (OllamaUnavailable(), 503, str(OllamaUnavailable())), (QueueFull(1, 5), 503, str(QueueFull(1, 5)))])
 def test_a_failure_is_told_in_ollamas_words_where_they_say_what_is_wrong_with_the_request(error, status, text):
-    """Else in ours, for what Ollama says of its own troubles may hold paths; in a stream it is a line."""
+    """Otherwise in ours, as Ollama's own messages may contain paths; in a stream it is a line."""
     assert status_and_text(fault_of(error), error) == (status, text)
     assert grammar().failed(fault_of(error), error) == orjson.dumps({"error": text}) + b"\n"
 

@@ -226,7 +226,7 @@ def test_a_failure_in_openais_words(error, status, kind, param, code, retried, a
 
 @pytest.mark.parametrize("error, size", [(PromptTooLong(9001, 8192), True), (PromptTooLong(), False)])
 def test_every_client_knows_a_prompt_that_is_too_long(error, size):
-    """By its words, for each looks for others."""
+    """The message has the words that each of them looks for."""
     message = error_object(fault_of(error), error)["error"]["message"]
     for words in ("This model's maximum context length is", "prompt is too long", "context_length_exceeded"):
         assert words in message

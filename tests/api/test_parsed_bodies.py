@@ -34,7 +34,7 @@ def test_a_small_body_is_read_once(body, calls):
 
 
 def test_what_is_wrong_is_wrong_each_time():
-    """A failure is not remembered, for what is wrong may be mended elsewhere."""
+    """A failure is not remembered, as its cause may be fixed elsewhere."""
     parsed_bodies, reader = ParsedBodies(), Reader()
     for _ in range(2):
         with pytest.raises(ValueError):
@@ -76,7 +76,7 @@ def bodies(prompt):
 
 
 def held(word):
-    """How many calls that ask for ``word`` the process holds."""
+    """The number of remembered calls that contain ``word``."""
     gc.collect()
     return sum(word in str(thing.body) for thing in gc.get_objects() if type(thing) is ModelCall)
 

@@ -69,7 +69,7 @@ def test_what_is_not_one_json_object_is_refused_with_the_reason(body, reason):
 @settings(max_examples=100)
 @given(st.binary(max_size=60) | st.text(alphabet='{}[]":,\\u0123aeNI+-. ', max_size=60).map(str.encode))
 def test_any_bytes_are_parsed_or_refused(body):
-    """Whatever comes is an object or MalformedJSON, never another exception, and agrees with the standard parser."""
+    """Any input is an object or MalformedJSON, never another exception, in agreement with the standard parser."""
     try:
         found = parse_object(body)
     except MalformedJSON:
@@ -181,7 +181,7 @@ VALUES = st.recursive(
 @settings(max_examples=100)
 @given(st.dictionaries(st.sampled_from([*SCHEMA.fields, "other"]), VALUES, max_size=5))
 def test_any_object_is_a_call_or_a_fault(body):
-    """Whatever the fields hold, the outcome is a ModelCall or ValidationError."""
+    """For any fields the outcome is a ModelCall or ValidationError."""
     try:
         made, streamed = SCHEMA.load(body)
     except ValidationError:

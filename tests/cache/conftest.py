@@ -46,7 +46,7 @@ def redis_url(shared_redis_server):
 
 @pytest.fixture
 def path(tmp_path):
-    """Where a SQLite store will be."""
+    """The path of a future SQLite store."""
     return str(tmp_path / "answers.db")
 
 

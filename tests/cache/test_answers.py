@@ -118,7 +118,7 @@ def test_a_purge_or_a_renewal_is_everywhere_after_a_second(two, act, text):
 
 @pytest.mark.parametrize("trouble", [{"available": False}, {"busy": True}])
 def test_a_store_that_says_nothing_costs_no_entry_of_this_process(two, trouble):
-    """Away or merely busy: the copy goes on, for as long as it lasts, and what is new is kept here."""
+    """Down or merely busy: the copy is served as long as it lasts, and new answers are kept here."""
     here, there = two.caches
     two.put(here)
     vars(two.store).update(trouble)
@@ -186,7 +186,7 @@ def test_many_are_got_as_one_by_one_with_few_looks(two):
 
 @pytest.mark.parametrize("trouble", [{"available": False}, {"busy": True}])
 def test_a_store_that_says_nothing_costs_none_of_many(two, trouble):
-    """The copies go on."""
+    """The copies remain."""
     here, _ = two.caches
     two.put(here, "a"), two.put(here, "b")
     vars(two.store).update(trouble)

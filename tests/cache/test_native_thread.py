@@ -52,7 +52,7 @@ def test_many_callers_are_served_one_after_the_other(native):
 
 
 def test_what_has_not_begun_in_time_never_does(native, stuck):
-    """A stuck task costs those behind it their time and no more; afterwards the thread goes on."""
+    """A stuck task only delays those behind it; afterwards the thread continues."""
     done = []
     for number in range(3):
         with pytest.raises(TimeoutError):
@@ -62,7 +62,7 @@ def test_what_has_not_begun_in_time_never_does(native, stuck):
 
 
 def test_under_gevent_the_loop_turns_while_it_is_stuck():
-    """The greenlets go on, and the caller gets its time-out, although the task blocks the whole thread."""
+    """The greenlets continue, and the caller gets its timeout, although the task blocks the whole thread."""
     program = textwrap.dedent("""
         from gevent import monkey; monkey.patch_all()
         import gevent

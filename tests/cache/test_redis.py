@@ -248,7 +248,7 @@ def test_a_password_is_asked_for_used_and_never_told(tmp_path, caplog):
     b"*2\r\n:1\r\n:1\r\n", b"$99\r\nx", b"-LOADING Redis is loading the dataset in memory\r\n", b"-ERR no\r\n",
     b"$x\r\n", b"-BUSY Redis is busy running a script.\r\n", b"\xff\x00\r\n"])
 def test_something_else_that_answers_is_an_error(reply):
-    """Whatever a server says that is not what the scripts return never comes out as anything but StoreError."""
+    """Any reply that the scripts cannot return is a StoreError."""
     with pretending(reply) as (address, _):
         store = open_store(f"redis://{address}/0", 10, 10_000)
         for operation in (lambda: store.get(KEYS[0]), lambda: store.claim(KEYS[0], "t", 1),

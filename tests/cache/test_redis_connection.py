@@ -74,7 +74,7 @@ def test_an_idle_connection_is_polled_and_not_waited_for(client, monkeypatch):
 
 
 def test_a_wait_ends_with_the_deadline(pair):
-    """Whatever time-out redis-py sets, except zero, which polls."""
+    """For any timeout of redis-py except zero, which polls."""
     sock = DeadlineSocket(pair[0], lambda: 0.01)
     sock.settimeout(LONG)
     with pytest.raises(TimeoutError):

@@ -120,7 +120,7 @@ def test_under_gevent_a_lock_that_another_holds_stops_nobody(path, open_sqlite):
 
 
 def test_a_stalled_disk_costs_an_operation_its_budget_and_the_others_nothing(path, open_sqlite, monkeypatch):
-    """While a commit is stuck each operation fails soon; what had not begun is not made up for, and all goes on."""
+    """While a commit is stuck each operation fails soon; those that had not begun are dropped; the store recovers."""
     stall, stuck = threading.Event(), threading.Event()
 
     class Connection(sqlite3.Connection):

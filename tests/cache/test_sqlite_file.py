@@ -74,7 +74,7 @@ def test_a_place_that_cannot_be_written_is_an_error_until_it_can(directory, mode
 
 
 def refused_to_nobody(path):
-    """How many of three operations raise StoreError in a process without privileges."""
+    """The number of three operations that raise StoreError in a process without privileges."""
     child = os.fork()
     if child == 0:
         refused = 0
@@ -105,7 +105,7 @@ def test_a_connection_that_became_read_only_is_made_anew(open_sqlite, connection
 
 
 def test_a_directory_in_its_place_is_an_error_until_it_has_gone(path, open_sqlite):
-    """Whatever stands where the file should be is left alone."""
+    """Anything else in place of the file is left alone."""
     store = open_sqlite()
     os.mkdir(path)
     for operation in (store.size, store.ping, lambda: store.get(KEYS[0]), lambda: store.set(KEYS[0], b"x", "")):
@@ -207,7 +207,7 @@ def test_only_a_few_damaged_files_are_kept(path, open_sqlite):
 
 @pytest.mark.parametrize("ends", [("",), ("", "-wal", "-shm"), ("", "-shm")])
 def test_a_deleted_file_is_noticed_by_every_view(path, open_sqlite, ends):
-    """Each goes on in the same fresh file at its next operation, claims and all."""
+    """Each continues in the same fresh file at its next operation, claims included."""
     views = [open_sqlite() for _ in range(3)]
     for view in views:
         put(view, KEYS[0], b"old")
@@ -261,7 +261,7 @@ def test_a_foreign_or_older_file_is_set_aside_whole(path, open_sqlite, script):
 
 
 def test_a_newer_file_is_left_alone(path, open_sqlite):
-    """Else an old and a new worker would take it in turns to throw each other's answers away."""
+    """Otherwise an old and a new worker would delete each other's answers in turn."""
     first = open_sqlite()
     put(first, KEYS[0], b"x")
     first.close()

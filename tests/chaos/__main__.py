@@ -35,9 +35,9 @@ CLEAR_END = 3 * (TIMEOUT + QUEUE_TIMEOUT + SLACK)  # seconds for the last reques
 
 @dataclass(frozen=True)
 class Setup:
-    """How the service is set up: the workers of each instance, the Ollamas before it, its store.
+    """The set-up of the service: the workers of each instance, the Ollamas, the store.
 
-    Instances that are ``apart`` are on machines of their own and meet in the store alone.
+    Instances that are ``apart`` run on separate machines and share only the store.
     """
 
     workers: tuple[int, ...]

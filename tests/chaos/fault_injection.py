@@ -32,7 +32,7 @@ class FaultInjector:
         self._scene, self._doubles, self._builds = scene, scene.doubles, scene.builds
         self._random = random.Random(f"{scene.seed} fault injector")
         self._well = vars(self._doubles[0].set())
-        self._earlier = Counter()  # faults that struck before a double was reset
+        self._earlier = Counter()  # faults that occurred before a double was reset
         self.done = Counter()
 
     def run(self):
@@ -66,7 +66,7 @@ class FaultInjector:
 
     @property
     def faults(self):
-        """How often each fault has struck."""
+        """How often each fault has occurred."""
         return sum((double.faults for double in self._doubles), Counter(self._earlier))
 
     @contextmanager

@@ -7,7 +7,7 @@ STORM_SECONDS = 7  # of about 20 in all
 
 
 def test_chaos_leaves_nothing_wrong_undue_or_behind(tmp_path):
-    """Whatever is done to the service, no answer is wrong, every request ends, and nothing is left over."""
+    """Under all faults, no answer is wrong, every request ends, and nothing is left over."""
     scene, rows = chaos.run(chaos.SETUPS["redis-apart"], SEED, STORM_SECONDS, tmp_path)
     assert not scene.ledger.violations, "\n".join([f"seed {SEED}", *scene.ledger.violations, chaos.table(scene, rows)])
     answered = sum(count for outcomes in scene.ledger.outcomes.values() for outcome, count in outcomes.items()

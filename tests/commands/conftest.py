@@ -1,4 +1,4 @@
-"""A server and a stranger, for the commands to call."""
+"""A server and a stranger for the commands to call."""
 
 from contextlib import ExitStack
 

@@ -1,4 +1,4 @@
-"""Where the commands look for the service, by its settings and by gunicorn's own options."""
+"""The address at which the commands look for the service, by its settings and gunicorn's own options."""
 
 import socket
 
@@ -15,7 +15,7 @@ from llama_api.settings import Settings
     ("127.0.0.1:1", "-b :8443 -b [::1]:8443", "http://[::1]:8443"), ("127.0.0.1:1", "-b fd://3", "http://127.0.0.1:1"),
     ("127.0.0.1:1", "--bind=unix:/run/l.sock", "http://localhost")])
 def test_gunicorns_options_win_over_the_setting(monkeypatch, bind, options, url):
-    """As they do for gunicorn; what it would refuse is left to it."""
+    """As in gunicorn; invalid ones are left to gunicorn."""
     monkeypatch.setenv("GUNICORN_CMD_ARGS", options)
     address = Address.of(Settings(bind=bind))
     assert address.url == url and (address.path == "/run/l.sock") == ("unix:" in options)

@@ -62,7 +62,7 @@ def narrow(shared_double, shared_serve):
 
 
 def test_a_terminal_sees_the_wait_and_then_the_answer(narrow, double):
-    """How many are before it, in place; the line is gone before the answer, which ends with a line of its own."""
+    """The number of callers in front, updated in place; it is erased before the answer, which ends with a newline."""
     slow, prompt = new_prompt("[[ttft=60]]"), new_prompt()
     with narrow.open_ask(slow) as first, terminal() as (ours, theirs):
         until(lambda: double.running == 1)
@@ -109,7 +109,7 @@ def test_ctrl_c_ends_the_generation_too(api, double, markers):
 
 
 def test_a_reader_that_has_enough_ends_it(api, double):
-    """As in a pipe to head: no stack trace, and Ollama stops."""
+    """As in a pipe to head: no traceback, and Ollama stops."""
     with start(api.settings["bind"], "ask", new_prompt("[[gap=0.5]] [[tokens=90]]"), stdout=subprocess.PIPE,
                stderr=subprocess.PIPE) as process:
         assert process.stdout.read(1)
@@ -124,7 +124,7 @@ def test_a_reader_that_has_enough_ends_it(api, double):
     (["x", "--model", "nope"], ["model: ", "llama3:8b"]), (["x [[fault=error_array]]"], ["502", "Ollama"]),
     (["x [[fault=eof]]"], ["Ollama broke off"])], ids=str)
 def test_a_problem_is_a_sentence(api, double, arguments, words):
-    """That of the service, on stderr; the status is 1."""
+    """The service's message, on stderr; the status is 1."""
     status, out, err = run(api.settings["bind"], "ask", *arguments)
     assert status == 1 and err.startswith("Error: ") and err.count("\n") == 1
     assert all(word in err for word in words), err

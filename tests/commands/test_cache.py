@@ -115,7 +115,7 @@ def test_a_broken_connection_costs_one_line(prompts):
 
 
 def test_ctrl_c_ends_with_the_summary(api, shared_double, prompts, tmp_path):
-    """It says how to go on, which then costs nothing for what was done."""
+    """It says how to continue, which then costs nothing for the lines done."""
     file = tmp_path / "prompts.txt"
     file.write_text("\n".join([prompts[0], f"{prompts[1]} [[ttft=20]]", prompts[2]]))
     with start(api.settings["bind"], "warm", file, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -220,7 +220,7 @@ def test_workers_without_a_shared_cache_are_warned_of(api, prompts):
 
 @pytest.mark.parametrize("name, why", [("nowhere.txt", "No such file or directory"), ("", "Is a directory")])
 def test_a_file_that_cannot_be_read_is_a_sentence(api, tmp_path, name, why):
-    """And nothing but that, whether it is not there or is no file."""
+    """One sentence, whether it does not exist or is not a file."""
     path = tmp_path / name
     status, out, err = run_here(api.settings["bind"], "warm", path)
     assert (status, out, err) == (1, "", f"Error: The file {path} cannot be read: {why}.\n")
@@ -228,9 +228,9 @@ def test_a_file_that_cannot_be_read_is_a_sentence(api, tmp_path, name, why):
 
 @contextmanager
 def impostor(bodies=(), first='{"max_entries": 1000}'):
-    """The port of something else, that answers a GET by ``first`` and each POST by the next of ``bodies``.
+    """The port of another server, which answers a GET by ``first`` and each POST by the next of ``bodies``.
 
-    An empty one breaks the connection off. None is answered as cached, and then nobody listens.
+    An empty one closes the connection. None is answered as cached, and then the server stops.
     """
     rest = list(bodies)
 

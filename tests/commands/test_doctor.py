@@ -59,7 +59,7 @@ def test_a_healthy_service_has_a_line_for_each_check(api, double):
 
 
 def test_without_the_service_it_works_as_well(double, tmp_path):
-    """That it does not run is no fault; nothing is made, neither the log nor the store."""
+    """A stopped service is no fault; neither the log nor the store is created."""
     status, found = doctor(ollama_url=double.url, log_file=tmp_path / "new.log", cache_url=f"sqlite:///{tmp_path}/c.db")
     assert (status, troubles(found)) == (0, [])
     assert told(found, "port", "is free", "`llama-api run`") == told(found, "shared store", "does not exist") == "ok"
@@ -109,7 +109,7 @@ def test_a_stub_of_a_cloud_model_is_a_fault(double):
 
 
 def test_a_further_model_that_is_missing_is_a_warning(double):
-    """The service goes on with the others."""
+    """The service uses the others."""
     status, found = doctor(ollama_url=double.url, models="mistral,*")
     assert told(found, OLLAMA(double.port), "mistral of LLAMA_API_MODELS", "`ollama pull mistral`") == "warning"
     assert status == 0
@@ -168,7 +168,7 @@ def test_a_port_that_something_else_has_is_a_fault(double, answering):
 
 
 def test_a_service_that_hangs_is_a_fault(serve, double):
-    """It takes connections, for the kernel does that, and answers none."""
+    """The kernel accepts connections for it, but they are not answered."""
     api = serve(double)
     pids = [api.process.pid, *api.workers]
     for pid in pids:

@@ -360,7 +360,7 @@ def test_a_living_holder_keeps_its_claim(two, monkeypatch):
 
 
 def test_an_orphan_is_kept_while_a_follower_wants_it(two):
-    """The leader's client goes away; the generation goes on for the other host."""
+    """The leader's client leaves; the generation continues for the other host."""
     here, there = two
     leader, follower = here.lead(), there.follow()
     leader.close()
@@ -381,7 +381,7 @@ def test_an_orphan_that_nobody_wants_is_cancelled(two):
 
 
 def test_an_orphan_whose_follower_left_too_is_cancelled(two):
-    """When the marks of the last follower have faded, the generation ends."""
+    """When the marks of the last follower have expired, the generation ends."""
     here, there = two
     leader, follower = here.lead(), there.follow()
     leader.close()
@@ -397,7 +397,7 @@ def test_the_ticks_add_up_to_the_two_seconds_of_the_contract():
 
 
 def test_a_follower_that_leaves_harms_nobody(two):
-    """Its own flight ends at once, the leader's goes on."""
+    """Its own flight ends at once, the leader's continues."""
     here, there = two
     leader, follower = here.lead(), there.follow()
     follower.close()
@@ -407,7 +407,7 @@ def test_a_follower_that_leaves_harms_nobody(two):
 
 
 def test_an_orphan_is_joined_by_who_comes_back(two):
-    """A new client on the leader's host finds the generation that goes on for the other one."""
+    """A new client on the leader's host finds the generation that continues for the other one."""
     here, there = two
     leader, follower = here.lead(), there.follow()
     leader.close()

@@ -140,7 +140,7 @@ def test_the_labels_of_stored_and_new_texts(bench):
     ({"no_cache": True}, REFRESH, [["a"]]), ({"no_store": True}, BYPASS, [["a"]]), ({"max_age": 10}, HIT, []),
     ({"max_age": 0}, REFRESH, [["a"]]), ({"only_if_cached": True}, HIT, [])])
 def test_each_directive_has_its_label(bench, directives, expected, sent):
-    """As for an answer in words."""
+    """The same holds for generated answers."""
     bench.ask("a")
     assert label(bench.ask("a", **directives)) == expected and bench.fleet.embedded[1:] == sent
     with pytest.raises(NotCached):
@@ -294,7 +294,7 @@ def test_hosts_share_what_they_have_embedded(hosts):
 
 
 def test_a_list_is_looked_for_at_once(hosts):
-    """One look into the store for all of its texts, and one more before it is embedded, for what has come since."""
+    """One lookup of all of its texts, and one more before the call, for texts stored in the meantime."""
     looks, texts = [], [f"text {number}" for number in range(50)]
     for host in hosts:
         get_many = host.cache.store.get_many

@@ -138,7 +138,7 @@ def shuffled(data, values):
 @settings(max_examples=200)
 @given(st.data(), CALLS, CALLS)
 def test_keys_are_equal_if_and_only_if_the_requests_to_ollama_are(data, one, other):
-    """Whichever door made them: same endpoint, model, fields and options, in any order, and nothing else."""
+    """From any door: same endpoint, model, fields and options, in any order, and nothing else."""
     if data.draw(st.booleans()):
         other = (*one[:2], shuffled(data, one[2]), shuffled(data, one[3]))
     first, second = (ModelCall.of(endpoint, model, options, **fields) for endpoint, model, options, fields in

@@ -72,7 +72,7 @@ def test_a_caller_that_leaves_nginx_ends_its_generation(nginx, double):
 
 
 def test_the_client_is_the_one_that_nginx_saw(nginx, pair):
-    """Whatever a caller claims about itself."""
+    """The caller's own claims are ignored."""
     reply = nginx.ask(new_prompt(), headers={"X-Forwarded-For": "192.0.2.7", "X-Forwarded-Host": "evil.example"})
     request_id = reply.headers["X-Request-ID"]
     record, = until(lambda: [record for server in pair for record in server.records

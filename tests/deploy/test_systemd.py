@@ -54,7 +54,7 @@ def test_the_unit_is_as_closed_as_it_says(analyze):
 
 
 def test_the_port_is_the_instances_own(service):
-    """Whatever the file of settings says: two instances cannot be sent to one port."""
+    """Whatever the file of settings contains: two instances cannot get the same port."""
     environment, command = re.fullmatch("(.*?) (/opt/.*)", service["ExecStart"]).groups()
     assert command.endswith("gunicorn wsgi:app")
     done = subprocess.run([*environment.replace("%i", "8001").split(), "printenv", "LLAMA_API_BIND"],
@@ -63,7 +63,7 @@ def test_the_port_is_the_instances_own(service):
 
 
 def test_there_are_descriptors_for_all_callers(service):
-    """As many as a worker takes connections by default, and one more for the generation of each."""
+    """A worker's default number of connections, and one more for the generation of each."""
     printed = subprocess.run([sys.executable, "-m", "gunicorn", "--print-config", "wsgi:app"], cwd=ROOT,
                              env={**os.environ, "LLAMA_API_LOG_FILE": ""}, capture_output=True, text=True).stdout
     connections = int(re.search(r"^worker_connections += (\d+)$", printed, re.MULTILINE).group(1))

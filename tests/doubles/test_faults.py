@@ -23,7 +23,7 @@ def test_replies(double, name, stream):
 
 @pytest.mark.parametrize('name', INTRUDERS)
 def test_intruders(double, name):
-    """The odd line comes among the pieces and the answer goes on; in the plain form it is the body."""
+    """The odd line is among the pieces and the answer continues; in the plain form it is the body."""
     prompt = f'{PROMPT} [[fault={name}]] [[after=3]]'
     said = talk(double, prompt)
     lines = said.body.split(b'\n')
@@ -52,7 +52,7 @@ def broken(said, how):
 PARTIAL = ''.join(pieces_for(PROMPT)[0][:2])
 SILENT = {'hang', 'hang_after_headers', 'hang_midway', 'trickle'}       # these are heard until they fall silent
 ENDLESS = {'endless_blanks', 'endless_garbage', 'endless_tokens'}       # and these until they have said enough
-STREAMED = {  # what is heard of a stream, by fault
+STREAMED = {  # the end of a stream, by fault
     'reset': lambda said: (said.how, said.raw) == ('reset', b''),
     'close': lambda said: (said.how, said.raw) == ('end', b''),
     'bad_http': lambda said: said.how == 'end' and said.raw.startswith(b'\0\1'),
@@ -143,7 +143,7 @@ def test_what_strikes_a_generate_strikes_a_chat(double, name, stream):
 
 @pytest.mark.parametrize('name', CHAT_LINES)
 def test_odd_lines_of_a_chat(double, name):
-    """The odd message comes among the pieces and the chat goes on; a generate is well."""
+    """The odd message is among the pieces and the chat continues; a generate is unaffected."""
     double.fail(name)
     odd = {'model': 'm', 'message': json.loads(CHAT_LINES[name][0]), 'done': False}
     [*pieces, last] = chat(double).objects
@@ -154,7 +154,7 @@ def test_odd_lines_of_a_chat(double, name):
 
 
 def test_tool_calls_may_come_with_the_last_object(double):
-    """As some models' do; a chat without calls is as ever."""
+    """As some models do; a chat without calls is unaffected."""
     double.add_model('able', capabilities=['completion', 'tools'])
     tool = {'type': 'function', 'function': {'name': 'f'}}
     prompt = '[[tool=f]] [[fault=tool_calls_in_last]]'

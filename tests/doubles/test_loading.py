@@ -1,4 +1,4 @@
-"""How the double loads its models, what fits their windows, and what it remembers of prompts."""
+"""The double's loading of models, their windows, and its prompt cache."""
 import json
 import time
 

@@ -22,7 +22,7 @@ def process(*command, **kwargs):
 
 
 def address_of(started):
-    """Where a started model listens, as ``host:port``."""
+    """The address of a started model, as ``host:port``."""
     return started.stdout.readline().split()[0].removeprefix("http://")
 
 

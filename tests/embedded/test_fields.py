@@ -40,7 +40,7 @@ def test_any_body_is_read_or_refused(kind, data):
 
 @given(bodies(sorted(OPTIONS)))
 def test_options_keep_their_types(given_options):
-    """Whatever comes in, the engine gets the types of the defaults, or nothing."""
+    """For any input, the engine gets the types of the defaults, or nothing."""
     try:
         settings = engine_settings({"options": given_options}, window=4096)
     except Refused as refused:

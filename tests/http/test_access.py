@@ -97,7 +97,7 @@ def exposed(reply):
 @pytest.mark.parametrize("path", ["/generate", "/v1/chat/completions", "/api/chat", "/cache", "/nowhere"])
 @pytest.mark.parametrize("origin", ORIGINS)
 def test_a_preflight_needs_no_key_and_names_what_is_allowed(keyed, origin, path):
-    """At any URL: only the answer to the call itself can tell a page about its faults."""
+    """At any URL: the page learns of faults only from the answer to the call itself."""
     reply = keyed.request("OPTIONS", path, headers={"Origin": origin, **PREFLIGHT})
     assert (reply.status, reply.body, reply.headers["Content-Type"]) == (204, b"", None)
     assert reply.headers["Access-Control-Allow-Origin"] == origin

@@ -120,7 +120,7 @@ def test_a_request_says_what_it_wants_of_the_cache(api, double, directives, told
     ("no-cache", "llama-api; fwd=request; stored", HIT), ("no-store", "llama-api; fwd=bypass", MISS),
     ("max-age=5", MISS, HIT), ("max-age=0", MISS, HIT)])
 def test_a_request_for_what_is_not_stored_is_generated(api, directives, told, after):
-    """Whatever it wants of the cache; only no-store leaves nothing there."""
+    """Whatever its Cache-Control; only no-store leaves nothing there."""
     prompt = new_prompt()
     assert (api.ask(prompt, {"Cache-Control": directives}).cache, api.ask(prompt).cache) == (told, after)
 

@@ -151,7 +151,7 @@ RESPONSES = {  # that a request can meet without keys, limits and stopped server
 
 @pytest.mark.parametrize("status", RESPONSES)
 def test_every_response_has_the_callers_request_id(api, status):
-    """Whatever became of the request, and its log line has the same id."""
+    """Whatever the outcome of the request, and its log line has the same id."""
     method, path, body = RESPONSES[status]
     sent = new_prompt().replace(" ", "-").replace("?", "")
     reply = api.request(method, path, body, {**JSON, "X-Request-ID": sent})

@@ -139,6 +139,6 @@ def test_everything_is_as_with_flask(config, method):
 
 @pytest.mark.parametrize("path, to", [("/outer//plain", "/outer/plain"), ("/outer//plain?q=1", "/outer/plain?q=1")])
 def test_a_doubled_slash_is_sent_on_to_a_path(path, to):
-    """Whatever the Host header says; the method and the body are kept (308)."""
+    """Whatever the Host header; the method and the body are kept (308)."""
     reply = built(Application)[0].test_client().post(path, headers={"Host": "evil.example"})
     assert (reply.status_code, reply.headers["Location"]) == (308, to)

@@ -56,7 +56,7 @@ def usable(api):
 
 
 def generations(doubles):
-    """How many generations each double has had."""
+    """The number of generations of each double."""
     return [sum(double.generations.values()) for double in doubles]
 
 
@@ -95,7 +95,7 @@ def test_instances_and_workers_count_together(doubles, serve, tmp_path, differen
 
 
 def test_a_killed_worker_frees_its_slots_at_once(doubles, serve):
-    """The other instance goes on with them."""
+    """The other instance continues with them."""
     one, other = (serve(ollama_url=doubles[0].url, timeout=30) for _ in range(2))
     with one.open_ask(new_prompt("[[ttft=30]]")):
         doubles[0].wait(running=1)
@@ -342,7 +342,7 @@ def test_the_model_is_loaded_before_the_service_is_ready(serve, doubles):
     api.stop()
 
 
-# Waiting is heard
+# Reports of the wait
 
 
 def comments(exchange):

@@ -156,7 +156,7 @@ def test_the_queue_is_served_in_order(wide, double):
 
 
 def test_nobody_waits_longer_than_the_queue_timeout(api, double):
-    """503 overloaded with Retry-After; those who hold a slot go on."""
+    """503 overloaded with Retry-After; callers with a slot continue."""
     with Holders(api) as holders:
         holders.add(2)
         double.wait(running=2)
@@ -217,7 +217,7 @@ def test_half_heads_and_slow_bodies_hurt_nobody(wide):
 
 
 def test_a_reader_that_never_reads_does_not_hold_the_slot(wide, double):
-    """The generation goes on at its own pace and ends; the next one gets the slot."""
+    """The generation continues at its own pace and ends; the next one gets the slot."""
     prompt = new_prompt("[[tokens=8000]]")
     body = f'{{"prompt": "{prompt}", "stream": true, "max_tokens": 8192}}'.encode()
     client = socket.socket()

@@ -81,7 +81,7 @@ def test_trouble_with_ollama_is_told_with_its_reason(api, double, trouble):
 
 
 def test_an_ollama_that_cuts_prompts_is_told_of_with_its_cure(api, double):
-    """Degraded, for it serves: by /health, and once by the log, until Ollama has been updated."""
+    """Degraded, as it still serves: in /health, and once in the log, until Ollama is updated."""
     double.set(version="0.12.5")
     until(lambda: api.health()["ollama"]["version"] == "0.12.5")
     reply = api.get("/health")
@@ -135,7 +135,7 @@ def stalled(path):
 
 @pytest.mark.parametrize("trouble", [locked, stalled])
 def test_livez_answers_many_times_while_the_store_waits(double, serve, tmp_path, trouble):
-    """For another process's write, or for the disk; what waits there goes on afterwards as if nothing had been."""
+    """For another process's write, or for the disk; waiting requests continue afterwards as if nothing had been."""
     api = serve(double, start=False, cache_url=f"sqlite:///{tmp_path}/answers.db")
     api.application = "tests.support.slow_disk:app"
     api.start().ask(new_prompt())

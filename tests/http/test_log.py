@@ -78,7 +78,7 @@ LEVELS = [("/livez", "", 200, "INFO", None), ("/x", "", 404, "INFO", "not-found"
 
 @pytest.mark.parametrize("path, body, status, level, error", LEVELS)
 def test_the_level_is_error_from_500_on(api, path, body, status, level, error):
-    """Else INFO; error has the slug."""
+    """Otherwise INFO; error has the slug."""
     record = api.record_of(api.request("POST" if body else "GET", path, body, JSON))
     assert (record["status"], record["level"], record.get("error")) == (status, level, error)
 
@@ -106,7 +106,7 @@ def test_the_same_lines_go_to_standard_output(api):
 
 
 def test_prompts_answers_and_keys_are_in_no_log_and_no_figure(api):
-    """Whatever becomes of the request, and wherever the text was put."""
+    """For any outcome of the request, wherever the text was."""
     headers = {"X-API-Key": SECRET, "Authorization": f"Bearer {SECRET}", "Cookie": SECRET}
     body = {"system": SECRET, "stop": SECRET}
     for markers in ("", "[[fault=oom]]", "[[fault=eof]]", "[[fault=too_long]]"):

@@ -123,7 +123,7 @@ def test_the_exposition_is_prometheus_text_with_every_name(server):
 
 
 def test_labels_are_bounded(server):
-    """Whatever paths, methods, ids and prompts callers invent, no series is made for them."""
+    """Invented paths, methods, ids and prompts create no series."""
     for n in range(3):
         server.get(f"/first{n}"), server.request("BREW", "/livez")
     known = set(server.metrics())

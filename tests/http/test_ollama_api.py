@@ -321,7 +321,7 @@ def test_a_stream_that_breaks_ends_with_an_error(api, double, fault):
     ("POST", "signout"), ("GET", "signin"), ("POST", "blobs/sha256:0123"), ("HEAD", "blobs/sha256:0123"),
     ("DELETE", "user/keys/abc"), ("GET", "pull"), ("PUT", "create"), ("PATCH", "delete")])
 def test_what_would_change_ollama_is_forbidden(api, double, method, path):
-    """Whatever the method, and Ollama hears nothing of it."""
+    """By any method, and without a call to Ollama."""
     reply = api.request(method, f"/api/{path}", b"{}")
     assert reply.status == 403
     if method != "HEAD":

@@ -1,7 +1,7 @@
 """The double's text: pieces computed from the request alone, so that a test can know them in advance.
 
 A piece is text (str), a Thinking, or a tool call (dict). A prompt is a string, or the list of messages of a chat; a
-chat of one system and one user message says what /api/generate says to the same two texts.
+chat of one system and one user message gets the answer of /api/generate to the same two texts.
 """
 import functools
 import hashlib
@@ -116,7 +116,7 @@ def pieces_for(prompt, system=None, n=None, stop=(), tokens=0, **rest):
     """Return (pieces, done_reason): the natural answer, cut by N as num_predict, or before one of STOP.
 
     REST are other fields of the request that change the answer: images, suffix, context, raw, template, format, tools,
-    think (True for a model that thinks, unless it was told not to), and the `voice` of the model.
+    think (True for a model that thinks, unless the request disables it), and the `voice` of the model.
     """
     pieces, reason = natural_pieces(prompt, system, tokens, **rest), 'stop'
     if n is not None and 0 < n <= len(pieces):
