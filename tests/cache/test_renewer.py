@@ -112,7 +112,7 @@ def test_a_lease_given_back_during_a_round_stays_given_back(kept_up, store):
     assert store.unleased == [LEASE, LEASE]
 
 
-def test_a_keeper_that_stumbles_goes_on(kept_up, store, caplog, monkeypatch):
+def test_a_renewer_that_stumbles_goes_on(kept_up, store, caplog, monkeypatch):
     """An unforeseen error is logged, and everything is renewed in the next round."""
     monkeypatch.setattr(logging.getLogger("llama_api"), "propagate", True)
     store.during = lambda: 1 / 0

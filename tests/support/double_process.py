@@ -13,7 +13,7 @@ class DoubleProcess(DoubleRemote):
     """A double that can die, hang and come back on its port."""
 
     def __init__(self, **controls):
-        self._knobs, self._port = controls, free_port()
+        self._controls, self._port = controls, free_port()
         self.process = None
         self.revive()
 
@@ -28,7 +28,8 @@ class DoubleProcess(DoubleRemote):
             return
         self.close()
         command = [sys.executable, "-m", "tests.support.double", "--port", str(self._port)]
-        options = [text for name, value in self._knobs.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+        options = [text for name, value in self._controls.items()
+                   for text in (f"--{name.replace('_', '-')}", str(value))]
         self.process = subprocess.Popen([*command, *options], cwd=ROOT, stdout=subprocess.PIPE, text=True)
         super().__init__(self.process.stdout.readline().strip())
 

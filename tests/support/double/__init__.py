@@ -107,7 +107,7 @@ class OllamaDouble(Control):
 
     def __init__(self, port=0, **controls):
         Controls().bent(controls)
-        self._port, self._knobs, self._failure, self._ready = port, controls, None, threading.Event()
+        self._port, self._controls, self._failure, self._ready = port, controls, None, threading.Event()
         self._thread = threading.Thread(target=asyncio.run, args=[self._live()], name='ollama-double', daemon=True)
 
     def __enter__(self):
@@ -125,7 +125,7 @@ class OllamaDouble(Control):
 
     async def _live(self):
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
-        self._server = Server(self._port, **self._knobs)
+        self._server = Server(self._port, **self._controls)
         try:
             await self._server.start()
         except OSError as failure:

@@ -32,7 +32,7 @@ class Server:
     TURNS = {'/api/generate': Generate, '/api/chat': Chat, '/api/embed': Embed, '/api/embeddings': Embeddings}
 
     def __init__(self, port=0, **controls):
-        self.port, self.first_knobs = port, Controls().bent(controls)
+        self.port, self.first_controls = port, Controls().bent(controls)
         self.connections, self.listener, self.held = set(), None, None
         self.holders = set()        # connections whose call has a slot
         self.reset()
@@ -41,7 +41,7 @@ class Server:
         for connection in list(self.connections):
             if connection.task and not connection.call.path.startswith('/_double/'):
                 connection.break_off()
-        self.controls, self.slots, self.models = self.first_knobs, Slots(self.first_knobs.slots), Models()
+        self.controls, self.slots, self.models = self.first_controls, Slots(self.first_controls.slots), Models()
         self.log, self.struck = deque(maxlen=self.controls.record), Counter()
         self.generations, self.embedded, self.faults = Counter(), Counter(), Counter()
         self.ends = Counter()       # a new one: earlier calls may end later, and no longer count
