@@ -1,9 +1,11 @@
 """The activity of all workers: the generations under way, which can be ended, and the last requests."""
 
 import hashlib
+import os
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from operator import itemgetter
 from pathlib import Path
@@ -12,11 +14,11 @@ from typing import Any
 from ..core import Flight, Flights
 from ..strict_json import Json
 from .peers import Peer, Peers
-from .shared_files import Watched
 
 FOLDER = "workers-2"  # the version of the shared files; raise it with their format, as a reload may bring newer code
 LAST = 50  # requests to report
-ORDER_SECONDS = 2.0  # for another worker to end a flight; it checks four times a second
+ORDER_SECONDS = 2.0  # to wait until another worker has ended a flight; it checks four times a second
+ORDER_KEPT_SECONDS = 10.0
 POLL_SECONDS = 0.02
 
 _ended_at = itemgetter(0)  # of a request: when (since 1970), endpoint, status, cache, seconds
@@ -33,7 +35,6 @@ class Activity:
         self._requests: deque[tuple[float, str, int, str | None, float]] = deque(maxlen=LAST)
         self._peers = Peers(directory / FOLDER) if directory is not None else None
         self._orders = directory / "cancel" if directory is not None else None  # a file for each flight to be ended
-        self._watched = Watched(self._orders) if self._orders is not None else None
 
     def request_ended(self, record: Json, endpoint: str, status: int, seconds: float) -> None:
         """Remember one request: ``record`` has the fields of its log line, ``endpoint`` is the pattern of its URL."""
@@ -42,33 +43,40 @@ class Activity:
 
     def snapshot(self) -> Json:
         """The ``flights``, oldest first, and the last ``requests``, newest first, as in GET /stats."""
-        others = self._others()
+        others, ending = self._others(), self.ending()
         now, requests = time.monotonic(), sorted(self._all_requests(others), key=_ended_at, reverse=True)
+        flights = joined([flight for flight in self._all_flights(others) if flight["id"] not in ending])
         return {"flights": [
             {"id": flight["id"], "age_s": round(max(0.0, now - flight["since"]), 1),
              **{name: flight[name] for name in ("state", "readers", "tokens", "host")}}
-            for flight in sorted(joined(self._all_flights(others)), key=itemgetter("since"))], "requests": [
+            for flight in sorted(flights, key=itemgetter("since"))], "requests": [
             {"time": datetime.fromtimestamp(ended, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
              "endpoint": endpoint, "status": status, "cache": cache, "duration_ms": round(seconds * 1000, 3)}
             for ended, endpoint, status, cache, seconds in requests[:LAST]]}
 
     def cancel(self, flight_id: str) -> bool:
-        """End a flight wherever it is; its readers get GenerationCancelled. False when there is no such flight."""
-        if self._orders is None:
-            return self._flights.cancel(flight_id)
-        if not self._lists(flight_id):
+        """End a flight wherever it is; its readers get GenerationCancelled. False when there is no such flight.
+
+        A worker that does not answer within ORDER_SECONDS ends its flight later; it is not listed meanwhile.
+        """
+        if self._flights.cancel(flight_id):
+            with suppress(OSError):  # without its file, others list it until the next report
+                self._order(flight_id)
+            return True
+        if self._orders is None or not self._reported(flight_id):
             return False
-        order, deadline = self._orders / flight_id, time.monotonic() + ORDER_SECONDS
-        order.touch()
-        while order.exists() and self._lists(flight_id) and time.monotonic() < deadline:
+        self._order(flight_id)
+        deadline = time.monotonic() + ORDER_SECONDS
+        while self._reported(flight_id) and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
-        order.unlink(missing_ok=True)  # whose worker may have died
         return True
 
-    @property
-    def revision(self) -> int:
-        """A number that changes whenever a flight has been cancelled."""
-        return self._watched.revision if self._watched is not None else 0
+    def ending(self) -> frozenset[str]:
+        """The ids of the flights that have lately been cancelled."""
+        try:
+            return frozenset(os.listdir(self._orders)) if self._orders is not None else frozenset()
+        except OSError:  # before the first worker has joined, or without a place for files
+            return frozenset()
 
     # Called by the reporter four times a second
 
@@ -84,25 +92,33 @@ class Activity:
             self._peers.tell({"flights": self._own_flights(), "requests": list(self._requests)})
 
     def obey(self) -> None:
-        """End the flights of this worker that others were asked to end. Raises OSError."""
-        if self._orders is not None:
-            obeyed = [order for order in self._orders.iterdir() if self._flights.cancel(order.name)]
-            if obeyed:
-                self.publish()
-            for order in obeyed:
-                order.unlink(missing_ok=True)
+        """End the flights of this worker that others were asked to end. Raises OSError if this cannot be published."""
+        ending = self.ending()
+        if any([self._flights.cancel(flight.id) for flight in self._uncancelled() if flight.id in ending]):
+            self.publish()
 
     def tidy(self) -> None:
-        """Forget dead workers none of whose requests is among the last ones. Raises OSError."""
-        if self._peers is not None:
+        """Forget ended flights, and dead workers none of whose requests is among the last ones. Raises OSError."""
+        if self._peers is not None and self._orders is not None:
             others = self._others()
             last = sorted(map(_ended_at, self._all_requests(others)))[-LAST:]
             for other in others:
                 if not other.alive and not any(request[0] >= last[0] for request in other.news["requests"]):
                     self._peers.forget(other.name)
+            for order in self._orders.iterdir():
+                with suppress(FileNotFoundError):  # another worker tidies too
+                    if time.time() - order.stat().st_mtime > ORDER_KEPT_SECONDS and not self._reported(order.name):
+                        order.unlink()
+
+    def _order(self, flight_id: str) -> None:
+        if self._orders is not None:
+            (self._orders / flight_id).touch()
 
     def _own_flights(self) -> list[Json]:
-        return [self._described(flight) for flight in self._flights.under_way() if not flight.cancellation.requested]
+        return [self._described(flight) for flight in self._uncancelled()]
+
+    def _uncancelled(self) -> list[Flight]:
+        return [flight for flight in self._flights.under_way() if not flight.cancellation.requested]
 
     def _described(self, flight: Flight) -> Json:
         """The report of a flight to other workers; flights with the same ``subject`` wait for the same answer.
@@ -123,7 +139,7 @@ class Activity:
     def _all_requests(self, others: list[Peer]) -> list[Any]:
         return [*self._requests, *(request for other in others for request in other.news["requests"])]
 
-    def _lists(self, flight_id: str) -> bool:
+    def _reported(self, flight_id: str) -> bool:
         return any(flight["id"] == flight_id for flight in self._all_flights(self._others()))
 
 

@@ -27,7 +27,7 @@ class Snapshot:
                  health: Callable[[], dict[str, Any]]):
         self._settings, self._history, self._activity, self._health = settings, history, activity, health
         self._lock = threading.Lock()
-        self._made, self._revision = -FRESH_SECONDS, (0, 0)
+        self._made, self._revision = -FRESH_SECONDS, (frozenset[str](), 0)
         self._newest = b"", ""
 
     def newest(self) -> tuple[bytes, str]:
@@ -43,10 +43,10 @@ class Snapshot:
                 self._made, self._revision = time.monotonic(), revision
             return self._newest
 
-    def _revision_now(self) -> tuple[Any, Any]:
-        return self._activity.revision, self._history.revision
+    def _revision_now(self) -> tuple[frozenset[str], int]:
+        return self._activity.ending(), self._history.revision
 
-    def _is_fresh(self, revision: tuple[Any, Any]) -> bool:
+    def _is_fresh(self, revision: tuple[frozenset[str], int]) -> bool:
         return revision == self._revision and time.monotonic() - self._made < FRESH_SECONDS
 
     def _body(self, health: dict[str, Any]) -> bytes:

@@ -83,7 +83,7 @@ def test_setting_the_clock_makes_no_flight_older(workers, monkeypatch):
 def test_a_flight_is_ended_by_whoever_is_asked(workers):
     """The worker that has it ends it at its next look; its readers get the reason, and it is no longer listed."""
     first, second = workers
-    reader, revision = first.fly("a"), second.activity.revision
+    reader, ending = first.fly("a"), second.activity.ending()
     publish(workers)
     over = threading.Event()
 
@@ -101,7 +101,38 @@ def test_a_flight_is_ended_by_whoever_is_asked(workers):
     with pytest.raises(GenerationCancelled):
         reader.outcome()
     assert first.activity.snapshot()["flights"] == second.activity.snapshot()["flights"] == []
-    assert second.activity.revision != revision and not second.activity.cancel(reader.flight.id)
+    assert second.activity.ending() != ending and not second.activity.cancel(reader.flight.id)
+
+
+def test_a_worker_that_is_slow_to_look_ends_its_flight_later(workers):
+    """Nobody lists the flight from the answer on, whatever the worker that has it reports, and it does end."""
+    first, second = workers
+    reader = first.fly("a")
+    publish(workers)
+    assert second.activity.cancel(reader.flight.id)
+    publish(workers)
+    second.activity.tidy()
+    assert first.activity.snapshot()["flights"] == second.activity.snapshot()["flights"] == []
+    first.activity.obey()
+    with pytest.raises(GenerationCancelled):
+        reader.outcome()
+
+
+def test_what_was_asked_to_end_is_forgotten(workers, tmp_path, monkeypatch):
+    """Once the flight has ended and no worker can still show it."""
+    first, second = workers
+    reader = second.fly("a")
+    publish(workers)
+    assert second.activity.cancel(reader.flight.id) and first.activity.ending() == {reader.flight.id}
+    first.activity.tidy()
+    assert first.activity.ending() == {reader.flight.id}
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 60)
+    first.activity.tidy()
+    assert first.activity.ending() == {reader.flight.id}  # as the other worker's last report has it
+    second.activity.publish()
+    first.activity.tidy()
+    assert first.activity.ending() == frozenset()
 
 
 def test_alone_it_ends_flights_by_itself():
