@@ -43,6 +43,8 @@ class Activity:
 
     def snapshot(self) -> Json:
         """The ``flights``, oldest first, and the last ``requests``, newest first, as in GET /stats."""
+        with suppress(OSError):
+            self.publish()  # so that every worker can end what this one shows
         others, ending = self._others(), self.ending()
         now, requests = time.monotonic(), sorted(self._all_requests(others), key=_ended_at, reverse=True)
         flights = joined([flight for flight in self._all_flights(others) if flight["id"] not in ending])
