@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from llama_api.cache import UNDER_WAY, Claim, StoreError, open_store
 from llama_api.cache.store import OUTDATED, OVERHEAD
-from tests.cache import KEYS, LONG, got, put
+from tests.cache import KEYS, LONG, got, put, python
 from tests.support.fakes import in_threads, until
 
 
@@ -335,3 +335,16 @@ def test_wrong_urls_are_refused_in_a_sentence(tmp_path):
     for url in ("memory://", "sqlite:///", "mysql://host/db", ""):
         with pytest.raises(StoreError, match="sqlite:///PATH"):
             open_store(url, 10, 1000)
+
+
+def test_what_redis_needs_is_loaded_for_redis_alone(tmp_path):
+    """It takes 8 MB of each worker and time at the start."""
+    program = """
+        import sys
+        from llama_api.cache import open_store
+        for url in sys.argv[1:]:
+            open_store(url, 10, 10_000).close()
+            print("redis" in sys.modules)
+    """
+    found = python(program, f"sqlite:///{tmp_path}/answers.db", "redis://127.0.0.1/0").communicate(timeout=60)[0]
+    assert found == "False\nTrue\n"
