@@ -112,6 +112,9 @@ class Responder:
     def _plain(self, reply: Reply, write: Callable[[Answer, Json], bytes], content_type: str) -> Response:
         try:
             answer = reply.answer()
+        except BaseException:
+            self._ended(reply, None)
+            raise
         finally:
             reply.close()
         body = write(answer, self._ended(reply, answer))
@@ -123,6 +126,7 @@ class Responder:
         try:
             reply.start(self._silence)
         except BaseException:
+            self._ended(reply, None)
             reply.close()
             raise
         headers = cache_headers(reply, self._service, stored=False)

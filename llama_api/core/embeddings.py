@@ -143,6 +143,9 @@ class EmbeddingReply(Reply):
             landings = self._land()
         except FAILURES as error:
             return self._fall_back(error)
+        finally:
+            if self.failure is None:
+                self._measure()
         self._label(landings)
         return self._whole(landings[0].answer.completion if len(landings) == 1 else Completion("stop"))
 
@@ -179,7 +182,11 @@ class EmbeddingReply(Reply):
         else:
             self.result = RESULT_OF[self.forwarded or "miss"]
         self.stored = self.result != "collapsed" and all(landing.stored for landing in landings)
-        self.host = landings[-1].answer.host
+
+    def _measure(self) -> None:
+        """Set the host and the times of the request from its flights, which may have failed."""
+        last = self._joined[-1].reader.flight
+        self.host = last.landing.answer.host if last.landing is not None else last.progress.host
         times = max((timings_of(joined.reader.flight, joined.reader.joined_at) for joined in self._joined),
                     key=lambda figures: figures.inference)
         self.timings = Timings(times.inference, times.queue)

@@ -91,16 +91,17 @@ class FlightReply(Reply):
             self._reader.start(silence)
         except FAILURES as error:
             self._fall_back(error)
-        self._label()
+        finally:
+            self._label()
 
     def answer(self) -> Answer:
         if self.failure is None:
             try:
-                answer = self._reader.outcome().answer
-                self._label()
-                return answer
+                return self._reader.outcome().answer
             except FAILURES as error:
                 self._fall_back(error)
+            finally:
+                self._label()
         return super().answer()
 
     def events(self, silence: float | None = None) -> Events:
@@ -122,7 +123,7 @@ class FlightReply(Reply):
         self._reader.close()
 
     def _label(self) -> None:
-        """Set the result of the request from its flight."""
+        """Set the result and the figures of the request from its flight, which may have failed."""
         if self.failure is not None:
             return
         flight, landing = self._reader.flight, self._reader.flight.landing
@@ -253,7 +254,8 @@ def timings_of(flight: Flight, joined_at: float) -> Timings:
     progress, landing = flight.progress, flight.landing
     if landing is not None and landing.source == "found":
         return Timings(time.monotonic() - joined_at)
-    slot_at = joined_at if progress.slot_at is None else max(joined_at, progress.slot_at)
     ended = time.monotonic() if landing is None else landing.ended_at
+    waited = landing is None and not flight.followed and progress.slot_at is None  # it never got a slot
+    slot_at = max(joined_at, ended if waited else progress.slot_at or joined_at)
     first = None if progress.first_piece_at is None else max(0.0, progress.first_piece_at - slot_at)
     return Timings(max(0.0, ended - slot_at), slot_at - joined_at, first)

@@ -53,6 +53,32 @@ def test_the_line_of_a_generation_tells_what_the_answer_told(api, stream):
         assert record["duration_ms"] >= record["inference_latency_ms"]
 
 
+FAILING = [("/generate", {"prompt": "[[ttft=0.3]] [[fault=eof]]"}), ("/generate", {"prompt": "[[fault=hang]]"}),
+           ("/generate", {"prompt": "[[fault=hang]]", "stream": True}),
+           ("/v1/embeddings", {"model": EMBEDDER, "input": "[[fault=hang]]"})]
+
+
+@pytest.mark.parametrize("path, body", FAILING)
+def test_the_line_of_a_failed_generation_has_its_figures_and_its_ollama(api, double, path, body):
+    """An operator learns which Ollama failed, and after how long."""
+    record = api.record_of(api.request("POST", path, json.dumps(body), JSON))
+    assert ALWAYS | OF_GENERATIONS | {"error"} <= record.keys() and record["status"] in (502, 504)
+    assert record["host"] == f"127.0.0.1:{double.port}"
+    assert record["duration_ms"] >= record["inference_latency_ms"] >= 300 > record["queue_ms"]
+
+
+def test_who_only_waited_has_waited(double, serve):
+    """A request that never got a slot spent its time in the queue, and no Ollama generated for it."""
+    impatient = serve(double, queue_timeout=0.5)
+    with impatient.open_ask(new_prompt("[[ttft=30]]")):
+        double.wait(running=1)
+        for stream in (False, True):
+            record = impatient.record_of(impatient.ask(new_prompt(), stream=stream))
+            assert record["error"] == "overloaded" and record["queue_ms"] >= 500
+            assert record["inference_latency_ms"] < 250 and "host" not in record
+    double.wait(running=0)
+
+
 RESULTS = [({}, "miss"), ({}, "hit"), ({"Cache-Control": "no-cache"}, "refresh"),
            ({"Cache-Control": "max-age=0"}, "refresh"), ({"Cache-Control": "no-store"}, "bypass")]
 
