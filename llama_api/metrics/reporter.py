@@ -27,6 +27,10 @@ class Reporter:
         """Begin, unless already begun."""
         self._thread.start()
 
+    def close(self) -> None:
+        """Report the last requests: this worker ends."""
+        self._attempt(self._activity.publish)
+
     def _run(self) -> None:
         self._attempt(self._activity.join)
         self._attempt(self._history.sample)  # from here on counters grow

@@ -83,9 +83,12 @@ def post_worker_init(worker: Any) -> None:
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """Send the last spans and metrics."""
-    if worker.booted and (tracing := worker.wsgi.extensions["llama_api"].tracing) is not None:
-        tracing.close()
+    """Report the last requests, and send the last spans and metrics."""
+    if worker.booted:
+        running = worker.wsgi.extensions["llama_api"]
+        running.reporter.close()
+        if running.tracing is not None:
+            running.tracing.close()
 
 
 def child_exit(server: Any, worker: Any) -> None:

@@ -129,6 +129,18 @@ def test_the_past_survives_a_reload(fresh):
     assert {request["duration_ms"] for request in found["requests"]} <= known
 
 
+def test_the_last_requests_of_workers_that_end_are_listed(fresh):
+    """At each of several reloads those that were answered just before it."""
+    replies = []
+    for _ in range(3):
+        before = set(fresh.workers)
+        replies += together(10, lambda n: fresh.ask(new_prompt()))
+        fresh.signal(signal.SIGHUP)
+        until(lambda: len(fresh.workers) == 2 and not before & set(fresh.workers))
+    answered = {fresh.record_of(reply)["duration_ms"] for reply in replies}
+    assert {request["duration_ms"] for request in stats(fresh)["requests"]} == answered
+
+
 def test_flights_of_all_workers_are_listed_and_ended(api, double):
     """Any worker lists each once, with all its readers, and ends it; its readers get the error."""
     before = api.metrics()["generations_total", "cancelled"]

@@ -158,6 +158,14 @@ def test_the_last_requests_of_all(workers):
         assert told[0]["time"].endswith("Z")
 
 
+def test_a_worker_that_ends_reports_its_last_requests(workers):
+    """Not only those up to its last regular report."""
+    first, second = workers
+    first.activity.request_ended({}, "/cache", 200, 0.1)
+    Reporter(first.activity, History(lambda: []), lambda: None).close()
+    assert [request["status"] for request in second.activity.snapshot()["requests"]] == [200]
+
+
 def test_a_dead_worker_is_forgotten_when_its_requests_are(tmp_path):
     """Its flights are not listed; its requests are, until there are 50 newer ones."""
     survivor, files = Worker(tmp_path / "stats"), next((tmp_path / "stats").glob("workers-*"))
