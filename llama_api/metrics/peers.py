@@ -1,6 +1,7 @@
 """Reports between workers: each has a file in the shared directory, and a lock while it lives."""
 
 import secrets
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ class Peers:
         self._directory = directory
         self._name = secrets.token_hex(8)
         self._joined = False
+        self._telling = threading.Lock()  # as a report is a draft first
         self._told = b""
         self._known: dict[str, tuple[Watched, News]] = {}
 
@@ -39,9 +41,10 @@ class Peers:
     def tell(self, news: News) -> None:
         """Publish ``news``, replacing the last report. Raises OSError."""
         data = orjson.dumps(news)
-        if self._joined and data != self._told:
-            replace(self._directory / f"{self._name}.json", data)
-            self._told = data
+        with self._telling:
+            if self._joined and data != self._told:
+                replace(self._directory / f"{self._name}.json", data)
+                self._told = data
 
     def others(self) -> Iterator[Peer]:
         """The last report of each other worker, including dead ones until they are forgotten."""

@@ -11,6 +11,7 @@ from llama_api.errors import GenerationCancelled
 from llama_api.metrics import Activity, History, Reporter
 from llama_api.waiting import Cancelled
 from tests.support.fakes import until
+from tests.support.gunicorn_server import together
 
 
 class Worker:
@@ -156,6 +157,20 @@ def test_the_last_requests_of_all(workers):
         assert [request["status"] for request in told] == list(range(279, 229, -1))
         assert told[0].items() >= {"endpoint": "/generate", "cache": "hit", "duration_ms": 12.5}.items()
         assert told[0]["time"].endswith("Z")
+
+
+def test_reports_at_the_same_time_do_not_disturb_each_other(workers):
+    """A request for /stats reports as well as the regular reports."""
+    first, second = workers
+
+    def report(number):
+        for _ in range(100):
+            first.activity.request_ended({}, "/cache", 200, number)
+            first.activity.publish()
+            second.activity.snapshot()
+
+    together(4, report)
+    assert len(second.activity.snapshot()["requests"]) == 50
 
 
 def test_a_worker_that_ends_reports_its_last_requests(workers):
